@@ -1,0 +1,53 @@
+# Redline's commands. `make quickstart` trains and measures a model; `make test` checks everything.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CONFIG ?= minigpt_quickstart
+# Two gloo ranks on a CPU; all GPUs where there are some.
+GPUS   := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')
+RANKS  ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),2)
+
+.PHONY: help quickstart test check format schema clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
+	  { echo "error: $(PYTHON) is $$($(PYTHON) -V); Redline needs Python 3.11 or 3.12 (make PYTHON=python3.12 ...)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.requirements: $(VENV)/.python requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.requirements-dev: $(VENV)/.requirements requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+quickstart: $(VENV)/.requirements  ## raw text -> tokenizer -> store -> trained, measured MiniGPT
+	@$(BIN)/python -m data_prep.prepare --config $(CONFIG)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) training/train.py \
+	  --config $(CONFIG) --deepspeed ds_configs/zero2_bf16.json
+
+check: $(VENV)/.requirements-dev  ## lint, types, layers: seconds
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+test: check  ## lint, types, layers, and the whole test suite
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.requirements-dev  ## ruff's formatter and fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schema: $(VENV)/.requirements-dev  ## regenerate what is generated and checked in
+	$(BIN)/python -m training.config.schema
+	$(BIN)/python -m training.config.deepspeed_keys
+
+clean:  ## remove the virtual environment, caches and token stores; runs/ is yours and stays
+	rm -rf $(VENV) stores .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Raw text -> token store on disk. Imports neither torch nor `training`."""

@@ -1,0 +1,81 @@
+"""The sections `tokenizer:` and `data:` of a recipe.
+
+They live beside their owner, because `python -m data_prep.prepare` runs without `training`. Every field does
+something; which of them name the store on disk is decided in `fingerprint.py` (packing and `seq_len` do not: the same
+store serves every row length).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+EMBEDDED = "embedded"
+
+Kind = Literal["auto", "text", "messages", "alpaca", "sharegpt", "prompt_completion"]
+SplitChoice = Literal["auto", "train", "validation"]
+Packing = Literal["best_fit", "wrapped", "none"]
+LongDocuments = Literal["split", "truncate", "drop"]
+TrainOn = Literal["assistant", "last_assistant", "all"]
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TokenizerSection(Section):
+    """`path` names a tokenizer (directory or hub name); without it one is trained on `data.sources`."""
+
+    path: str | None = Field(None, description="tokenizer directory or hub name; absent: train one on data.sources")
+    vocab_size: int = Field(8192, ge=300, le=1_000_000, description="words of a trained tokenizer, with special ones")
+    sample_bytes: int = Field(
+        64 * 2**20, ge=1, description="most bytes of text that training the tokenizer reads; documents chosen by hash"
+    )
+    special_tokens: list[str] = Field(
+        ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"],
+        min_length=1,
+        description="ids from 0 on: the first ends a document, the second pads (one alone does both)",
+    )
+    seed: int = Field(0, description="chooses the sample when the text is larger than sample_bytes")
+
+    @model_validator(mode="after")
+    def _check_special_tokens(self) -> "TokenizerSection":
+        if len(set(self.special_tokens)) != len(self.special_tokens) or "" in self.special_tokens:
+            raise ValueError(f"special_tokens holds an empty or repeated token: {self.special_tokens}")
+        return self
+
+
+class SourceSection(Section):
+    """One input: the embedded corpus, a file, a glob or a directory."""
+
+    path: str = Field(EMBEDDED, description='"embedded" (Python\'s own sources), a file, a glob or a directory')
+    kind: Kind = Field("auto", description="what a record is; auto: found from the first records and logged")
+    text_key: str | None = Field(None, description="key or column that holds the text of a `text` record")
+    text_unit: Literal["file", "line"] = Field("file", description="a text file is one document, or each line is one")
+    split: SplitChoice = Field("auto", description="auto: by content hash and data.validation_share")
+    weight: float = Field(
+        1.0, gt=0.0, le=1000.0, description="times that a training document is seen per epoch; 0.25: a quarter of them"
+    )
+    max_documents: int | None = Field(None, ge=1, description="take only the first documents of this source")
+    max_tokens: int | None = Field(None, ge=1, description="stop this source before it passes this many tokens")
+
+
+class DataSection(Section):
+    """What to train on and how it becomes rows of `seq_len` tokens."""
+
+    sources: list[SourceSection] = Field([SourceSection.model_validate({})], min_length=1)
+    seq_len: int = Field(512, ge=8, description="tokens in a row")
+    packing: Packing = Field("best_fit", description="best_fit: whole documents; wrapped: one stream cut in rows; none")
+    long_documents: LongDocuments = Field("split", description="what happens to documents over seq_len (not wrapped)")
+    pad_to_multiple_of: int = Field(64, ge=1, description="row length multiple with packing: none")
+    store_dir: str = Field("stores", description="where token stores and trained tokenizers are cached")
+    validation_share: Share = Field(0.02, description="share of documents held out, chosen by content hash")
+    train_on: TrainOn = Field("assistant", description="turns of a conversation that carry loss")
+    chat_template: str | None = Field(
+        None, description='absent: the tokenizer\'s own, else ChatML; "chatml"; or the path of a Jinja file'
+    )
+    on_bad_record: Literal["error", "skip"] = "error"
+    max_bad_share: Share = Field(0.01, description="with on_bad_record: skip, the share at which the build stops")
+    num_proc: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="processes that tokenize")
+    seed: int = Field(0, ge=0, description="order of the rows")

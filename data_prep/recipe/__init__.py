@@ -1,0 +1,44 @@
+"""Layered recipes: YAML files that extend one another, a command line over them, and the origin of every value.
+
+Generic over pydantic section models, so that `data_prep` reads its own two sections without knowing `training`;
+`training.config` adds the others.
+"""
+
+from collections.abc import Sequence
+
+from data_prep.errors import UserError
+from data_prep.options import DataSection, TokenizerSection
+from data_prep.recipe.command_line import Grammar, Synonym, apply
+from data_prep.recipe.layers import RECIPE_DIR, did_you_mean, find_file, load_recipe, merge, set_value
+from data_prep.recipe.sections import Refused, Sections, check_sections, dump_sections
+from data_prep.recipe.yaml_file import COMMAND_LINE, DEFAULT, KeyPath, Layer, Origin, read_yaml, shown_path
+
+__all__ = [
+    "COMMAND_LINE", "DEFAULT", "RECIPE_DIR", "Grammar", "KeyPath", "Layer", "Origin", "Refused", "Sections", "Synonym",
+    "UserError", "apply", "check_sections", "did_you_mean", "dump_sections", "find_file", "load_data_recipe",
+    "load_recipe", "merge", "read_yaml", "set_value", "shown_path", "with_tokenizer_of_model",
+]  # fmt: skip
+
+DATA_SECTIONS: Sections = {"tokenizer": TokenizerSection, "data": DataSection}
+
+
+def load_data_recipe(argv: Sequence[str]) -> tuple[DataSection, TokenizerSection]:
+    """`--config NAME_OR_PATH` and overrides of `data` and `tokenizer`; other sections of the recipe are not looked at.
+
+    Raises UserError as `load_recipe`, `Grammar.parse` and `check_sections` do.
+    """
+    arguments = Grammar(DATA_SECTIONS, {"config": "config"}).parse(argv)
+    name = arguments.options.get("config")
+    layer = load_recipe(name)[0] if name else Layer()
+    layer = with_tokenizer_of_model(merge(layer, apply(layer, arguments, DATA_SECTIONS)))
+    layer.values = {name: values for name, values in layer.values.items() if name in DATA_SECTIONS}
+    sections = check_sections(layer, DATA_SECTIONS)
+    return sections["data"], sections["tokenizer"]
+
+
+def with_tokenizer_of_model(layer: Layer) -> Layer:
+    """A pretrained model comes with its tokenizer: `tokenizer.path` is `model.path` unless a layer says otherwise."""
+    path, tokenizer = layer.get(("model", "path")), layer.get(("tokenizer",)) or {}
+    if path is None or "path" in tokenizer or "vocab_size" in tokenizer:
+        return layer
+    return set_value(layer, ("tokenizer", "path"), path, layer.origin(("model", "path")))

@@ -1,0 +1,198 @@
+"""Command line -> overrides of a recipe.
+
+`section.key=value`, `--section.key value`, `--key value` and `--key=value` for a key that only one section has; `-`
+and `_` in keys are the same; a flag of a boolean key needs no value. A value is read as in YAML, except that a key
+that takes text gets it as typed. Of two values for one key the later holds.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel
+
+from data_prep.errors import UserError
+from data_prep.recipe.layers import did_you_mean, set_value
+from data_prep.recipe.sections import Refused, Sections, accepts, field_type
+from data_prep.recipe.yaml_file import COMMAND_LINE, KeyPath, Layer, parse_value, walk_paths
+
+_OVERRIDE = re.compile(r"([A-Za-z][\w-]*(?:\.[\w-]+)+)=(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Synonym:
+    """A flag that people know, and the keys it stands for.
+
+    `expand` gets the value (bool for `switch`, list of texts for `many`) and returns dotted keys with values; the
+    part `*` of `list.*.key` stands for every entry of the list. It raises UserError for a value that it does not take.
+    """
+
+    takes: Literal["switch", "one", "many"]
+    expand: Callable[[Any], Mapping[str, Any]]
+
+
+@dataclass
+class Arguments:
+    """What was typed: options of the command itself, and assignments to keys in order."""
+
+    options: dict[str, str] = field(default_factory=dict)
+    assignments: list[tuple[KeyPath, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What a command takes.
+
+    options: flag -> name of the option (several flags may share one). synonyms: flag -> dotted key or Synonym.
+    refused: dotted key, or flag, -> reason.
+    """
+
+    sections: Sections
+    options: Mapping[str, str]
+    synonyms: Mapping[str, str | Synonym] = field(default_factory=dict)
+    refused: Refused = field(default_factory=dict)
+
+    def parse(self, argv: Sequence[str]) -> Arguments:
+        """Raises UserError: unknown or ambiguous key, a value that is missing, anything that is not an override."""
+        arguments, rest = Arguments(), list(argv)
+        while rest:
+            token = rest.pop(0)
+            override = _OVERRIDE.fullmatch(token)
+            if token.startswith("--") and len(token) > 2:
+                name, equals, value = token[2:].partition("=")
+                self._flag(arguments, _normal(name), value if equals else None, rest)
+            elif override:
+                path = self._path(_normal(override[1]), token)
+                arguments.assignments.append((path, read_value(self.sections, path, override[2])))
+            else:
+                raise UserError(f"command line: unexpected {token!r}: write section.key=value or --key value")
+        return arguments
+
+    def _flag(self, arguments: Arguments, name: str, value: str | None, rest: list[str]) -> None:
+        if name in self.options:
+            arguments.options[self.options[name]] = _one(name, value, rest)
+            return
+        synonym = self.synonyms.get(name)
+        if isinstance(synonym, Synonym):
+            given = {"switch": _switch, "one": _one, "many": _many}[synonym.takes](name, value, rest)
+            arguments.assignments += [(_split(k), v) for k, v in synonym.expand(given).items()]
+            return
+        path = _split(synonym) if synonym else self._path(name, f"--{name}")
+        annotation = field_type(self.sections[str(path[0])], path[1:]) if path[0] in self.sections else None
+        if bool in (annotation, *get_args(annotation)):
+            given = _switch(name, value, rest)
+        else:
+            given = read_value(self.sections, path, _one(name, value, rest))
+        arguments.assignments.append((path, given))
+
+    def _path(self, name: str, typed: str) -> KeyPath:
+        if name in self.refused:
+            raise UserError(f"command line: {typed}: {self.refused[name]}")
+        if "." in name:
+            if name.split(".")[0] not in self.sections:
+                section = name.split(".")[0]
+                raise UserError(
+                    f"command line: {typed}: unknown section {section}{did_you_mean(section, self.sections)}"
+                )
+            return _split(name)
+        owners = [section for section, model in self.sections.items() if name in model.model_fields]
+        if len(owners) == 1:
+            if f"{owners[0]}.{name}" in self.refused:
+                raise UserError(f"command line: {typed}: {self.refused[f'{owners[0]}.{name}']}")
+            return owners[0], name
+        if owners:
+            candidates = ", ".join(f"--{owner}.{name}" for owner in owners)
+            raise UserError(f"command line: {typed} is ambiguous: write one of {candidates}")
+        reasons = [reason for key, reason in self.refused.items() if key.split(".")[1:] == [name]]
+        if reasons:
+            raise UserError(f"command line: {typed}: {reasons[0]}")
+        keys = {key for model in self.sections.values() for key in model.model_fields}
+        near = did_you_mean(name, {*keys, *self.synonyms, *self.options}).replace("mean ", "mean --")
+        raise UserError(f"command line: unknown flag {typed}{near or ': --help lists all keys'}")
+
+
+def apply(layer: Layer, arguments: Arguments, sections: Sections) -> Layer:
+    """The command line as one layer, to be merged over `layer`, in which `*` finds its lists."""
+    result = Layer()
+    for path, value in arguments.assignments:
+        if "*" in path:
+            result = _set_in_entries(result, layer, path, value, sections)
+        else:
+            result = set_value(result, path, value, COMMAND_LINE)
+    return result
+
+
+def _set_in_entries(result: Layer, below: Layer, path: KeyPath, value: Any, sections: Sections) -> Layer:
+    """Set `list.*.key` in every entry of the list as it stands; the rest of each entry keeps its origin."""
+    star = path.index("*")
+    owner = next((layer for layer in (result, below) if layer.get(path[:star]) is not None), Layer())
+    entries = copy.deepcopy(owner.get(path[:star])) or _default(sections, path[:star])
+    for entry in entries:
+        entry[path[-1]] = value
+    changed = set_value(result, path[:star], entries, COMMAND_LINE)
+    for here in walk_paths(entries, path[:star]):
+        changed.origins[here] = COMMAND_LINE if here[-1] == path[-1] else owner.origin(here)
+    return changed
+
+
+def _default(sections: Sections, path: KeyPath) -> list[Any]:
+    model: BaseModel = sections[str(path[0])].model_validate({})
+    return model.model_dump(mode="json")[str(path[1])]
+
+
+def read_value(sections: Sections, path: KeyPath, text: str) -> Any:
+    """A value as in YAML where the key takes that, else the text as typed."""
+    try:
+        value = parse_value(text)
+    except (yaml.YAMLError, UserError):
+        return text
+    in_brackets = text.lstrip()[:1] in ("[", "{")
+    if isinstance(value, str) or (isinstance(value, dict | list) and not in_brackets):
+        return text
+    if value is None and text.strip() not in ("null", "~"):
+        return text
+    annotation = field_type(sections[str(path[0])], path[1:]) if path[0] in sections else None
+    known = len(path) == 2 and annotation is not None
+    return text if known and not accepts(annotation, value) and accepts(annotation, text) else value
+
+
+def _normal(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _split(name: str) -> KeyPath:
+    return tuple(name.split("."))
+
+
+def _is_value(token: str) -> bool:
+    return not (token.startswith("--") and len(token) > 2) and not _OVERRIDE.fullmatch(token)
+
+
+def _one(name: str, value: str | None, rest: list[str]) -> str:
+    if value is not None:
+        return value
+    if not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
+        raise UserError(f"command line: --{name} needs a value")
+    return rest.pop(0)
+
+
+def _many(name: str, value: str | None, rest: list[str]) -> list[str]:
+    values = [] if value is None else [value]
+    while rest and _is_value(rest[0]):
+        values.append(rest.pop(0))
+    if not values:
+        raise UserError(f"command line: --{name} needs at least one value")
+    return values
+
+
+def _switch(name: str, value: str | None, rest: list[str]) -> bool:
+    if value is None and rest and rest[0].lower() in ("true", "false"):
+        value = rest.pop(0)
+    if value is None:
+        return True
+    if value.lower() not in ("true", "false"):
+        raise UserError(f"command line: --{name} = {value!r}: must be true or false")
+    return value.lower() == "true"

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from training.config import load_config
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--max_steps", "5", "--num_train_epochs", "2"],
+            "training.max_steps (command line) and training.num_train_epochs (command line): are both set: keep one",
+        ),
+        (["--bf16", "--fp16"], "training.bf16 (command line) and training.fp16 (command line): are both true"),
+        (
+            ["model.path=x", "model.kind=minigpt"],
+            "model.path (command line) and model.kind (command line): name two models",
+        ),
+        (["model.path=x", "model.config.hidden_size=3"], "model.path (command line) and model.config (command line)"),
+        (["model.kind=minigpt", "model.config.model_type=qwen2"], "name two architectures"),
+        (["--revision", "main"], "model.revision (command line): is of a model.path, which is not set"),
+        (["--load_in_4bit", "model.path=x"], "adapter.load_in_4bit (command line): needs adapter.method: lora"),
+        (["--dora", "model.path=x"], "adapter.dora (command line): needs adapter.method: lora"),
+        (["--method", "lora"], "adapter.method (command line): LoRA needs pretrained weights: set model.path"),
+        (["--load_best_model_at_end", "--save_strategy", "epoch"], "must go by the same strategy"),
+        (
+            ["--load_best_model_at_end", "--eval_strategy", "no", "--save_strategy", "no"],
+            "must go by the same strategy",
+        ),
+        (
+            ["--load_best_model_at_end", "--save_steps", "50", "--eval_steps", "40"],
+            "save_steps = 50 must be a multiple of eval_steps = 40",
+        ),
+        (["--validation_share", "0", "data.sources=[{path: a, split: train}]"], "evaluation has no documents"),
+        (["--dataloader_persistent_workers"], "needs training.dataloader_num_workers above 0"),
+        (["--dataloader_prefetch_factor", "2"], "needs training.dataloader_num_workers above 0"),
+        (["--remove_unused_columns"], "must stay false"),
+        (["--use_liger_kernel"], "MiniGPT is none"),
+        (["--use_cpu", "--fp16"], "fp16 needs a GPU"),
+    ],
+)
+def test_contradictions(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(argv)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_contradiction_names_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text("training:\n  max_steps: 5\n  num_train_epochs: 2\n", encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"training\.max_steps \(r\.yaml:2\) and training\.num_train_epochs \(r\.yaml:3\)"
+    ):
+        load_config(["--config", "r.yaml"])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--max_steps", "-1", "--num_train_epochs", "2"],
+        ["--bf16", "false", "--fp16"],
+        ["--load_best_model_at_end", "--save_steps", "100", "--eval_steps", "50"],
+        ["--load_best_model_at_end", "--save_strategy", "best"],
+        ["--dataloader_persistent_workers", "--num_workers", "2"],
+        ["model.path=x", "--method", "lora", "--load_in_4bit"],
+        ["--config", "minigpt_small", "model.path=x", "model.kind=null", "model.config=null"],
+        ["--config", "qwen2.5_7b_sft_qlora", "--method", "none", "--load_in_4bit", "false"],
+    ],
+)
+def test_what_goes_together(argv: list[str]) -> None:
+    load_config(argv)

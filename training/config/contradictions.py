@@ -1,0 +1,113 @@
+"""Pairs of settings that cannot both be meant.
+
+Nothing here needs torch, and nothing here is a matter of taste: what is only unwise is logged by its owner.
+"""
+
+from collections.abc import Callable, Iterator
+
+from data_prep.errors import UserError
+from data_prep.recipe import KeyPath, Layer
+from training.config.sections import Config
+
+# Keys of which a later layer's choice replaces an earlier one's; both in one layer is a contradiction.
+EXCLUSIVE: tuple[tuple[KeyPath, ...], ...] = (
+    (("training", "max_steps"), ("training", "num_train_epochs")),
+    (("training", "bf16"), ("training", "fp16")),
+)
+
+Broken = Iterator[tuple[tuple[str, ...], str]]  # the keys at odds, and what to do
+
+
+def check_contradictions(config: Config, layer: Layer) -> None:
+    """Raises UserError for the first rule that is broken; the message carries the origin of each key."""
+    for rule in RULES:
+        for keys, advice in rule(config):
+            where = " and ".join(f"{key} ({layer.nearest_origin(tuple(key.split('.')))})" for key in keys)
+            raise UserError(f"{where}: {advice}")
+
+
+def _steps_or_epochs(config: Config) -> Broken:
+    if config.training.get("max_steps", -1) > 0 and config.training.get("num_train_epochs") is not None:
+        yield ("training.max_steps", "training.num_train_epochs"), "are both set: keep one"
+
+
+def _one_precision(config: Config) -> Broken:
+    if config.training.get("bf16") and config.training.get("fp16"):
+        yield ("training.bf16", "training.fp16"), "are both true: keep one"
+
+
+def _one_model(config: Config) -> Broken:
+    model = config.model
+    if model.path and model.kind:
+        yield ("model.path", "model.kind"), "name two models: keep one, set the other to null"
+    if model.path and model.config:
+        yield ("model.path", "model.config"), "a pretrained model brings its own config: set one of them to null"
+    if model.kind and model.config.get("model_type", "minigpt") != "minigpt":
+        yield ("model.kind", "model.config.model_type"), "name two architectures: keep one"
+    if model.revision and not model.path:
+        yield ("model.revision",), "is of a model.path, which is not set"
+    if model.trust_remote_code and not model.path and not model.config:
+        yield ("model.trust_remote_code",), "is of a model.path, which is not set"
+
+
+def _adapter(config: Config) -> Broken:
+    adapter = config.adapter
+    for name in ("load_in_4bit", "dora", "rslora"):
+        if getattr(adapter, name) and adapter.method == "none":
+            yield (f"adapter.{name}",), "needs adapter.method: lora"
+    if adapter.method == "lora" and not config.model.path:
+        yield ("adapter.method",), "LoRA needs pretrained weights: set model.path"
+    if adapter.load_in_4bit and config.argument("fsdp"):
+        yield ("adapter.load_in_4bit", "training.fsdp"), "4-bit weights are not sharded here: drop one"
+
+
+def _best_model(config: Config) -> Broken:
+    argument = config.argument
+    if not argument("load_best_model_at_end"):
+        return
+    if argument("eval_strategy") == "no" or (argument("save_strategy") not in ("best", argument("eval_strategy"))):
+        keys = ("training.load_best_model_at_end", "training.eval_strategy", "training.save_strategy")
+        yield keys, "evaluation and saving must go by the same strategy, not `no`"
+    elif argument("eval_strategy") == "steps" == argument("save_strategy"):
+        eval_steps, save_steps = argument("eval_steps") or 0, argument("save_steps")
+        whole = eval_steps >= 1 and save_steps >= 1 and save_steps % eval_steps == 0
+        if not whole and eval_steps != save_steps:
+            keys = ("training.load_best_model_at_end", "training.save_steps", "training.eval_steps")
+            yield keys, f"save_steps = {save_steps} must be a multiple of eval_steps = {eval_steps}"
+
+
+def _evaluation(config: Config) -> Broken:
+    data = config.data
+    no_documents = data.validation_share == 0 and all(source.split == "train" for source in data.sources)
+    if config.argument("eval_strategy") != "no" and no_documents:
+        yield ("training.eval_strategy", "data.validation_share"), "evaluation has no documents: raise the share"
+
+
+def _loader(config: Config) -> Broken:
+    if config.argument("dataloader_num_workers") > 0:
+        return
+    for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
+        if config.training.get(name):
+            yield (f"training.{name}",), "needs training.dataloader_num_workers above 0"
+
+
+def _one_checkpointing(config: Config) -> Broken:
+    names = ("gradient_checkpointing", "activation_checkpointing")
+    if len({config.training[name] for name in names if config.training.get(name) is not None}) > 1:
+        yield tuple(f"training.{name}" for name in names), "are two names of one switch: keep one"
+
+
+def _owned(config: Config) -> Broken:
+    """Arguments that this repo fixes, because its data or its measuring would be wrong otherwise."""
+    if config.training.get("remove_unused_columns"):
+        yield ("training.remove_unused_columns",), "must stay false: the collator needs every column"
+    if config.training.get("use_liger_kernel") and not config.model.path and not config.model.config.get("model_type"):
+        yield ("training.use_liger_kernel",), "patches HF architectures only: MiniGPT is none"
+    if config.training.get("use_cpu") and config.training.get("fp16"):
+        yield ("training.use_cpu", "training.fp16"), "fp16 needs a GPU: use bf16"
+
+
+RULES: tuple[Callable[[Config], Broken], ...] = (
+    _steps_or_epochs, _one_precision, _one_model, _adapter, _best_model, _evaluation, _loader, _one_checkpointing,
+    _owned,
+)  # fmt: skip

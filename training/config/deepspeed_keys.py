@@ -1,0 +1,187 @@
+"""Table of the keys that the installed DeepSpeed reads, checked in as deepspeed_keys.json.
+
+    python -m training.config.deepspeed_keys        writes the table again, after an upgrade of DeepSpeed
+
+DeepSpeed has no list of its keys. Blocks that it parses with pydantic are read off the models. For all others the
+parser itself is asked: it gets a dict that writes down every key looked up in it, level by level. Needs torch, so it
+runs here and in its test, not in `load_config`.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from training.config.deepspeed_json import ANYTHING, KEYS_FILE
+
+# Blocks whose keys the parser passes on unread, and those that only an engine reads later.
+FREE = (
+    "autotuning.arg_mappings",
+    "data_efficiency.data_routing.random_ltd",
+    "data_efficiency.data_sampling.curriculum_learning",
+    "data_efficiency.data_sampling.dynamic_batching",
+    "datastates_ckpt",
+)
+WRITTEN_BY_HAND: dict[str, Any] = {
+    "optimizer": {"type": None, "params": ANYTHING, "legacy_fusion": None},  # params are looked up only with a type
+    "scheduler": {"type": None, "params": ANYTHING},
+    "pipeline": dict.fromkeys(
+        ("stages", "partition", "seed_layers", "activation_checkpoint_interval", "pipe_partitioned", "grad_partitioned")
+    ),
+    "sequence_parallel_size": None,  # read from the raw dict, before parsing
+    "vocabulary_size": None,
+}
+MAX_DEPTH = 4
+
+
+class Recorder(dict[str, Any]):
+    """An empty dict that remembers which keys were looked up."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.asked: set[str] = set()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def keys(self) -> Any:  # parsers ask `KEY in param_dict.keys()`
+        return _Keys(self)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __copy__(self) -> "Recorder":
+        return self
+
+
+class _Keys:
+    def __init__(self, owner: Recorder):
+        self.owner = owner
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.owner
+
+    def __iter__(self) -> Any:
+        return iter(self.owner)
+
+
+def build_table() -> dict[str, Any]:
+    """{"deepspeed": version, "keys": nested table, "removed": {dotted key: reason}}. Imports deepspeed."""
+    import deepspeed
+    from deepspeed.runtime import config as ds_config
+
+    keys: dict[str, Any] = {}
+    _probe((), keys)
+    for name, model in _models().items():
+        *blocks, last = name.split(".")
+        level = keys
+        for block in blocks:
+            level[block] = level.get(block) or {}
+            level = level[block]
+        level[last] = _model_keys(model)
+    keys |= WRITTEN_BY_HAND
+    removed = dict(ds_config._REMOVED_TOP_LEVEL_CONFIG_KEYS)
+    removed |= {f"zero_optimization.{key}": text for key, text in ds_config._REMOVED_ZERO_CONFIG_KEYS.items()}
+    for key in removed:
+        keys.pop(key, None)
+    return {"deepspeed": deepspeed.__version__, "keys": _sorted(keys), "removed": dict(sorted(removed.items()))}
+
+
+def _models() -> dict[str, type]:
+    """Dotted block -> pydantic model that parses it."""
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.compile.config import CompileConfig
+    from deepspeed.inference.config import WeightQuantConfig
+    from deepspeed.monitor.config import DeepSpeedMonitorConfig
+    from deepspeed.runtime import config as ds_config
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.tensor_parallel.config import TPTrainingConfig
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
+
+    fields = DeepSpeedMonitorConfig.model_fields.items()
+    return {name: model for name, field in fields for model in _models_of(field.annotation)} | {
+        "bf16": DeepSpeedBF16Config,
+        "bfloat16": DeepSpeedBF16Config,
+        "comms_logger": CommsLoggerConfig,
+        "compile": CompileConfig,
+        "fp16": DeepSpeedFP16Config,
+        "hybrid_engine": ds_config.HybridEngineConfig,
+        "tensor_parallel": TPTrainingConfig,
+        "timers.throughput": DeepSpeedThroughputTimerConfig,
+        "weight_quantization": WeightQuantConfig,
+        "zero_optimization": DeepSpeedZeroConfig,
+    }
+
+
+def _model_keys(model: Any) -> dict[str, Any]:
+    """Fields and aliases; a field that is a model itself becomes a block, a plain dict is free-form."""
+    keys: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        nested = next(_models_of(field.annotation), None)
+        below = _model_keys(nested) if nested else ANYTHING if "dict" in str(field.annotation).lower() else None
+        keys |= {key: below for key in (name, field.alias) if key}
+    return keys
+
+
+def _models_of(annotation: Any) -> Iterator[Any]:
+    if hasattr(annotation, "model_fields"):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_of(argument)
+
+
+def _probe(path: tuple[str, ...], keys: dict[str, Any]) -> None:
+    """Fill `keys` with what the parser looks up in the block at `path`, and below."""
+    known_models = {name.split(".")[0] for name in _models()}
+    for key in sorted(_asked(path)):
+        here = (*path, key)
+        below: dict[str, Any] = {}
+        if ".".join(here) in FREE:
+            keys[key] = ANYTHING
+            continue
+        if len(here) < MAX_DEPTH and here[0] not in known_models and here[0] not in WRITTEN_BY_HAND:
+            _probe(here, below)
+        keys[key] = below or None
+
+
+def _asked(path: tuple[str, ...]) -> set[str]:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    probe = Recorder()
+    root = Recorder({"train_micro_batch_size_per_gpu": 1})
+    level = root
+    for key in path[:-1]:
+        inner = Recorder()
+        level[key] = inner
+        level = inner
+    if path:
+        level[path[-1]] = probe
+    parsed = object.__new__(DeepSpeedConfig)
+    parsed._param_dict = root
+    try:
+        parsed._initialize_params(root)
+    except Exception as error:  # a scalar key that got a block: it asked nothing of it
+        if not path:
+            raise RuntimeError("DeepSpeedConfig cannot parse an empty config") from error
+    return probe.asked if path else root.asked
+
+
+def _sorted(keys: Any) -> Any:
+    return {key: _sorted(keys[key]) for key in sorted(keys)} if isinstance(keys, dict) else keys
+
+
+def main() -> None:
+    KEYS_FILE.write_text(json.dumps(build_table(), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

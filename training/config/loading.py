@@ -1,0 +1,176 @@
+"""argv -> `LoadedConfig`, without importing torch.
+
+Layers, later wins: defaults < values stated in the DeepSpeed JSON < recipe (with what it extends) < command line.
+Order of checks, each on the whole: syntax, unknown keys, types, contradictions, the JSON against the recipe.
+"""
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.options import DataSection, TokenizerSection
+from data_prep.recipe import (
+    COMMAND_LINE,
+    DEFAULT,
+    Grammar,
+    KeyPath,
+    Layer,
+    Origin,
+    Sections,
+    apply,
+    check_sections,
+    dump_sections,
+    load_recipe,
+    merge,
+    with_tokenizer_of_model,
+)
+from training.config.contradictions import EXCLUSIVE, check_contradictions
+from training.config.deepspeed_json import (
+    DEEPSPEED_DIR,
+    as_training_layer,
+    check_deepspeed,
+    compare_with_recipe,
+    read_deepspeed,
+    replaced_fields,
+)
+from training.config.sections import (
+    AdapterSection,
+    CheckpointSection,
+    Config,
+    MiniGPTFields,
+    ModelSection,
+    MonitorSection,
+    PerfSection,
+)
+from training.config.synonyms import REFUSED_FLAGS, SYNONYMS
+from training.config.training_fields import DEFAULTS, refused, training_section
+from training.config.usage import usage
+
+OPTIONS = {
+    "config": "config", "deepspeed": "deepspeed", "deepspeed_config": "deepspeed", "resume": "resume",
+    "local_rank": "local_rank",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A checked recipe and where it came from.
+
+    deepspeed: the JSON as read, `"auto"` still in it. resume: "auto", "never" or a checkpoint directory.
+    recipe: name of the recipe file, "default" for the empty recipe; the run directory is runs/NAME by default.
+    """
+
+    config: Config
+    origins: Mapping[KeyPath, Origin]
+    deepspeed: dict[str, Any] | None
+    deepspeed_path: Path | None
+    resume: str
+    recipe: str
+
+
+def sections() -> Sections:
+    """Section models by name, in the order in which a recipe lists them."""
+    return {
+        "model": ModelSection, "adapter": AdapterSection, "tokenizer": TokenizerSection, "data": DataSection,
+        "training": training_section(), "perf": PerfSection, "monitor": MonitorSection, "checkpoint": CheckpointSection,
+    }  # fmt: skip
+
+
+def load_config(argv: Sequence[str], world_size: int | None = None) -> LoadedConfig:
+    """Load and check what the command line asks for; world_size is that of the launcher (WORLD_SIZE) by default.
+
+    Raises UserError with one line on what to mend; SystemExit(0) after printing `--help`.
+    """
+    known = sections()
+    if "--help" in argv or "-h" in argv:
+        print(usage(known, SYNONYMS))
+        raise SystemExit(0)
+    arguments = Grammar(known, OPTIONS, SYNONYMS, {**refused(), **REFUSED_FLAGS}).parse(argv)
+    options = arguments.options
+
+    recipe, name = Layer(), "default"
+    if "config" in options:
+        recipe, file = load_recipe(options["config"], EXCLUSIVE)
+        name = file.stem
+    json_name, json_origin = _pop_deepspeed(recipe, options.get("deepspeed"))
+    deepspeed, path = read_deepspeed(json_name) if json_name else (None, None)
+
+    layer = merge(_defaults(name, deepspeed), recipe, EXCLUSIVE)
+    layer = merge(layer, apply(layer, arguments, known), EXCLUSIVE)
+    layer = with_tokenizer_of_model(layer)
+    config = _build(layer, known)
+    check_contradictions(config, layer)
+    if deepspeed:
+        compare_with_recipe(deepspeed, layer, config.arguments())
+        ranks = world_size or int(os.environ.get("WORLD_SIZE", "1"))
+        check_deepspeed(deepspeed.values, config, ranks, str(deepspeed.origin(("train_batch_size",))))
+        layer.origins[("deepspeed",)] = json_origin
+    values = deepspeed.values if deepspeed else None
+    return LoadedConfig(config, layer.origins, values, path, _resume(options.get("resume")), name)
+
+
+def _defaults(name: str, deepspeed: Layer | None) -> Layer:
+    """Ours, with what the DeepSpeed JSON states over them."""
+    values = {"output_dir": f"runs/{name}", **DEFAULTS}
+    if deepspeed is None:
+        return Layer.of({"training": values}, DEFAULT)
+    for field in replaced_fields(deepspeed):
+        values.pop(field, None)
+    return merge(Layer.of({"training": values}, DEFAULT), as_training_layer(deepspeed), EXCLUSIVE)
+
+
+def _pop_deepspeed(recipe: Layer, flag: str | None) -> tuple[str | None, Origin]:
+    """`--deepspeed`, else the recipe's own; `none` on the command line switches the recipe's off."""
+    named, origin = recipe.values.pop("deepspeed", None), recipe.origin(("deepspeed",))
+    if named is not None and not isinstance(named, str):
+        raise UserError(f"{origin}: deepspeed = {named!r}: must be the name or path of a DeepSpeed JSON")
+    return (None if flag == "none" else flag, COMMAND_LINE) if flag else (named, origin)
+
+
+def _resume(text: str | None) -> str:
+    if text is None or text in ("auto", "never"):
+        return text or "never"
+    if not Path(text).is_dir():
+        raise UserError(f"command line: --resume = {text!r}: must be auto, never or a checkpoint directory")
+    return text
+
+
+def _build(layer: Layer, known: Sections) -> Config:
+    checked = check_sections(layer, known, refused())
+    written = layer.values["training"]
+    in_order = {name: copy.deepcopy(written[name]) for name in known["training"].model_fields if name in written}
+    config = Config(**{**checked, "training": in_order})
+    return config.model_copy(update={"model": _with_kind(config.model, layer)})
+
+
+def _with_kind(model: ModelSection, layer: Layer) -> ModelSection:
+    """MiniGPT unless the recipe names another model; its `config` is checked like a section."""
+    if model.path or model.config.get("model_type", "minigpt") != "minigpt":
+        return model
+    fields = {key: value for key, value in model.config.items() if key != "model_type"}
+    origins = {path[1:]: origin for path, origin in layer.origins.items() if path[:2] == ("model", "config")}
+    nested = Layer({"config": fields}, origins)
+    try:
+        check_sections(nested, {"config": MiniGPTFields})
+    except UserError as error:
+        hint = "" if model.kind else " (another architecture needs model.config.model_type)"
+        raise UserError(str(error).replace(" config.", " model.config.") + hint) from None
+    return model.model_copy(update={"kind": "minigpt", "config": fields})
+
+
+def dump_resolved(loaded: LoadedConfig) -> str:
+    """`config.yaml` of a run: every value with its origin as a comment; loads again as a recipe.
+
+    `training` lists what the recipe, the JSON or our defaults set; other fields are TrainingArguments' own defaults.
+    """
+    path = loaded.deepspeed_path
+    shipped = path is not None and path.parent == DEEPSPEED_DIR  # by name: holds on every machine
+    values: dict[str, Any] = {"deepspeed": path.stem if shipped else str(path)} if path else {}
+    values |= loaded.config.model_dump(mode="json")
+    return "# resolved; the comment says where each value came from\n" + dump_sections(
+        values, Layer(values, dict(loaded.origins))
+    )

@@ -1,0 +1,197 @@
+"""`training:` = the fields of the installed `transformers.TrainingArguments`, without importing it.
+
+The source file is parsed instead: importing transformers costs seconds and torch, and a typing error in a recipe is
+to be found before that. Types and help texts become a pydantic model, enums the list of their values.
+"""
+
+import ast
+import importlib.util
+import typing
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+REFUSED = {
+    "auto_find_batch_size": "a smaller batch leaves accumulation alone, so the global batch shrinks unseen: set "
+    "training.per_device_train_batch_size",
+    "deepspeed": "write `deepspeed: zero2_bf16` at the top level of the recipe, or --deepspeed",
+    "do_eval": "evaluation follows training.eval_strategy",
+    "do_predict": "use python -m training.generate",
+    "do_train": "train.py always trains",
+    "enable_jit_checkpoint": "ranks do not agree on the step, a signal to one of them hangs the run; signals are "
+    "handled without it",
+    "hub_token": "it would be written to the run directory: set the environment variable HF_TOKEN",
+    "include_num_input_tokens_seen": "costs a gather and a sync per micro-batch; tokens are counted in metrics.jsonl "
+    "without it",
+    "local_rank": "the launcher sets it",
+    "logging_dir": "everything of a run is below training.output_dir",
+    "logging_nan_inf_filter": "true hides NaN losses and syncs every micro-step; it is always false here, leave it out",
+    "logging_steps": "use monitor.train_every",
+    "logging_strategy": "logs are by step: use monitor.train_every",
+    "parallelism_config": "it is a Python object; parallelism comes from the launcher and --deepspeed",
+    "resume_from_checkpoint": "use --resume auto|PATH|never",
+    "torch_empty_cache_steps": "clears the cache between forward and backward: use perf.empty_cache_every",
+}
+REMOVED = {
+    "evaluation_strategy": "use training.eval_strategy",
+    "fp16_backend": "use training.fp16",
+    "group_by_length": "use data.packing: best_fit (or training.train_sampling_strategy: group_by_length)",
+    "half_precision_backend": "use training.fp16 or training.bf16",
+    "no_cuda": "use training.use_cpu",
+    "overwrite_output_dir": "a run directory is continued with --resume auto",
+    "per_gpu_train_batch_size": "use training.per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "use training.per_device_eval_batch_size",
+    "tokenizer": "use the section tokenizer",
+    "warmup_ratio": "use training.warmup_steps with a fraction below 1",
+    "xpu_backend": "use training.ddp_backend",
+}
+
+# What the empty recipe trains with where it differs from TrainingArguments: MiniGPT from scratch on a CPU or one GPU.
+DEFAULTS: dict[str, Any] = {
+    "max_steps": 300,  # about 3 minutes of the quickstart on 2 CPU cores
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,  # HF's 8 at a large vocabulary doubles the memory peak of training
+    "learning_rate": 1e-3,  # small models from scratch; a fine-tune says its own
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,  # below 1: a fraction of all steps
+    "weight_decay": 0.1,
+    "adam_beta2": 0.95,  # usual from GPT-3 on: 0.999 forgets a loss spike too slowly
+    "optim": "adamw_torch_fused",  # 9 to 16 times foreach on a CPU
+    "bf16": True,  # twice the matmul rate of fp32 on CPU and GPU, no loss scaling
+    "eval_strategy": "steps",
+    "eval_steps": 100,
+    "save_strategy": "steps",
+    "save_steps": 100,
+    "save_total_limit": 2,  # one good checkpoint remains if the newest is torn
+    "report_to": "none",  # metrics.jsonl and report.html are always written
+    "dataloader_drop_last": True,  # every step has the same global batch
+}
+
+
+def refused() -> dict[str, str]:
+    """Dotted key -> reason, of keys that are fields but not taken and of those that transformers has dropped."""
+    present = fields()
+    gone = {name: f"was removed from TrainingArguments: {use}" for name, use in REMOVED.items() if name not in present}
+    return {f"training.{name}": reason for name, reason in {**REFUSED, **gone}.items()}
+
+
+@cache
+def training_section() -> type[BaseModel]:
+    """Strict model of the fields that a recipe may set. Absent fields stay absent (`exclude_unset`)."""
+    taken = {
+        name: (annotation, Field(None, description=text))
+        for name, (annotation, text) in fields().items()
+        if name not in REFUSED
+    }
+    one = Literal["wandb", "tensorboard", "none"]  # the sinks that keep the names of perf/ keys
+    taken["report_to"] = (one | list[one], Field(None, description="beside metrics.jsonl, which is always written"))
+    config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    definitions: Any = taken
+    return create_model("TrainingSection", __config__=config, __doc__="Fields of TrainingArguments.", **definitions)
+
+
+@cache
+def fields() -> dict[str, tuple[Any, str | None]]:
+    """Field -> (type, help text), in source order."""
+    found = {}
+    for node in _class("training_args.py", "TrainingArguments").body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not node.target.id.startswith("_"):
+            found[node.target.id] = (_type(node.annotation), _help(node.value))
+    return found
+
+
+@cache
+def hf_defaults() -> dict[str, Any]:
+    """Field -> default of TrainingArguments, of the fields whose default is a literal."""
+    found = {}
+    for node in _class("training_args.py", "TrainingArguments").body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.value, ast.Call):
+            for keyword in node.value.keywords:
+                if keyword.arg == "default" and isinstance(keyword.value, ast.Constant | ast.UnaryOp):
+                    found[node.target.id] = ast.literal_eval(keyword.value)
+    return found
+
+
+def _package() -> Path:
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None and spec.submodule_search_locations, "transformers is not installed"
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@cache
+def _tree(file: str) -> ast.Module:
+    return ast.parse((_package() / file).read_text(encoding="utf-8"))
+
+
+def _class(file: str, name: str) -> ast.ClassDef:
+    return next(node for node in _tree(file).body if isinstance(node, ast.ClassDef) and node.name == name)
+
+
+@cache
+def _enums() -> dict[str, tuple[str, ...]]:
+    """Enum name -> its values, from the three files that TrainingArguments takes enums from."""
+    classes = [
+        node
+        for file in ("training_args.py", "trainer_utils.py", "debug_utils.py")
+        for node in _tree(file).body
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Enum") for base in node.bases)
+    ]
+    return {node.name: tuple(_values(node)) for node in classes}
+
+
+def _values(node: ast.ClassDef) -> Iterator[str]:
+    for assign in node.body:
+        if isinstance(assign, ast.Assign) and isinstance(assign.value, ast.Constant):
+            yield str(assign.value.value)
+
+
+def _help(value: ast.expr | None) -> str | None:
+    for node in ast.walk(value) if value is not None else ():
+        if isinstance(node, ast.Dict):
+            for key, text in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "help" and isinstance(text, ast.Constant):
+                    return " ".join(str(text.value).replace("%%", "%").split())
+    return None
+
+
+_PLAIN = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict[str, Any], "Any": Any}
+
+
+def _type(node: ast.expr) -> Any:
+    """An annotation as a type. An enum beside `str` means its values; an unknown class cannot come from YAML."""
+    if isinstance(node, ast.Constant):
+        return None if node.value is None else _type(ast.parse(str(node.value), mode="eval").body)
+    if isinstance(node, ast.BinOp):
+        return _union([*_operands(node)])
+    if isinstance(node, ast.Name):
+        return _PLAIN.get(node.id) or (Literal[_enums()[node.id]] if node.id in _enums() else Any)
+    if isinstance(node, ast.Subscript):
+        arguments = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        name = ast.unparse(node.value).rpartition(".")[2]
+        if name in ("Optional", "Union"):
+            return _union([*arguments, ast.Constant(None)] if name == "Optional" else list(arguments))
+        if name == "Literal":
+            return Literal[tuple(ast.literal_eval(argument) for argument in arguments)]
+        if name in ("list", "List"):
+            return list[_type(arguments[0])]
+        if name in ("dict", "Dict"):
+            return dict[str, _type(arguments[1])]
+    raise TypeError(f"TrainingArguments has an annotation of a new kind: {ast.unparse(node)}")
+
+
+def _operands(node: ast.expr) -> Iterator[ast.expr]:
+    if isinstance(node, ast.BinOp):
+        yield from _operands(node.left)
+        yield from _operands(node.right)
+    else:
+        yield node
+
+
+def _union(nodes: list[ast.expr]) -> Any:
+    names = [node.id for node in nodes if isinstance(node, ast.Name)]
+    if any(name in _enums() for name in names):
+        nodes = [node for node in nodes if not (isinstance(node, ast.Name) and node.id == "str")]
+    return typing.Union[tuple(_type(node) for node in nodes)]  # noqa: UP007

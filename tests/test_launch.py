@@ -1,0 +1,46 @@
+"""Who we are is read from what each launcher really sets."""
+
+import pytest
+
+from training.launch import World, find_num_threads, read_world, set_environment
+
+TORCHRUN = {
+    "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none",
+    "OMP_NUM_THREADS": "1",
+}  # fmt: skip
+DEEPSPEED = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2", "CROSS_RANK": "1", "CROSS_SIZE": "2"}
+ACCELERATE = {**TORCHRUN, "ACCELERATE_MIXED_PRECISION": "no"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, World("python", 0, 0, 1, 1)),
+        (TORCHRUN, World("torchrun", 1, 1, 2, 2)),
+        (DEEPSPEED, World("deepspeed", 3, 1, 4, 2)),
+        (ACCELERATE, World("accelerate", 1, 1, 2, 2)),
+    ],
+)
+def test_the_world_is_what_the_launcher_said(environ, expected):
+    assert read_world(environ) == expected
+
+
+def test_threads_are_shared_between_the_ranks_of_a_machine(monkeypatch):
+    monkeypatch.setattr("training.launch.count_cores", lambda: 16)
+    assert find_num_threads("auto", read_world({}), {}) == 16
+    assert find_num_threads("auto", read_world(DEEPSPEED), DEEPSPEED) == 8
+    assert find_num_threads("auto", read_world(TORCHRUN), TORCHRUN) == 8  # torchrun's own 1 is nobody's wish
+    assert find_num_threads("auto", read_world({}), {"OMP_NUM_THREADS": "1"}) == 1
+    assert find_num_threads("auto", read_world({}), {"OMP_NUM_THREADS": "5"}) == 5
+    assert find_num_threads(3, read_world(TORCHRUN), TORCHRUN) == 3
+
+
+def test_more_ranks_than_cores_get_one_thread_each(monkeypatch):
+    monkeypatch.setattr("training.launch.count_cores", lambda: 1)
+    assert find_num_threads("auto", World("torchrun", 0, 0, 4, 4), {}) == 1
+
+
+def test_the_environment_is_set_for_torch():
+    environ: dict[str, str] = {}
+    set_environment(World("python", 0, 0, 1, 1), 3, environ)
+    assert environ["OMP_NUM_THREADS"] == environ["MKL_NUM_THREADS"] == "3"

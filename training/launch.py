@@ -1,0 +1,172 @@
+"""One `train.py` under `python`, `torchrun`, `deepspeed` and `accelerate launch`, on GPUs and on a CPU.
+
+Every launcher says who we are in environment variables; what they leave open on a CPU is settled here:
+
+1. `set_environment` runs before torch is imported: threads per rank, quiet tokenizers.
+2. `join_world` runs after: picks the device, tells DeepSpeed its accelerator, and opens the process group itself,
+   because `use_cpu` makes `TrainingArguments` forget `ddp_timeout`, and because DeepSpeed at world size 1 would go
+   looking for MPI.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("redline.launch")
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is among the ranks of the run."""
+
+    launcher: str
+    rank: int
+    local_rank: int
+    size: int
+    local_size: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def read_world(environ: Mapping[str, str] = os.environ) -> World:
+    """What the launcher said. No launcher: one rank."""
+    size = int(environ.get("WORLD_SIZE", "1"))
+    local_size = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or str(size)
+    return World(
+        launcher=_find_launcher(environ),
+        rank=int(environ.get("RANK", "0")),
+        local_rank=max(0, int(environ.get("LOCAL_RANK", "0"))),
+        size=size,
+        local_size=int(local_size),
+    )
+
+
+def _find_launcher(environ: Mapping[str, str]) -> str:
+    if "ACCELERATE_MIXED_PRECISION" in environ or "ACCELERATE_DYNAMO_BACKEND" in environ:
+        return "accelerate"
+    if "TORCHELASTIC_RUN_ID" in environ:
+        return "torchrun"
+    return "deepspeed" if "CROSS_RANK" in environ else "python"
+
+
+def find_num_threads(requested: int | str, world: World, environ: Mapping[str, str] = os.environ) -> int:
+    """Threads for this rank: the number asked for, else `OMP_NUM_THREADS`, else this rank's share of the cores.
+
+    torchrun sets `OMP_NUM_THREADS=1` by itself when it starts several ranks; that 1 is not taken for a wish.
+    """
+    if requested != "auto":
+        return int(requested)
+    given = environ.get("OMP_NUM_THREADS")
+    if given and not (given == "1" and "TORCHELASTIC_RUN_ID" in environ):
+        return int(given)
+    return max(1, count_cores() // world.local_size)
+
+
+def count_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_environment(
+    world: World, num_threads: int | str = "auto", environ: MutableMapping[str, str] = os.environ
+) -> None:
+    """What must stand in the environment before torch is imported."""
+    threads = str(find_num_threads(num_threads, world, environ))
+    environ["OMP_NUM_THREADS"] = environ["MKL_NUM_THREADS"] = threads
+    environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # ranks and workers fork after the tokenizer was used
+
+
+def configure_logging(world: World) -> None:
+    """Rank 0 speaks on stdout, the others only of warnings; a line is `redline | …`."""
+    handler = logging.StreamHandler(sys.stdout)
+    prefix = "redline" if world.is_main else f"redline rank {world.rank}"
+    handler.setFormatter(logging.Formatter(f"{prefix} | %(message)s"))
+    root = logging.getLogger("redline")
+    root.handlers[:] = [handler]
+    root.propagate = False
+    root.setLevel(logging.INFO if world.is_main else logging.WARNING)
+    # Deprecations inside the libraries are theirs to follow.
+    for package in ("transformers", "torch.distributed", "torch.utils.checkpoint", "deepspeed", "accelerate"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=package.replace(".", r"\."))
+    # bitsandbytes says at each import that an optional kernel package is missing
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # DeepSpeed prints some forty INFO lines per rank about itself; its warnings stay.
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+
+
+def join_world(world: World, *, timeout_seconds: float, use_cpu: bool = False, deepspeed: bool = False) -> torch.device:
+    """Choose this rank's device and open the process group (if there are several ranks, or DeepSpeed wants one).
+
+    Returns the device: `cuda:LOCAL_RANK` where there is CUDA and `use_cpu` is not set, else `cpu`.
+    """
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    on_gpu = torch.cuda.is_available() and not use_cpu
+    device = torch.device("cuda", world.local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    else:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        if deepspeed:  # `accelerate launch --cpu` sets it, and accelerate then leaves DeepSpeed out without a word
+            os.environ.pop("ACCELERATE_USE_CPU", None)
+    if (world.size > 1 or deepspeed) and not dist.is_initialized():
+        _complete_rendezvous(world)
+        if deepspeed and not on_gpu:
+            _leave_shared_memory_op_out()
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            timeout=timedelta(seconds=timeout_seconds),
+            device_id=device if on_gpu else None,
+        )
+    logger.info(
+        "%s: %d rank%s on %s, %d thread%s each",
+        world.launcher,
+        world.size,
+        "s" * (world.size > 1),
+        torch.cuda.get_device_name(device) if on_gpu else "CPU",
+        torch.get_num_threads(),
+        "s" * (torch.get_num_threads() > 1),
+    )
+    return device
+
+
+def _complete_rendezvous(world: World) -> None:
+    """A lone process has no launcher that names a meeting point: it meets itself on a free port."""
+    os.environ.setdefault("RANK", str(world.rank))
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
+    os.environ.setdefault("WORLD_SIZE", str(world.size))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+
+
+def _leave_shared_memory_op_out() -> None:
+    """DeepSpeed would compile (a minute with g++) an all-reduce that only its inference engine calls."""
+    import deepspeed.comm.torch
+
+    deepspeed.comm.torch.build_shm_op = lambda: None
+
+
+def leave_world() -> None:
+    """Close the process group, so that no launcher has to complain of ranks that just went."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,38 @@
+"""Memory in use, as the allocator (CUDA) or the operating system (CPU) counts it, in GiB."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import psutil
+import torch
+
+from training.metrics import names
+
+GIB = 2**30
+
+
+def measure_memory(device: torch.device) -> dict[str, float]:
+    """Allocated, reserved and peak of this rank. On a CPU: resident set now and at its peak; nothing is reserved."""
+    allocated = measure_allocated_bytes(device) / GIB
+    if device.type == "cuda":
+        return {
+            names.PERF_MEMORY_ALLOCATED_GIB: allocated,
+            names.PERF_MEMORY_RESERVED_GIB: torch.cuda.memory_reserved(device) / GIB,
+            names.PERF_MEMORY_PEAK_GIB: torch.cuda.max_memory_allocated(device) / GIB,
+        }
+    return {
+        names.PERF_MEMORY_ALLOCATED_GIB: allocated,
+        names.PERF_MEMORY_PEAK_GIB: _peak_resident_bytes() / GIB,
+    }
+
+
+def measure_allocated_bytes(device: torch.device) -> int:
+    """What the allocator holds for tensors (CUDA), or the resident set of the process (CPU)."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+def _peak_resident_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB

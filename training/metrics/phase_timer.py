@@ -1,0 +1,171 @@
+"""Where the wall time of a training step goes.
+
+The timer keeps a stack of phases. Every instant belongs to the phase on top of the stack, or to `other` when the stack
+is empty, so phases are exclusive and sum to wall time by construction: an optimizer span inside a backward span is
+taken out of backward, and evaluation inside nothing is `eval`.
+
+On a CPU an instant is `time.perf_counter()`. On CUDA it is an event recorded on the current stream: no synchronize on
+the step path. Events are read once they have completed, some steps later, and go back to a pool. What a CUDA phase
+then shows is the time between two points of the stream, idle gaps included: a loader that blocks while the device still
+has queued work costs nothing, and shows as nothing.
+
+Cost: one clock reading (0.1 us) or one event (a few us) per phase change, some twenty changes a step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from training.metrics.names import OTHER
+
+Work = TypeVar("Work")
+
+
+class Clock(Protocol):
+    """A source of instants. `mark` must be cheap; `ready` and `seconds` may be asked much later."""
+
+    def mark(self) -> Any: ...
+    def ready(self, mark: Any) -> bool: ...
+    def seconds(self, start: Any, end: Any) -> float: ...
+    def release(self, mark: Any) -> None: ...
+    def synchronize(self) -> None: ...
+
+
+class HostClock:
+    """Instants of the host's monotonic clock: known as soon as they are taken."""
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def ready(self, mark: float) -> bool:
+        return True
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+    def release(self, mark: float) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class CudaClock:
+    """Instants on the current CUDA stream, as timing events from a pool."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._cuda = torch.cuda
+        self._pool: list[Any] = []
+
+    def mark(self) -> Any:
+        event = self._pool.pop() if self._pool else self._cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def ready(self, mark: Any) -> bool:
+        return mark.query()
+
+    def seconds(self, start: Any, end: Any) -> float:
+        return start.elapsed_time(end) / 1e3
+
+    def release(self, mark: Any) -> None:
+        self._pool.append(mark)
+
+    def synchronize(self) -> None:
+        self._cuda.synchronize()
+
+
+@dataclass
+class Step(Generic[Work]):
+    """One optimizer step: seconds by phase, and the work the caller says was done in it."""
+
+    work: Work
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+
+@dataclass
+class _OpenStep:
+    """Phase changes of a step whose marks may still be under way: (phase that ended, mark of its end)."""
+
+    start: Any
+    changes: list[tuple[str, Any]] = field(default_factory=list)
+
+
+class PhaseTimer(Generic[Work]):
+    """Attributes time to phases, step by step.
+
+    `start()` opens the first step, `end_step(work)` closes one and opens the next at the same instant, and
+    `finished_steps()` hands out the steps whose instants are known by now, oldest first, each once.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock: Clock = clock or HostClock()
+        self._stack: list[str] = []
+        self._open: _OpenStep | None = None
+        self._closed: deque[tuple[_OpenStep, Work]] = deque()
+
+    def start(self) -> None:
+        """Begin (or begin anew, forgetting an unfinished step)."""
+        self._open = _OpenStep(self._clock.mark())
+
+    @property
+    def running(self) -> bool:
+        return self._open is not None
+
+    @contextmanager
+    def span(self, phase: str) -> Iterator[None]:
+        """Time inside belongs to `phase`, but for what an inner span takes."""
+        self._change()
+        self._stack.append(phase)
+        try:
+            yield
+        finally:
+            self._change()
+            self._stack.pop()
+
+    def _change(self) -> None:
+        if self._open is not None:
+            self._open.changes.append((self._stack[-1] if self._stack else OTHER, self._clock.mark()))
+
+    def end_step(self, work: Work) -> None:
+        """Close the current step here. A span that is open goes on in the next step."""
+        if self._open is None:
+            raise RuntimeError("PhaseTimer.end_step before start()")
+        self._change()
+        self._closed.append((self._open, work))
+        self._open = _OpenStep(self._open.changes[-1][1])
+
+    def finished_steps(self, *, wait: bool = False) -> list[Step[Work]]:
+        """Steps that can be read now; with `wait`, all that were closed (this synchronizes a device)."""
+        if wait:
+            self._clock.synchronize()
+        steps: list[Step[Work]] = []
+        while self._closed and self._clock.ready(self._closed[0][0].changes[-1][1]):
+            opened, work = self._closed.popleft()
+            steps.append(self._read(opened, work))
+        return steps
+
+    def _read(self, opened: _OpenStep, work: Work) -> Step[Work]:
+        step: Step[Work] = Step(work)
+        previous = opened.start
+        for phase, mark in opened.changes:
+            step.seconds[phase] = step.seconds.get(phase, 0.0) + self._clock.seconds(previous, mark)
+            self._clock.release(previous)  # the last mark starts the next step and is released there
+            previous = mark
+        return step
+
+
+def build_phase_timer(device_type: str) -> PhaseTimer[Any]:
+    """The timer for a `torch.device.type`: events on CUDA, the host's clock elsewhere."""
+    return PhaseTimer(CudaClock() if device_type == "cuda" else HostClock())

@@ -1,0 +1,183 @@
+"""From the seconds and the work of steps to the `perf/` metrics.
+
+A `Meter` is told of each micro-batch (`add`), closes a step (`end_step`), and at a logging step sums what is known
+since the last one over all ranks (`window`): tokens/s, MFU and phase times are ratios of sums over one and the same
+set of steps, never a count of now over a clock of then. So they are right with accumulation, with evaluation in
+between (its own phase) and in the first window after a resume.
+
+The first `WARMUP_STEPS` steps of a launch (allocation, autotuning, page cache) are logged but left out of the totals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+from training.metrics import names
+from training.metrics.flops import ModelFlops
+from training.metrics.peaks import Peak
+from training.metrics.phase_timer import PhaseTimer, Step
+
+WARMUP_STEPS = 2
+
+SumOverRanks = Callable[[list[float]], list[float]]
+
+
+@dataclass
+class Work:
+    """What one rank did in a step. FLOPs are whole numbers, forward and backward."""
+
+    steps: int = 0
+    tokens: int = 0
+    useful_tokens: int = 0
+    allocated_bytes: int = 0
+    """Memory in use at the end of each step, summed over steps: for the mean."""
+    model_flops: int = 0
+    palm_flops: int = 0
+    hardware_flops: int = 0
+
+    def __iadd__(self, other: Work) -> Work:
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+        return self
+
+
+class Totals:
+    """Sums over steps: work and seconds by phase, of this rank."""
+
+    def __init__(self) -> None:
+        self.work = Work()
+        self.seconds = dict.fromkeys(names.PHASES, 0.0)
+
+    def add(self, step: Step[Work]) -> None:
+        self.work += step.work
+        for phase, seconds in step.seconds.items():
+            self.seconds[phase] += seconds
+
+    def as_list(self) -> list[float]:
+        return [float(getattr(self.work, item.name)) for item in fields(Work)] + list(self.seconds.values())
+
+    @classmethod
+    def from_list(cls, values: Sequence[float]) -> Totals:
+        totals = cls()
+        num_fields = len(fields(Work))
+        totals.work = Work(*(int(value) for value in values[:num_fields]))
+        totals.seconds = dict(zip(names.PHASES, values[num_fields:], strict=True))
+        return totals
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+
+class Meter:
+    """Counts work against time on one rank and reports over all of them.
+
+    `model_flops` None leaves the FLOPs out; `peak` None leaves MFU out (FLOP/s stay). `sum_over_ranks` adds a list of
+    floats element by element over the ranks (the identity for one rank); `window` and `run_totals` are collective.
+    """
+
+    def __init__(
+        self,
+        timer: PhaseTimer[Work],
+        *,
+        world_size: int = 1,
+        sum_over_ranks: SumOverRanks = lambda values: values,
+        model_flops: ModelFlops | None = None,
+        checkpointing: bool = False,
+        peak: Peak | None = None,
+    ) -> None:
+        self.timer = timer
+        self.peak = peak
+        self._world_size = world_size
+        self._sum = sum_over_ranks
+        self._flops = model_flops
+        self._checkpointing = checkpointing
+        self._current = Work()
+        self._seen: set[str] = set()
+        self._num_steps = 0
+        self._window, self._epoch, self._run = Totals(), Totals(), Totals()
+        self.last_batch_flops = 0
+        """Hardware FLOPs counted for the latest micro-batch."""
+
+    def add(self, document_lengths: Sequence[int], *, tokens: int, useful_tokens: int, loss_tokens: int) -> None:
+        """Count one micro-batch of the step under way: its rows hold `tokens` positions, padding included."""
+        work = Work(tokens=tokens, useful_tokens=useful_tokens)
+        if self._flops is not None:
+            flops = self._flops.count(document_lengths, tokens, loss_tokens, checkpointing=self._checkpointing)
+            work.model_flops, work.palm_flops, work.hardware_flops = flops.model, flops.palm, flops.hardware
+            self.last_batch_flops = flops.hardware
+        self._current += work
+
+    def end_step(self, allocated_bytes: int = 0) -> None:
+        self._current.steps = 1
+        self._current.allocated_bytes = allocated_bytes
+        self.timer.end_step(self._current)
+        self._current = Work()
+        self._collect(wait=False)
+
+    def _collect(self, *, wait: bool) -> None:
+        for step in self.timer.finished_steps(wait=wait):
+            self._num_steps += 1
+            self._seen.update(step.seconds)
+            self._window.add(step)
+            self._epoch.add(step)
+            if self._num_steps > WARMUP_STEPS:
+                self._run.add(step)
+
+    def window(self) -> dict[str, float]:
+        """The `perf/` metrics of the steps since the last call, over all ranks; empty when none is known yet."""
+        totals, self._window = self._over_ranks(self._window), Totals()
+        return self._as_metrics(totals)
+
+    def epoch(self) -> dict[str, float]:
+        """The per-epoch keys (seconds, mean over ranks) and a fresh start for the next epoch."""
+        self._collect(wait=True)
+        totals, self._epoch = self._over_ranks(self._epoch), Totals()
+        seconds = {phase: value / self._world_size for phase, value in totals.seconds.items()}
+        total = sum(seconds.values())
+        if not total:
+            return {}
+        loading = seconds[names.DATA_WAIT] + seconds[names.H2D]
+        computing = seconds[names.FORWARD] + seconds[names.BACKWARD] + seconds[names.OPTIMIZER]
+        return {
+            names.PERF_EPOCH_FORWARD_TIME: seconds[names.FORWARD],
+            names.PERF_EPOCH_BACKWARD_TIME: seconds[names.BACKWARD],
+            names.PERF_EPOCH_OPTIMIZER_TIME: seconds[names.OPTIMIZER],
+            names.PERF_EPOCH_DATA_LOADING_TIME: loading,
+            names.PERF_EPOCH_AVG_MEMORY_GB: totals.work.allocated_bytes / totals.work.steps / 1e9,
+            names.PERF_EPOCH_DATA_LOADING_RATIO: loading / total,
+            names.PERF_EPOCH_COMPUTE_RATIO: computing / total,
+        }
+
+    def run_totals(self) -> dict[str, float]:
+        """The same metrics over the whole launch but its warm-up steps (over all of it when it was no longer)."""
+        self._collect(wait=True)
+        totals = self._over_ranks(self._run)
+        return self._as_metrics(totals)
+
+    def _over_ranks(self, totals: Totals) -> Totals:
+        return Totals.from_list(self._sum(totals.as_list()))
+
+    def _as_metrics(self, totals: Totals) -> dict[str, float]:
+        work, seconds = totals.work, totals.total_seconds
+        if not work.steps or not seconds:
+            return {}
+        device_seconds = seconds  # summed over ranks already
+        wall_seconds = seconds / self._world_size
+        metrics = {
+            names.PERF_STEP_MS: 1e3 * seconds / work.steps,
+            **{names.phase_key(p): 1e3 * s / work.steps for p, s in totals.seconds.items() if p in self._seen},
+            names.PERF_TOKENS_PER_SECOND: work.useful_tokens / wall_seconds,
+            names.PERF_TOKENS_PER_SECOND_PER_DEVICE: work.useful_tokens / device_seconds,
+        }
+        if work.tokens:
+            metrics[names.PERF_USEFUL_TOKENS_PCT] = 100.0 * work.useful_tokens / work.tokens
+        if work.model_flops:
+            metrics[names.PERF_MODEL_TFLOPS_PER_DEVICE] = work.model_flops / device_seconds / 1e12
+            if self.peak is not None:
+                possible = device_seconds * self.peak.tflops * 1e12
+                metrics[names.PERF_MFU_PCT] = 100.0 * work.model_flops / possible
+                metrics[names.PERF_MFU_PALM_PCT] = 100.0 * work.palm_flops / possible
+                metrics[names.PERF_HFU_PCT] = 100.0 * work.hardware_flops / possible
+        return metrics

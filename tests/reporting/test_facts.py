@@ -1,0 +1,53 @@
+import math
+
+import pytest
+
+from training.metrics import names
+from training.reporting.facts import Peak, RunFacts, facts_from_run, facts_from_summary
+from training.reporting.run_reader import load_run
+
+from .conftest import SUMMARY, make_records
+
+
+def test_summary_is_taken_as_it_is(full_run):
+    facts = facts_from_run(load_run(full_run))
+    assert facts.source == "summary.json" and facts.status == "finished"
+    assert (facts.mfu_pct, facts.loss_last, facts.tokens_per_second) == (41.3, 3.41, 12_850.0)
+    assert facts.is_below_unigram and "2.821 nats below" in facts.entropy_sentence()
+
+
+def test_an_unfinished_run_is_told_from_its_metrics(write_run):
+    records = make_records(600)
+    facts = facts_from_run(load_run(write_run(records)))
+    assert facts.source == "metrics.jsonl" and facts.status == "unfinished" and facts.steps == 600
+    assert facts.loss_first == pytest.approx(records[0][names.TRAIN_LOSS])
+    seconds = sum(record[names.PERF_STEP_MS] for record in records) * 10 / 1000
+    assert facts.tokens_per_second == pytest.approx(600 * 4096 / seconds)
+    assert sum(phase.ms or 0 for phase in facts.phases) == pytest.approx(facts.step_ms)
+
+
+def test_a_failed_summary_is_filled_from_the_metrics(write_run):
+    run = load_run(write_run(make_records(50), {"status": "failed", "error": "OutOfMemoryError: no room"}))
+    facts = facts_from_run(run)
+    assert facts.status == "failed" and facts.error == "OutOfMemoryError: no room" and facts.loss_last is not None
+
+
+@pytest.mark.parametrize("broken", [{}, {key: "text" for key in SUMMARY}, {key: [None] for key in SUMMARY}])
+def test_wrong_types_are_not_measured(broken):
+    facts = facts_from_summary({**broken, "steps": True, "mfu_pct": math.nan})
+    assert facts.steps is None and facts.mfu_pct is None and facts.phases == () and facts.peak is None
+
+
+def test_entropy_sentences():
+    assert "not measured" in RunFacts().entropy_sentence()
+    assert "not measured" in RunFacts(eval_loss_last=3.0).entropy_sentence()
+    above = RunFacts(eval_loss_last=7.0, unigram_entropy_nats=6.5)
+    assert above.is_below_unigram is False and "not below" in above.entropy_sentence()
+    assert RunFacts(eval_loss_last=3.0).is_below_unigram is None
+
+
+def test_peak_says_what_it_is():
+    assert (
+        Peak(989.0, "NVIDIA H200", "vendor, dense bf16").describe() == "989 TFLOP/s of NVIDIA H200, vendor, dense bf16"
+    )
+    assert "unknown" in Peak(None, "CPU", "").describe()

@@ -1,0 +1,48 @@
+from training.metrics import names
+from training.reporting.screen import format_phase_table, format_summary
+
+from .conftest import PHASES_MS, SUMMARY
+
+
+def test_phase_table_is_ascii_complete_and_narrow():
+    table = format_phase_table(SUMMARY)
+    assert table.isascii() and max(map(len, table.splitlines())) <= 100
+    for phase, ms in PHASES_MS.items():
+        row = next(line for line in table.splitlines() if line.split()[1:2] == [phase])
+        assert f"{ms:,.2f}" in row
+    assert "315.00" in table.splitlines()[-2] and "100.0" in table.splitlines()[-2]
+
+
+def test_bars_are_proportional():
+    table = format_phase_table({"phases_ms": {names.FORWARD: 50.0, names.BACKWARD: 25.0, names.OTHER: 25.0}})
+    counts = {line.split()[1]: line.count("#") for line in table.splitlines() if "#" in line}
+    assert counts == {names.FORWARD: 10, names.BACKWARD: 5, names.OTHER: 5}
+
+
+def test_summary_holds_what_the_quickstart_promises():
+    text = format_summary(SUMMARY, "runs/minigpt_quickstart")
+    for part in (
+        "minigpt_quickstart: finished, 600 steps", "12,850", "41.3 % of 1.62 TFLOP/s of AMD EPYC, 2 cores",
+        "9.0200 -> 3.4100", "3.6100 (unigram entropy 6.4310)", "2.821 nats below", "def read(self, n=-1):",
+        "runs/minigpt_quickstart/report.html",
+    ):  # fmt: skip
+        assert part in " ".join(text.split()), part
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_missing_values_are_not_measured_never_zero():
+    text = format_summary({}, "runs/x")
+    assert text.count("not measured") >= 8 and "0" not in text
+    assert "not measured" in format_phase_table({})
+
+
+def test_samples_cannot_steer_the_terminal_or_the_layout():
+    sample = {"prompt": "[red]a[/red]", "text": "\x1b[2J" + "x" * 300 + "\tend\r\n\n  indented"}
+    text = format_summary({**SUMMARY, "sample": sample}, "runs/x")
+    assert "\x1b" not in text and "\r" not in text and "[red]a[/red]\\x1b[2J" in text
+    assert "  |   indented" in text and max(map(len, text.splitlines())) <= 100
+
+
+def test_long_paths_stay_whole():
+    path = "/a/" + "long/" * 40 + "run"
+    assert f"{path}/report.html" in format_summary(SUMMARY, path)

@@ -1,0 +1,163 @@
+"""The facts of a run, typed: what cards, tables and advice are made of.
+
+`facts_from_summary` takes them from summary.json as it is (any key may be absent). `facts_from_run` fills what the
+summary lacks, as in a run that is still going or was killed, from metrics.jsonl, and says so in `source`.
+A value that nobody measured stays `None`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from training.metrics import names
+from training.reporting.formatting import as_number
+from training.reporting.phases import PhaseShare, measured_phases, recorded_phases
+from training.reporting.run_reader import Run
+from training.reporting.statistics import mean_per_step, mean_rate
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What MFU is against: peak TFLOP/s per device, the device, and where the figure comes from."""
+
+    tflops: float | None
+    device: str
+    source: str
+
+    def describe(self) -> str:
+        if self.tflops is None:
+            return f"peak unknown ({self.source or self.device})"
+        value = f"{self.tflops:,.0f}" if self.tflops >= 100 else f"{self.tflops:.3g}"
+        of = f" of {self.device}" if self.device else ""
+        return f"{value} TFLOP/s{of}" + (f", {self.source}" if self.source else "")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """See `docs/metrics.md`, "summary.json", for each field."""
+
+    status: str = "unfinished"
+    source: str = "summary.json"
+    steps: float | None = None
+    epochs: float | None = None
+    tokens: float | None = None
+    train_seconds: float | None = None
+    loss_first: float | None = None
+    loss_last: float | None = None
+    eval_loss_first: float | None = None
+    eval_loss_last: float | None = None
+    unigram_entropy_nats: float | None = None
+    tokens_per_second: float | None = None
+    mfu_pct: float | None = None
+    mfu_palm_pct: float | None = None
+    hfu_pct: float | None = None
+    step_ms: float | None = None
+    peak_memory_gib: float | None = None
+    parameters: float | None = None
+    trainable_parameters: float | None = None
+    attn_implementation: str | None = None
+    peak: Peak | None = None
+    phases: tuple[PhaseShare, ...] = ()
+    sample_prompt: str | None = None
+    sample_text: str | None = None
+    """What follows the prompt."""
+    error: str | None = None
+
+    def phase(self, name: str) -> PhaseShare | None:
+        return next((phase for phase in self.phases if phase.name == name), None)
+
+    @property
+    def is_below_unigram(self) -> bool | None:
+        if self.eval_loss_last is None or self.unigram_entropy_nats is None:
+            return None
+        return self.eval_loss_last < self.unigram_entropy_nats
+
+    def entropy_sentence(self) -> str:
+        """One sentence on validation loss against the unigram entropy of the validation text."""
+        loss, entropy = self.eval_loss_last, self.unigram_entropy_nats
+        if loss is None:
+            return "Validation loss was not measured."
+        if entropy is None:
+            return f"Validation loss is {loss:.3f}; the unigram entropy to hold it against was not measured."
+        if loss < entropy:
+            return (
+                f"Validation loss {loss:.3f} is {entropy - loss:.3f} nats below the unigram entropy {entropy:.3f}: "
+                "the model predicts from context, not from token frequencies alone."
+            )
+        return (
+            f"Validation loss {loss:.3f} is not below the unigram entropy {entropy:.3f} ({loss - entropy:+.3f} nats): "
+            "the model knows no more than how often each token occurs."
+        )
+
+
+_NUMBERS = (
+    "steps", "epochs", "tokens", "train_seconds", "loss_first", "loss_last", "eval_loss_first", "eval_loss_last",
+    "unigram_entropy_nats", "tokens_per_second", "mfu_pct", "mfu_palm_pct", "hfu_pct", "step_ms", "peak_memory_gib",
+    "parameters", "trainable_parameters",
+)  # fmt: skip
+
+
+def facts_from_summary(summary: Mapping[str, Any]) -> RunFacts:
+    """Facts from summary.json; keys that are absent, null or of a wrong type stay `None`."""
+    sample = _mapping(summary.get("sample"))
+    facts = RunFacts(
+        status=_text(summary.get("status")) or "unfinished",
+        attn_implementation=_text(summary.get("attn_implementation")),
+        peak=_peak(summary.get("peak")),
+        phases=recorded_phases(_mapping(summary.get("phases_ms")), _mapping(summary.get("phases_pct"))),
+        sample_prompt=_text(sample.get("prompt")),
+        sample_text=_text(sample.get("text")),
+        error=_text(summary.get("error")),
+    )
+    return replace(facts, **{key: as_number(summary.get(key)) for key in _NUMBERS})
+
+
+def facts_from_run(run: Run) -> RunFacts:
+    """Facts from the summary, and from metrics.jsonl where it has none."""
+    facts = facts_from_summary(run.summary)
+    loss, evaluation = run.series(names.TRAIN_LOSS).finite().values, run.series(names.EVAL_LOSS).finite().values
+    measured: dict[str, Any] = {
+        "steps": float(run.metrics.last_step) if len(run.metrics) else None,
+        "epochs": run.series("epoch").last(),
+        "tokens": run.series("tokens").last(),
+        "train_seconds": run.series("time_s").last(),
+        "loss_first": float(loss[0]) if len(loss) else None,
+        "loss_last": float(loss[-1]) if len(loss) else None,
+        "eval_loss_first": float(evaluation[0]) if len(evaluation) else None,
+        "eval_loss_last": float(evaluation[-1]) if len(evaluation) else None,
+        "unigram_entropy_nats": as_number(run.recorded("unigram_entropy_nats")),
+        "tokens_per_second": mean_rate(run.series(names.PERF_TOKENS_PER_SECOND)),
+        "mfu_pct": mean_rate(run.series(names.PERF_MFU_PCT)),
+        "mfu_palm_pct": mean_rate(run.series(names.PERF_MFU_PALM_PCT)),
+        "hfu_pct": mean_rate(run.series(names.PERF_HFU_PCT)),
+        "step_ms": mean_per_step(run.series(names.PERF_STEP_MS)),
+        "peak_memory_gib": _maximum(run, names.PERF_MEMORY_PEAK_GIB),
+        "peak": _peak(run.recorded("peak")),
+    }
+    missing = {key: value for key, value in measured.items() if getattr(facts, key) is None and value is not None}
+    if not facts.phases:
+        missing["phases"] = measured_phases(run)
+    source = facts.source if run.summary else "metrics.jsonl"
+    return replace(facts, source=source, **missing)
+
+
+def _maximum(run: Run, key: str) -> float | None:
+    values = run.series(key).finite().values
+    return float(values.max()) if len(values) else None
+
+
+def _peak(value: Any) -> Peak | None:
+    peak = _mapping(value)
+    if not peak:
+        return None
+    return Peak(as_number(peak.get("tflops")), _text(peak.get("device")) or "", _text(peak.get("source")) or "")
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,120 @@
+"""What a run prints at its end: plain ASCII, at most 100 columns, so that it survives any log file.
+
+Both functions take summary.json as a mapping in which any key may be absent; what is absent reads "not measured".
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from training.reporting.facts import RunFacts, facts_from_summary
+from training.reporting.formatting import (
+    NOT_MEASURED,
+    format_count,
+    format_duration,
+    format_large,
+    format_number,
+)
+
+WIDTH = 100
+BAR_WIDTH = 20
+
+
+def format_phase_table(summary: Mapping[str, Any]) -> str:
+    """Phases as a table: ms per step, % of the step, a bar, and what the phase is."""
+    facts = facts_from_summary(summary)
+    if not facts.phases:
+        return f"Phases: {NOT_MEASURED}"
+    table = Table(box=box.ASCII2, show_footer=True, pad_edge=True)
+    total = sum(phase.ms for phase in facts.phases if phase.ms is not None)
+    share = sum(phase.pct for phase in facts.phases if phase.pct is not None)
+    table.add_column("phase", footer="sum", no_wrap=True)
+    table.add_column("ms/step", footer=f"{total:,.2f}", justify="right", no_wrap=True)
+    table.add_column("%", footer=f"{share:.1f}", justify="right", no_wrap=True)
+    table.add_column("", footer="", width=BAR_WIDTH, no_wrap=True)
+    table.add_column("what it is", footer=f"step as measured: {format_number(facts.step_ms, 'ms', 2)}")
+    for phase in facts.phases:
+        bar = "#" * round(BAR_WIDTH * min(max(phase.pct or 0.0, 0.0), 100.0) / 100)
+        ms, pct = format_number(phase.ms, digits=2), format_number(phase.pct, digits=1)
+        table.add_row(Text(phase.name), ms, pct, bar, Text(phase.meaning))
+    return _to_text(table)
+
+
+def format_summary(summary: Mapping[str, Any], run_dir: Path | str) -> str:
+    """The last word of a run: status, phase table, throughput, MFU, losses, sample, path of the report."""
+    facts = facts_from_summary(summary)
+    name = summary.get("name") or Path(run_dir).name
+    lines = [
+        f"== {name}: {facts.status}, {_describe_progress(facts)} ".ljust(WIDTH, "="),
+        *([_row("error", facts.error)] if facts.error else []),
+        format_phase_table(summary),
+        _row("tokens/s", format_number(facts.tokens_per_second, digits=0)),
+        _row("MFU", _describe_mfu(facts)),
+        _row("peak memory", format_number(facts.peak_memory_gib, "GiB", 2)),
+        _row("parameters", _describe_parameters(facts)),
+        _row("loss", f"{_loss(facts.loss_first)} -> {_loss(facts.loss_last)} (first -> last, nats per token)"),
+        _row("eval loss", f"{_loss(facts.eval_loss_last)} (unigram entropy {_loss(facts.unigram_entropy_nats)})"),
+        _row("", facts.entropy_sentence()),
+        _row("sample", "" if facts.sample_text is not None else "none was written"),
+        *_format_sample(facts),
+        _row("report", str(Path(run_dir) / str(summary.get("report") or "report.html")), wrap=False),
+    ]
+    return "\n".join(lines)
+
+
+def _describe_progress(facts: RunFacts) -> str:
+    time = format_duration(facts.train_seconds)
+    return f"{format_count(facts.steps)} steps, {format_large(facts.tokens)} tokens, {time}"
+
+
+def _describe_mfu(facts: RunFacts) -> str:
+    if facts.mfu_pct is None:
+        return NOT_MEASURED
+    against = facts.peak.describe() if facts.peak else "a peak that was not recorded"
+    return f"{facts.mfu_pct:.1f} % of {against}; as PaLM counts: {format_number(facts.mfu_palm_pct, '%')}"
+
+
+def _describe_parameters(facts: RunFacts) -> str:
+    text = format_count(facts.parameters)
+    if facts.parameters and facts.trainable_parameters is not None:
+        share = 100 * facts.trainable_parameters / facts.parameters
+        text += f", of which {format_count(facts.trainable_parameters)} trainable ({share:.3g} %)"
+    return text
+
+
+def _loss(value: float | None) -> str:
+    return format_number(value, digits=4)
+
+
+def _row(label: str, text: str, wrap: bool = True) -> str:
+    """`label` in a column of 14, `text` beside it, wrapped to the width unless it is a path."""
+    if not wrap or not text:
+        return f"{label:<14}{text}".rstrip()
+    return "\n".join(textwrap.wrap(text, WIDTH, initial_indent=f"{label:<14}", subsequent_indent=" " * 14))
+
+
+def _format_sample(facts: RunFacts) -> list[str]:
+    """The sample as written, indented; control characters would reach the terminal and are shown escaped."""
+    if facts.sample_text is None:
+        return []
+    text = (facts.sample_prompt or "") + facts.sample_text
+    safe = "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in text.expandtabs(4))
+    lines = [piece for line in safe.splitlines() for piece in textwrap.wrap(
+        line, WIDTH - 4, drop_whitespace=False, replace_whitespace=False) or [""]]  # fmt: skip
+    return [f"  | {line}".rstrip() for line in lines]
+
+
+def _to_text(table: Table) -> str:
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip("\n")

@@ -1,0 +1,83 @@
+"""A checkpoint counts as whole only when every byte of it is what it was when it was written."""
+
+import json
+
+import pytest
+
+from data_prep.errors import UserError
+from training.checkpoints.manifest import MANIFEST, find_resumable, verify_checkpoint, write_manifest
+from training.checkpoints.progress import Progress
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "checkpoint-20"
+    (path / "global_step20").mkdir(parents=True)
+    (path / "model.safetensors").write_bytes(b"\x01" * 1000)
+    (path / "global_step20" / "optim.pt").write_bytes(b"\x02" * 1000)
+    write_manifest(path, step=20, world_size=2)
+    return path
+
+
+def test_a_whole_checkpoint_is_accepted(checkpoint):
+    manifest = verify_checkpoint(checkpoint)
+    assert (manifest.step, manifest.world_size) == (20, 2)
+    assert set(manifest.files) == {"model.safetensors", "global_step20/optim.pt"}
+
+
+def flip_a_bit(checkpoint):
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    content[500] ^= 1
+    (checkpoint / "model.safetensors").write_bytes(content)
+
+
+DAMAGE = {
+    "a flipped bit": (flip_a_bit, "content differs"),
+    "a file cut short": (lambda c: (c / "model.safetensors").write_bytes(b"\x01" * 999), "999 bytes"),
+    "a missing file": (lambda c: (c / "global_step20/optim.pt").unlink(), "missing"),
+    "no manifest": (lambda c: (c / MANIFEST).unlink(), "interrupted"),
+    "half a manifest": (lambda c: (c / MANIFEST).write_text('{"step": 20, "wor'), "cannot be read"),
+    "a manifest of another shape": (lambda c: (c / MANIFEST).write_text("[]"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_seen_and_named(checkpoint, damage):
+    harm, reason = DAMAGE[damage]
+    harm(checkpoint)
+    with pytest.raises(UserError, match=reason):
+        verify_checkpoint(checkpoint)
+
+
+def test_resume_takes_the_latest_that_is_whole_and_says_why_not_a_later_one(checkpoint, caplog):
+    later = checkpoint.with_name("checkpoint-100")
+    later.mkdir()
+    (later / "model.safetensors").write_bytes(b"half")
+    assert find_resumable(checkpoint.parent) == checkpoint
+    assert "checkpoint-100" in caplog.text and "interrupted" in caplog.text
+
+
+def test_nothing_to_resume(tmp_path):
+    assert find_resumable(tmp_path) is None
+
+
+def test_steps_are_compared_as_numbers(tmp_path):
+    for step in (90, 100):
+        path = tmp_path / f"checkpoint-{step}"
+        path.mkdir()
+        write_manifest(path, step=step, world_size=1)
+    assert find_resumable(tmp_path) == tmp_path / "checkpoint-100"
+
+
+def test_progress_keeps_float32_sums_exactly(tmp_path):
+    import numpy as np
+
+    loss = float(np.float32(10.123456789))
+    Progress(loss_sums=[loss, 0.1], last_logged_step=7, tokens=12345, seconds=1.5).write(tmp_path)
+    assert Progress.read(tmp_path) == Progress([loss, 0.1], 7, 12345, 1.5)
+
+
+def test_progress_that_is_damaged_is_an_error(tmp_path):
+    (tmp_path / "progress.json").write_text(json.dumps({"unknown": 1}))
+    with pytest.raises(UserError, match="progress.json"):
+        Progress.read(tmp_path)

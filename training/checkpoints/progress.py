@@ -1,0 +1,38 @@
+"""What a run knows of itself beside the Trainer's state, kept in each checkpoint as `progress.json`.
+
+The Trainer forgets the losses between the last logged step and the save, so a resumed run would log another mean than
+the straight one. Here each rank's running sum is kept exactly (a float32 is a JSON number without loss), together with
+the tokens trained on and the seconds spent, so both go on where they were.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from data_prep.errors import UserError
+from training.run_dir import write_text_atomic
+
+PROGRESS = "progress.json"
+
+
+@dataclass
+class Progress:
+    """`loss_sums[r]`: rank r's losses since `last_logged_step`; `tokens`: trained on, over all ranks, without padding."""
+
+    loss_sums: list[float] = field(default_factory=list)
+    last_logged_step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def write(self, checkpoint: Path) -> None:
+        write_text_atomic(checkpoint / PROGRESS, json.dumps(asdict(self)) + "\n")
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Progress:
+        """Raises UserError when the file is missing or damaged."""
+        try:
+            return cls(**json.loads((checkpoint / PROGRESS).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{checkpoint / PROGRESS}: cannot be read ({error}); not a Redline checkpoint?") from None

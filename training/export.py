@@ -1,0 +1,79 @@
+"""Turn a trained model directory into one that other programs load.
+
+    python -m training.export MODEL_DIR OUT --format llama     a SwiGLU MiniGPT as stock LlamaForCausalLM, equal logits
+    python -m training.export MODEL_DIR OUT --format merged    a LoRA adapter merged into its base, saved whole
+
+A 4-bit base is loaded unquantised for merging (merging into NF4 would round the adapter away), in the dtype of its
+checkpoint. The tokenizer goes along where MODEL_DIR (or, for an adapter, its base) has one.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from data_prep.errors import UserError
+
+logger = logging.getLogger("redline.export")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.export", description="Export a trained model directory.")
+    parser.add_argument("model_dir", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--format", choices=("llama", "merged"), required=True)
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with an adapter's base")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        export(args.model_dir, args.out, args.format, trust_remote_code=args.trust_remote_code)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def export(model_dir: Path, out: Path, target_format: str, *, trust_remote_code: bool = False) -> None:
+    """Writes `model_dir` to `out` in `target_format` ("llama" or "merged"). Raises UserError for unfit input."""
+    is_adapter = (model_dir / "adapter_config.json").exists()
+    if not is_adapter and not (model_dir / "config.json").exists():
+        raise UserError(f"{model_dir}: no model here (neither config.json nor adapter_config.json)")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: is not empty: give a new directory")
+    tokenizer_source = str(model_dir)
+    if target_format == "merged":
+        if not is_adapter:
+            raise UserError(f"{model_dir}: is no adapter (no adapter_config.json), there is nothing to merge")
+        from training.models.adapters import merge_adapter
+
+        base = merge_adapter(model_dir, out, trust_remote_code=trust_remote_code)
+        if not _has_tokenizer(model_dir):
+            tokenizer_source = base
+    else:
+        model_type = None if is_adapter else json.loads((model_dir / "config.json").read_text())["model_type"]
+        if model_type != "minigpt":
+            what = "an adapter: merge it first with --format merged" if is_adapter else f"a {model_type}, not a minigpt"
+            raise UserError(f"{model_dir}: --format llama: this is {what}")
+        from training.models.llama_export import export_llama
+
+        export_llama(model_dir, out)
+    _copy_tokenizer(tokenizer_source, out)
+    logger.info("exported %s to %s (%s)", model_dir, out, target_format)
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return (directory / "tokenizer.json").exists() or (directory / "tokenizer_config.json").exists()
+
+
+def _copy_tokenizer(source: str, out: Path) -> None:
+    if Path(source).exists() and not _has_tokenizer(Path(source)):
+        logger.info("no tokenizer in %s: none written", source)
+        return
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(source).save_pretrained(out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""From a recipe's `model` and `adapter` sections to a model ready for the Trainer.
+
+Three ways: `model.path` (saved weights), `model.config` with a `model_type` (any architecture, random weights),
+`model.kind: minigpt` (also what an empty section means). Seeding is the caller's.
+
+Dtype of the parameters (`model.dtype`)
+- `auto` is float32 for every parameter that trains: bf16 autocast and DeepSpeed both compute in bf16 from there, and
+  the float32 values are the master weights that small updates need. DeepSpeed casts the module itself and copies its
+  masters from what it gets, so loading in the checkpoint's bf16 would round twice. (Under ZeRO-3 bf16 parameters are
+  created in bf16 by `zero.Init`; masters then start from rounded values, which for bf16 checkpoints is exact.)
+- `auto` for the frozen base under LoRA is the compute dtype: float32 would cost twice the memory for nothing.
+- float16 is refused for parameters that train: their gradients cannot be unscaled.
+
+Under ZeRO-3 (a live `HfDeepSpeedConfig`) `from_pretrained` and `from_config` build partitioned models by themselves.
+With `meta=True` nothing is allocated: shapes only, for planning; a local `config.json` is enough.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from data_prep.errors import UserError
+
+from .adapters import attach_lora, bnb_config, prepare_4bit, quantization_kwargs
+from .attention import choose_attention
+from .pretrained import fit_vocabulary, load_config, load_pretrained
+from .scratch import TokenizerFacts, scratch_config
+
+if TYPE_CHECKING:
+    from training.config.sections import AdapterSection, ModelSection
+
+logger = logging.getLogger("redline.models")
+
+
+def build_model(
+    model: ModelSection,
+    adapter: AdapterSection,
+    *,
+    vocab_size: int,
+    pad_token_id: int | None,
+    bos_token_id: int | None,
+    eos_token_id: int | None,
+    device_type: str,
+    dtype: torch.dtype,
+    packed: bool,
+    gradient_checkpointing: bool = False,
+    meta: bool = False,
+) -> PreTrainedModel | PeftModel:
+    """The model of a recipe, on the CPU (4-bit weights: on this rank's device; `meta`: on the meta device).
+
+    `vocab_size` is `len(tokenizer)`; `dtype` is the compute dtype (what autocast or DeepSpeed uses), `device_type`
+    "cuda" or "cpu". `gradient_checkpointing` turns on non-reentrant checkpointing of every decoder layer.
+    Raises UserError for whatever in the two sections cannot be built.
+    """
+    lora = adapter.method == "lora"
+    _check_sections(model, adapter)
+    implementation, _ = choose_attention(
+        model.attn_implementation, device_type=device_type, dtype=dtype, packed=packed
+    )
+    parameter_dtype = resolve_parameter_dtype(model.dtype, compute_dtype=dtype, frozen=lora)
+    tokenizer = TokenizerFacts(vocab_size, pad_token_id, bos_token_id, eos_token_id)
+    if model.path is None:
+        built = build_from_config(scratch_config(model, tokenizer), implementation, parameter_dtype, meta=meta)
+    elif meta:
+        config = load_config(model, planning=True)
+        built = build_from_config(
+            config, implementation, parameter_dtype, meta=True, trust_remote_code=model.trust_remote_code
+        )
+        if adapter.load_in_4bit:
+            _quantize_meta(built, adapter, dtype)
+    else:
+        quantization = quantization_kwargs(adapter, dtype, device_type) if adapter.load_in_4bit else {}
+        built = load_pretrained(model, dtype=parameter_dtype, attn_implementation=implementation, **quantization)
+        if adapter.load_in_4bit:
+            prepare_4bit(built)
+    if model.path is not None:
+        fit_vocabulary(built, vocab_size, frozen=lora)
+    return _finish(built, adapter, gradient_checkpointing)
+
+
+def resolve_parameter_dtype(requested: str, *, compute_dtype: torch.dtype, frozen: bool) -> torch.dtype:
+    """dtype the base parameters are held in (see the module docstring); UserError for float16 that must train."""
+    if requested == "auto":
+        return compute_dtype if frozen else torch.float32
+    if requested == "float16" and not frozen:
+        raise UserError("model.dtype: float16 parameters cannot be trained: use auto, with training.fp16 for speed")
+    if requested == "bfloat16" and not frozen:
+        logger.info("model.dtype bfloat16: float32 masters start from rounded values, without DeepSpeed there are none")
+    return getattr(torch, requested)
+
+
+def build_from_config(
+    config: PreTrainedConfig, implementation: str, dtype: torch.dtype, *, meta: bool, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A model of this shape with random weights, or on the meta device."""
+    with torch.device("meta") if meta else nullcontext():
+        return AutoModelForCausalLM.from_config(
+            config, attn_implementation=implementation, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+
+
+def _check_sections(model: ModelSection, adapter: AdapterSection) -> None:
+    if model.path and (model.config or model.kind):
+        other = "model.kind" if model.kind else "model.config"
+        raise UserError(f"model.path and {other} are both set: keep one")
+    if adapter.load_in_4bit and adapter.method != "lora":
+        raise UserError("adapter.load_in_4bit: 4-bit weights cannot be trained themselves: set adapter.method: lora")
+    if adapter.load_in_4bit and model.path is None:
+        raise UserError("adapter.load_in_4bit: needs saved weights: set model.path to a directory or a hub name")
+    if adapter.method == "lora" and model.path is None:
+        logger.warning("adapter.method lora on a model from scratch: its random base is frozen and not saved")
+
+
+def _quantize_meta(model: PreTrainedModel, adapter: AdapterSection, dtype: torch.dtype) -> None:
+    """Swaps in the 4-bit layers, unpacked shapes, exactly where loading with weights would."""
+    quantizer = AutoHfQuantizer.from_config(bnb_config(adapter, dtype), pre_quantized=False)
+    quantizer.preprocess_model(model=model, device_map=None)
+    quantizer.postprocess_model(model)
+
+
+def _finish(
+    model: PreTrainedModel, adapter: AdapterSection, gradient_checkpointing: bool
+) -> PreTrainedModel | PeftModel:
+    built = attach_lora(model, adapter) if adapter.method == "lora" else model
+    if gradient_checkpointing:  # after LoRA: peft would add input gradients, which only reentrant checkpointing needs
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return built

@@ -1,0 +1,96 @@
+"""A model config from a recipe's fields: MiniGPT, or any causal LM architecture of transformers by `model_type`.
+
+Every field is checked against the architecture's own config class before anything is built, because transformers
+takes unknown fields without a word and a typo would train the default shape.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+
+from data_prep.errors import UserError
+
+from .minigpt import MiniGPTConfig
+
+if TYPE_CHECKING:
+    from training.config.sections import ModelSection
+
+# Keywords that transformers 5 moves into `rope_parameters`; valid for every config that has that field.
+_ROPE_KEYWORDS = {"rope_theta", "rope_scaling", "partial_rotary_factor"}
+# Set elsewhere in a recipe.
+_OWNED_ELSEWHERE = {
+    "dtype": "model.dtype",
+    "torch_dtype": "model.dtype",
+    "attn_implementation": "model.attn_implementation",
+}
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What a model must know about its tokenizer: number of ids (`len(tokenizer)`) and the special ids."""
+
+    vocab_size: int
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+
+
+def scratch_config(model: ModelSection, tokenizer: TokenizerFacts) -> PreTrainedConfig:
+    """The config of a model that starts from random weights.
+
+    `vocab_size` and the special token ids default to the tokenizer's. Raises UserError for an unknown architecture,
+    field or value, and for a vocabulary that does not hold the tokenizer's ids.
+    """
+    fields: dict[str, Any] = dict(model.config)
+    model_type = fields.pop("model_type", None) or "minigpt"
+    if model.kind and model_type != model.kind:
+        raise UserError(f"model.kind: {model.kind!r} contradicts model.config.model_type: {model_type!r}: keep one")
+    config_class = _find_config_class(model_type)
+    _check_fields(fields, config_class, model_type)
+    for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"):
+        fields.setdefault(name, getattr(tokenizer, name))
+    if fields["vocab_size"] < tokenizer.vocab_size:
+        raise UserError(
+            f"model.config.vocab_size: {fields['vocab_size']} is less than the tokenizer's {tokenizer.vocab_size} ids: "
+            "leave it out or raise it"
+        )
+    try:
+        return config_class(**fields)
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise UserError(f"model.config: {str(error).strip().splitlines()[-1].strip()}") from error
+
+
+def _find_config_class(model_type: str) -> type[PreTrainedConfig]:
+    if model_type == MiniGPTConfig.model_type:
+        return MiniGPTConfig
+    if model_type not in CONFIG_MAPPING:
+        hint = _nearest(model_type, list(CONFIG_MAPPING))
+        raise UserError(f"model.config.model_type: {model_type!r} is unknown to transformers{hint}")
+    config_class = CONFIG_MAPPING[model_type]
+    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"model.config.model_type: {model_type!r} is not a causal language model")
+    return config_class
+
+
+def _check_fields(fields: dict[str, Any], config_class: type[PreTrainedConfig], model_type: str) -> None:
+    known = {name for name in inspect.signature(config_class).parameters if name not in ("args", "kwargs")}
+    known |= set(config_class.attribute_map)
+    if "rope_parameters" in known:
+        known |= _ROPE_KEYWORDS
+    for name, value in fields.items():
+        if name in _OWNED_ELSEWHERE:
+            raise UserError(f"model.config.{name}: set {_OWNED_ELSEWHERE[name]} instead")
+        if name not in known:
+            hint = _nearest(name, sorted(known))
+            raise UserError(f"model.config.{name}: {value!r}: {model_type} has no such field{hint}")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {matches[0]!r}?" if matches else ""

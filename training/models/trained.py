@@ -1,0 +1,41 @@
+"""Loading what a run left in `final/`: a full model or an adapter on its base, by the public Hugging Face way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import training.models.minigpt  # noqa: F401  (registers MiniGPT with the Auto classes)
+from data_prep.errors import UserError
+from training.models.adapters import quantization_kwargs
+
+if TYPE_CHECKING:
+    from training.config.sections import AdapterSection
+
+
+def load_trained(
+    directory: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | str = "auto",
+    adapter: AdapterSection | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The model in `directory`, in eval mode on `device`. An adapter comes on its base, in 4 bit if `adapter` says so.
+
+    Raises UserError when there is no model or it cannot be loaded.
+    """
+    if not any((directory / name).exists() for name in ("config.json", "adapter_config.json")):
+        raise UserError(f"{directory}: no model here (neither config.json nor adapter_config.json)")
+    kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if adapter is not None and adapter.load_in_4bit:
+        compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+        kwargs |= quantization_kwargs(adapter, compute, device.type)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, **kwargs)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    return (model if "device_map" in kwargs else model.to(device)).eval()

@@ -14,10 +14,30 @@ from data_prep.recipe.sections import Refused, Sections, check_sections, dump_se
 from data_prep.recipe.yaml_file import COMMAND_LINE, DEFAULT, KeyPath, Layer, Origin, read_yaml, shown_path
 
 __all__ = [
-    "COMMAND_LINE", "DEFAULT", "RECIPE_DIR", "Grammar", "KeyPath", "Layer", "Origin", "Refused", "Sections", "Synonym",
-    "UserError", "apply", "check_sections", "did_you_mean", "dump_sections", "find_file", "load_data_recipe",
-    "load_recipe", "merge", "read_yaml", "set_value", "shown_path", "with_tokenizer_of_model",
-]  # fmt: skip
+    "COMMAND_LINE",
+    "DEFAULT",
+    "RECIPE_DIR",
+    "Grammar",
+    "KeyPath",
+    "Layer",
+    "Origin",
+    "Refused",
+    "Sections",
+    "Synonym",
+    "UserError",
+    "apply",
+    "check_sections",
+    "did_you_mean",
+    "dump_sections",
+    "find_file",
+    "load_data_recipe",
+    "load_recipe",
+    "merge",
+    "read_yaml",
+    "set_value",
+    "shown_path",
+    "with_tokenizer_of_model",
+]
 
 DATA_SECTIONS: Sections = {"tokenizer": TokenizerSection, "data": DataSection}
 

@@ -12,6 +12,14 @@ from training.config.sections import (
 )
 
 __all__ = [
-    "AdapterSection", "CheckpointSection", "Config", "LoadedConfig", "ModelSection", "MonitorSection", "PerfSection",
-    "check_deepspeed", "dump_resolved", "load_config",
-]  # fmt: skip
+    "AdapterSection",
+    "CheckpointSection",
+    "Config",
+    "LoadedConfig",
+    "ModelSection",
+    "MonitorSection",
+    "PerfSection",
+    "check_deepspeed",
+    "dump_resolved",
+    "load_config",
+]

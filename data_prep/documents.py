@@ -1,0 +1,121 @@
+"""Sources to documents: records parsed by the kind of their source, conversations rendered by the chat template.
+
+What cannot be read, parsed or rendered comes out as a `BadRecord` in its place: records in = documents out + bad
+records out.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import orjson
+
+from data_prep.chat import CharSpan, ChatTemplate
+from data_prep.errors import UserError
+from data_prep.kinds import Conversation, RecordError, Shape, find_shape, parse_record
+from data_prep.options import TrainOn
+from data_prep.records import BadRecord, Record, Span, read_records
+from data_prep.sources import Input
+
+logger = logging.getLogger("redline.data")
+
+SHAPE_RECORDS = 16
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and the character ranges that carry loss (None: all). `key` is what its content hash is taken of.
+
+    A chat is whole as its template wrote it; a text still gets its end-of-document token.
+    """
+
+    text: str
+    key: bytes
+    origin: Record
+    is_chat: bool = False
+    loss: list[CharSpan] | None = None
+
+
+def find_source_shape(item: Input) -> Shape:
+    """Kind of a source from its first good record; logged. Raises UserError naming the place when there is none."""
+    section, reasons = item.section, []
+    for record in _first_records(item):
+        if isinstance(record, BadRecord):
+            reasons.append(str(record))
+            continue
+        try:
+            shape = find_shape(record.value, section.kind, section.text_key)
+        except RecordError as error:
+            reasons.append(str(_refuse(record, error)))
+            continue
+        _log_shape(item, shape, record)
+        return shape
+    raise UserError(f"data.sources.{item.index}: {reasons[0]}")
+
+
+def _first_records(item: Input) -> Iterator[Record | BadRecord]:
+    count = 0
+    for file in item.files:
+        for record in read_records(Span(file.path, file.format)):
+            yield record
+            count += 1
+            if count == SHAPE_RECORDS:
+                return
+
+
+def _log_shape(item: Input, shape: Shape, record: Record) -> None:
+    how = "as set" if item.section.kind != "auto" else f"found from {record.unit} {record.number}"
+    key = f" under {shape.text_key!r}" if shape.text_key else ""
+    files = f"{len(item.files)} file{'s' * (len(item.files) != 1)}"
+    logger.info("data.sources.%d: %s, %s, kind %s%s (%s)", item.index, item.section.path, files, shape.kind, key, how)
+
+
+def parse_records(spans: Iterable[Span], shape: Shape) -> Iterator[tuple[Record, str | Conversation] | BadRecord]:
+    """Texts and conversations with the record they come from."""
+    for span in spans:
+        for record in read_records(span):
+            if isinstance(record, BadRecord):
+                yield record
+                continue
+            try:
+                yield record, parse_record(record.value, shape)
+            except RecordError as error:
+                yield _refuse(record, error)
+
+
+def read_documents(
+    spans: Iterable[Span], shape: Shape, template: ChatTemplate, train_on: TrainOn
+) -> Iterator[Document | BadRecord]:
+    """Documents of some spans of one source."""
+    for item in parse_records(spans, shape):
+        if isinstance(item, BadRecord):
+            yield item
+            continue
+        record, content = item
+        if isinstance(content, str):
+            yield Document(content, content.encode(), record)
+            continue
+        try:
+            yield _render(content, record, template, train_on)
+        except RecordError as error:
+            yield _refuse(record, error)
+
+
+def _render(conversation: Conversation, record: Record, template: ChatTemplate, train_on: TrainOn) -> Document:
+    text, loss = template.render(conversation, train_on)
+    if loss is not None and not any(start < end for start, end in loss):
+        raise RecordError("no turn carries loss")
+    # The hash is of what was said, so a document keeps its split when the template changes.
+    key = orjson.dumps([conversation.messages, conversation.tools], option=orjson.OPT_SORT_KEYS)
+    return Document(text, key, record, is_chat=True, loss=loss)
+
+
+def _refuse(record: Record, error: RecordError) -> BadRecord:
+    return BadRecord(record.path, record.unit, record.number, str(error))
+
+
+def text_of(content: str | Conversation) -> str:
+    """Plain text of a document for training a tokenizer: what was said, without any template."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(message["content"] for message in content.messages if message["content"])

@@ -1,0 +1,130 @@
+"""Shows what a token store holds.
+
+    python -m data_prep.inspect STORE [--documents N] [--split train|validation]
+
+Counts, a histogram of lengths, decoded documents with the tokens that carry loss in green and the others dimmed, the
+longest documents, and bad records. Documents shown are spread evenly over the split.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import orjson
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from tokenizers import Tokenizer
+
+from data_prep.errors import UserError
+from data_prep.store import DocumentTable, Manifest, Split, Store
+from data_prep.summary import BAD_RECORDS
+
+BAR_WIDTH = 32
+SHOWN_TOKENS = 400
+
+
+def main(argv: list[str], console: Console | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m data_prep.inspect", description="Show what a token store holds.")
+    parser.add_argument("store", type=Path, help="directory that data_prep.prepare printed")
+    parser.add_argument("--documents", type=int, default=3, help="decoded documents to show")
+    parser.add_argument("--split", choices=["train", "validation"], default="train")
+    options = parser.parse_args(argv)
+    try:
+        inspect(Store.open(options.store), options.split, options.documents, console or Console())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def inspect(store: Store, split: Split, num_documents: int, console: Console) -> None:
+    """Print everything about one split of a store."""
+    table = store.split(split)
+    console.print(show_counts(store.manifest))
+    console.print(Panel(show_histogram(table.lengths), title=f"{split}: tokens per document", expand=False))
+    tokenizer = _load_tokenizer(store.manifest)
+    for index in np.linspace(0, len(table) - 1, min(num_documents, len(table))).astype(int).tolist():
+        _print_document(console, table, index, tokenizer, "document")
+    for index in np.argsort(table.lengths, kind="stable")[::-1][:num_documents].tolist():
+        _print_document(console, table, index, tokenizer, "among the longest: document")
+    _print_bad_records(console, store, num_documents)
+
+
+def show_counts(manifest: Manifest) -> Table:
+    """Splits and sources as one table."""
+    title = f"store {manifest.fingerprint}, encoder {manifest.encoder}, vocabulary {manifest.vocab_size}"
+    table = Table("", "documents", "tokens", "text MB", "bytes/token", "unigram entropy", title=title)
+    for name, counts in manifest.splits.items():
+        entropy = "" if counts.unigram_entropy_nats is None else f"{counts.unigram_entropy_nats:.3f} nats"
+        table.add_row(name, *_numbers(counts.documents, counts.tokens, counts.text_bytes), entropy)
+    for source in manifest.sources:
+        name = f"{source.path} ({source.kind})"
+        table.add_row(name, *_numbers(source.documents, source.tokens, source.text_bytes), "")
+    return table
+
+
+def _numbers(documents: int, tokens: int, text_bytes: int) -> list[str]:
+    ratio = f"{text_bytes / tokens:.2f}" if tokens else ""
+    return [f"{documents:,}", f"{tokens:,}", f"{text_bytes / 1e6:.1f}", ratio]
+
+
+def show_histogram(lengths: np.ndarray) -> str:
+    """A line per power of two: documents with at least that many tokens, below the next."""
+    if not len(lengths):
+        return "no documents"
+    exponents = np.floor(np.log2(np.maximum(lengths, 1))).astype(int)
+    counts = np.bincount(exponents)
+    first = int(np.flatnonzero(counts)[0])
+    lines = []
+    for exponent in range(first, len(counts)):
+        bar = "█" * round(BAR_WIDTH * counts[exponent] / counts.max())
+        span = f"{2**exponent:>7,} to {2 ** (exponent + 1) - 1:>7,}"
+        lines.append(f"{span}  {bar:<{BAR_WIDTH}} {counts[exponent]:,}")
+    quartiles = ", ".join(f"{value:,.0f}" for value in np.percentile(lengths, [0, 25, 50, 75, 100]))
+    return "\n".join([*lines, f"minimum, quartiles, maximum: {quartiles}; mean {lengths.mean():,.1f}"])
+
+
+def _load_tokenizer(manifest: Manifest) -> Tokenizer:
+    path = Path(manifest.tokenizer_path) / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"the tokenizer of this store is not at {path} any more: it is needed to decode")
+    return Tokenizer.from_file(str(path))
+
+
+def show_document(ids: np.ndarray, loss_runs: np.ndarray | None, tokenizer: Tokenizer) -> Text:
+    """Decoded tokens, those with loss in green; the middle of a long document is left out."""
+    has_loss = np.ones(len(ids), bool) if loss_runs is None else np.zeros(len(ids), bool)
+    for start, end in [] if loss_runs is None else loss_runs.reshape(-1, 2).tolist():
+        has_loss[start:end] = True
+    text = Text()
+    half = SHOWN_TOKENS // 2
+    ranges = [(0, len(ids))] if len(ids) <= SHOWN_TOKENS else [(0, half), (len(ids) - half, len(ids))]
+    for number, (begin, end) in enumerate(ranges):
+        if number:
+            text.append(f"\n… {len(ids) - SHOWN_TOKENS:,} tokens …\n", "yellow")
+        edges = [begin, *(np.flatnonzero(np.diff(has_loss[begin:end])) + begin + 1).tolist(), end]
+        for start, stop in zip(edges, edges[1:], strict=False):
+            decoded = tokenizer.decode(ids[start:stop].tolist(), skip_special_tokens=False)
+            text.append(decoded, "green" if has_loss[start] else "dim")
+    return text
+
+
+def _print_document(console: Console, table: DocumentTable, index: int, tokenizer: Tokenizer, what: str) -> None:
+    ids = table.ids(index)
+    title = f"{what} {index}, source {table.sources[index]}, {len(ids):,} tokens"
+    console.print(Panel(show_document(ids, table.loss_runs(index), tokenizer), title=title))
+
+
+def _print_bad_records(console: Console, store: Store, shown: int) -> None:
+    console.print(f"bad records: {store.manifest.bad_records}")
+    with open(store.path / BAD_RECORDS, "rb") as file:
+        for _, line in zip(range(shown), file, strict=False):
+            bad = orjson.loads(line)
+            console.print(f"  {bad['path']}, {bad['unit']} {bad['number']}: {bad['reason']}", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

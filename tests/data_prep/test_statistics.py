@@ -1,0 +1,19 @@
+import math
+
+import numpy as np
+import pytest
+
+from data_prep.statistics import measure_cross_entropy, measure_entropy
+
+
+def test_entropy_by_hand():
+    assert measure_entropy(np.array([1, 1, 2, 0])) == pytest.approx(1.5 * math.log(2))
+    assert measure_entropy(np.array([7])) == 0.0
+    assert measure_entropy(np.zeros(3, np.int64)) is None
+
+
+def test_cross_entropy_by_hand():
+    # Smoothed frequencies of (3, 0, 0) over 3 words: 4/6, 1/6, 1/6.
+    value = measure_cross_entropy(np.array([1, 1, 0]), np.array([3, 0, 0]))
+    assert value == pytest.approx((math.log(6 / 4) + math.log(6)) / 2)
+    assert measure_cross_entropy(np.zeros(3, np.int64), np.array([3, 0, 0])) is None

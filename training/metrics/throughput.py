@@ -47,7 +47,7 @@ class Totals:
 
     def __init__(self) -> None:
         self.work = Work()
-        self.seconds = dict.fromkeys(names.PHASES, 0.0)
+        self.seconds: dict[str, float] = {phase: 0.0 for phase in names.PHASES}
 
     def add(self, step: Step[Work]) -> None:
         self.work += step.work

@@ -1,0 +1,263 @@
+"""FLOPs of the batch that was really trained on, in exact integers and a few microseconds.
+
+`ModelFlops.from_model(model)` walks the built model once (see `matmuls.py`); `.count(...)` then needs only the lengths
+of the documents in the batch. Three numbers come out, one for each utilisation figure:
+
+    model     -> perf/mfu_pct       what the training step needs, whatever the implementation
+    palm      -> perf/mfu_palm_pct  the same with attention not halved for causality, as most published MFU has it
+    hardware  -> perf/hfu_pct       what the machine executes: padding, recomputation, masked-out attention as well
+
+What is counted. A multiplication and an addition are two FLOPs, so `y = W x` costs `2 * in * out` for each token.
+Backward costs the same again for the gradient of `x` where anything trainable lies below, and once more for the
+gradient of `W` where `W` is trainable. A fully trained dense model so has `6 N` per token over its matmul weights N
+(Kaplan et al. 2020, arXiv:2001.08361, section 2.1); LoRA on a frozen model has about `4 N`, and below the first
+trainable layer it is `2 N`.
+
+Attention. A document of n tokens has `n (n + 1) / 2` query-key pairs (with a sliding window w each query sees at most
+w keys), each costing `2 * width` for the score and `2 * width` for the value sum, width = heads x head size; backward
+has two products for each forward one. PaLM's appendix B (arXiv:2204.02311) counts `12 * layers * width * n` per token,
+which is `n^2` pairs: that is `palm` here, but over each document, not over the packed row, since no model attends
+across documents. Megatron-LM (arXiv:2104.04473, appendix) counts the row, un-halved, and recomputation in as model
+FLOPs; that is not done here.
+
+Not counted, as in those papers: embeddings (a lookup), norms, activation functions, softmax, rotary embedding, the
+loss, the optimizer, 4-bit dequantisation. All are linear in the tokens with a small factor and run on other units than
+matmuls do.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from training.metrics.matmuls import Matmul, Matmuls, find_matmuls, uses_input_grad_hook
+
+logger = logging.getLogger("redline.metrics")
+
+
+@dataclass(frozen=True, slots=True)
+class StepFlops:
+    """FLOPs of forward and backward. Micro-batches of one step add up: `sum(counts, StepFlops())`."""
+
+    model: int = 0
+    palm: int = 0
+    hardware: int = 0
+
+    def __add__(self, other: StepFlops) -> StepFlops:
+        return StepFlops(self.model + other.model, self.palm + other.palm, self.hardware + other.hardware)
+
+
+@dataclass(frozen=True)
+class _AttentionCost:
+    """FLOPs per query-key pair, summed over all layers with the same window."""
+
+    window: int | None
+    model: int
+    hardware: int
+    recompute: int
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """The coefficients of one model; build with `from_model`, then `count` each micro-batch."""
+
+    layers_per_token: int
+    head_per_token: int
+    hardware_layers_per_token: int
+    hardware_head_per_token: int
+    recompute_per_token: int
+    per_forward: int
+    recompute_per_forward: int
+    attentions: tuple[_AttentionCost, ...]
+    attn_implementation: str
+    checkpointing: bool
+    head_on_loss_tokens: bool
+
+    @classmethod
+    def from_model(cls, model: nn.Module, *, head_on_loss_tokens: bool = False) -> ModelFlops:
+        """Walk `model` once. Call it after adapters and freezing are in place, before an engine wraps it.
+
+        `head_on_loss_tokens`: True when the loss computes logits only where there is a label; Hugging Face models
+        compute them for every token. Logs one warning when a weight is met whose FLOPs are not known.
+        """
+        found = find_matmuls(model)
+        executed = find_matmuls(model, embeddings_need_grad=True) if uses_input_grad_hook(model) else found
+        if found.uncounted:
+            logger.warning(
+                "FLOPs leave out %d weights of unknown kind, among them %s", len(found.uncounted), found.uncounted[0]
+            )
+        implementation = str(getattr(getattr(model, "config", None), "_attn_implementation", None) or "eager")
+        return cls(
+            layers_per_token=_per_token(m for m in found.layers if not m.overhead),
+            head_per_token=_per_token(m for m in found.head if not m.overhead),
+            hardware_layers_per_token=_per_token(m for m in executed.layers if not m.rows),
+            hardware_head_per_token=_per_token(m for m in executed.head if not m.rows),
+            recompute_per_token=sum(m.forward for m in executed.layers if m.recomputed and not m.rows),
+            per_forward=sum(m.forward for m in executed.layers + executed.head if m.rows),
+            recompute_per_forward=sum(m.forward for m in executed.layers if m.recomputed and m.rows),
+            attentions=_attention_costs(found, executed, flash=implementation != "eager"),
+            attn_implementation=implementation,
+            checkpointing=bool(getattr(model, "is_gradient_checkpointing", False)),
+            head_on_loss_tokens=head_on_loss_tokens,
+        )
+
+    def count(
+        self,
+        document_lengths: Sequence[int],
+        tokens: int,
+        loss_tokens: int,
+        *,
+        rows: int | None = None,
+        checkpointing: bool | None = None,
+    ) -> StepFlops:
+        """FLOPs of one micro-batch's forward and backward.
+
+        document_lengths: tokens of each document, padding left out; a document is what attention sees as one sequence.
+        tokens:           rows x seq_len, padding included: what the layers are computed on.
+        loss_tokens:      positions with a label; used only with `head_on_loss_tokens`.
+        rows:             rows of the batch. Needed to know the attention a masked kernel executes (see
+                          `_executed_pairs`); None takes the kernel to skip what is masked, a lower bound of `hardware`.
+        checkpointing:    whether layers are recomputed in backward; None: as the model was set when walked.
+        """
+        lengths = [int(n) for n in document_lengths]  # numpy's int32 would overflow when squared
+        real_tokens = sum(lengths)
+        recomputes = self.checkpointing if checkpointing is None else checkpointing
+        head_tokens, head_hardware_tokens = (loss_tokens,) * 2 if self.head_on_loss_tokens else (real_tokens, tokens)
+        linear = self.layers_per_token * real_tokens + self.head_per_token * head_tokens
+        hardware = self.hardware_layers_per_token * tokens + self.hardware_head_per_token * head_hardware_tokens
+        hardware += self.per_forward
+        if recomputes:
+            hardware += self.recompute_per_token * tokens + self.recompute_per_forward
+        model = palm = linear
+        for cost in self.attentions:
+            causal, square = _pairs(lengths, cost.window)
+            model += cost.model * causal
+            palm += cost.model * square
+            executed = self._executed_pairs(lengths, tokens, rows, cost.window, causal)
+            hardware += (cost.hardware + (cost.recompute if recomputes else 0)) * executed
+        return StepFlops(model, palm, hardware)
+
+    def _executed_pairs(
+        self, document_lengths: Sequence[int], tokens: int, rows: int | None, window: int | None, pairs: int
+    ) -> int:
+        """Query-key pairs the attention kernel works on.
+
+        eager: all `seq_len^2` of each row. sdpa: the causal half where every row is one whole document (no mask is
+        passed, blocks above the diagonal are skipped); all `seq_len^2` as soon as there is a mask (padding, packing, a
+        window shorter than the row). Flash, varlen and flex kernels: exactly the allowed pairs. Partly masked blocks
+        on the diagonal are executed whole by real kernels; that is left out.
+        """
+        if rows is None or self.attn_implementation not in ("eager", "sdpa"):
+            return pairs
+        seq_len = tokens // rows
+        one_whole_document_a_row = len(document_lengths) == rows and pairs == rows * causal_pairs(seq_len, window)
+        windowed = window is not None and window < seq_len
+        if self.attn_implementation == "sdpa" and one_whole_document_a_row and not windowed:
+            return pairs
+        return rows * seq_len * seq_len
+
+
+def causal_pairs(length: int, window: int | None = None) -> int:
+    """Query-key pairs of a causal document: sum over queries i = 1..n of min(i, window)."""
+    if window is None or length <= window:
+        return length * (length + 1) // 2
+    return window * (window + 1) // 2 + (length - window) * window
+
+
+def square_pairs(length: int, window: int | None = None) -> int:
+    """The same, un-halved: each query counted with all n keys, or with a whole window."""
+    return length * (length if window is None else min(length, window))
+
+
+def _pairs(lengths: list[int], window: int | None) -> tuple[int, int]:
+    """(causal, un-halved) pairs over all documents."""
+    if window is None:
+        squares = sum([n * n for n in lengths])
+        return (squares + sum(lengths)) // 2, squares
+    return sum([causal_pairs(n, window) for n in lengths]), sum([square_pairs(n, window) for n in lengths])
+
+
+def _per_token(matmuls: Iterable[Matmul]) -> int:
+    return sum(m.forward * (1 + m.input_grad + m.weight_grad) for m in matmuls)
+
+
+def _attention_costs(found: Matmuls, executed: Matmuls, *, flash: bool) -> tuple[_AttentionCost, ...]:
+    """Per-pair FLOPs by window: `found` gives what is needed, `executed` what is done."""
+    costs: dict[int | None, _AttentionCost] = {}
+    for needed, done in zip(found.attentions, executed.attentions, strict=True):
+        so_far = costs.get(needed.window, _AttentionCost(needed.window, 0, 0, 0))
+        costs[needed.window] = _AttentionCost(
+            needed.window,
+            model=so_far.model + needed.forward + needed.backward,
+            hardware=so_far.hardware + done.forward + (done.flash_backward if flash else done.backward),
+            recompute=so_far.recompute + (done.forward if done.recomputed else 0),
+        )
+    return tuple(costs.values())
+
+
+# -- the independent count ---------------------------------------------------------------------------------------------
+
+
+def measure_flops(fn: Callable[[], Any], *, flash_recompute: bool = True) -> int:
+    """Run `fn` (a forward and backward) under torch's `FlopCounterMode` and return the FLOPs it executed.
+
+    torch's counter is corrected in its two known deviations, and completed in one:
+    1. it takes causal attention for full: here `is_causal` counts `n (n + 1) / 2` pairs (plus the window, in varlen
+    kernels);
+    2. its flash backward has five products, one of them the scores computed again: kept by default, as the machine
+    does it
+       (compare with `StepFlops.hardware`), left out with `flash_recompute=False` (compare with `StepFlops.model`);
+    3. it does not know the CPU flash kernel at all: here it is counted like the others.
+    Runs everything once at reduced speed: a check for now and then, not a counter for each step.
+    """
+    with FlopCounterMode(display=False, custom_mapping=_attention_formulas(flash_recompute)) as counter:
+        fn()
+    return counter.get_total_flops()
+
+
+def _attention_formulas(flash_recompute: bool) -> dict[Any, Callable[..., int]]:
+    aten = torch.ops.aten
+    dense = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+    names = [f"_scaled_dot_product_{kind}{way}" for kind in dense for way in ("", "_backward")]
+    packets = [getattr(aten, name) for name in names if hasattr(aten, name)]
+    varlen = getattr(torch.ops, "torch_attn", None)
+    packets += [getattr(varlen, n) for n in ("_varlen_attn", "_varlen_attn_backward") if hasattr(varlen, n)]
+    return {packet: _attention_formula(packet, flash_recompute) for packet in packets}
+
+
+def _attention_formula(packet: Any, flash_recompute: bool) -> Callable[..., int]:
+    """A FLOP formula for one attention operator, reading its arguments by the names in its schema."""
+    names = [argument.name for argument in packet.default._schema.arguments]
+    is_backward = "grad_out" in names or "grad_out_" in names
+
+    def formula(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        query, key, value = given["query"], given["key"], given["value"]
+        heads, qk_dim, v_dim, pairs = _executed_shape(given, query, key, value)
+        scores, sums = 2 * heads * qk_dim * pairs, 2 * heads * v_dim * pairs
+        if not is_backward:
+            return scores + sums
+        return 2 * scores + 2 * sums + (scores if flash_recompute else 0)
+
+    formula._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]  torch's mark for "pass tensors, not shapes"
+    return formula
+
+
+def _executed_shape(given: dict[str, Any], query: Any, key: Any, value: Any) -> tuple[int, int, int, int]:
+    """(heads, qk_dim, v_dim, query-key pairs): dense operators take (batch, heads, seq, dim), varlen ones (tokens,
+    heads, dim)."""
+    causal = bool(given.get("is_causal", False))
+    heads, qk_dim, v_dim = query.shape[1], query.shape[-1], value.shape[-1]
+    if query.dim() == 4:
+        batch, _, queries, _ = query.shape
+        return heads, qk_dim, v_dim, batch * (causal_pairs(queries) if causal else queries * key.shape[2])
+    lengths = given["cu_seq_q"].diff().tolist()
+    left = (given.get("window_size") or [-1])[0]  # keys seen before the query itself; -1: all
+    count, window = causal_pairs if causal or left >= 0 else square_pairs, left + 1 if left >= 0 else None
+    return heads, qk_dim, v_dim, sum(count(n, window) for n in lengths)

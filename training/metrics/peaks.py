@@ -1,0 +1,256 @@
+"""The matmul rate that MFU is a share of: from a vendor's table by exact device name, else measured here.
+
+- `find_peak`: dense (never the doubled "with sparsity" figure), by the exact name that the driver reports. A name that
+  is not in the table has no peak: an L40S is not an L4, and an unknown GPU is not an A100.
+- `measure_matmul_peak`: what this machine's own matmul reaches, with the process's threads, in about half a second.
+  On CPUs it is the only ceiling: the bf16 rate depends on AMX or avx512_bf16, the clock under load and the threads of
+  this rank, and no vendor states it. The best of several shapes and layouts counts, so that a training step, which
+  runs the same kernels with more around them, does not come out above 100 %.
+
+Rows are given only where NVIDIA publishes the figure; `source` names the document. fp16 and bf16 are with fp32
+accumulation, which is what training uses.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+Shape = tuple[int, int, int]
+"""(m, k, n): (m, k) times (k, n), `2 * m * k * n` FLOPs."""
+
+CPU_SHAPES: tuple[Shape, ...] = ((1024, 1024, 1024), (2048, 512, 2048), (4096, 1024, 512))
+CUDA_SHAPES: tuple[Shape, ...] = ((8192, 8192, 8192), (16384, 4096, 4096), (4096, 4096, 16384))
+DEVICE_DTYPES = ("float32", "tfloat32", "bfloat16", "float16", "float8")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """`tflops` in 1e12 FLOP/s for dense matmuls of `dtype`. Measured: the spread over repeats, and the best shape."""
+
+    tflops: float
+    source: Literal["datasheet", "measured"]
+    device: str
+    dtype: str
+    spread_pct: float | None = None
+    """Interquartile range of the repeats over their median."""
+    shape: Shape | None = None
+    document: str | None = None
+    """The vendor's document of a datasheet figure."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Dense TFLOP/s of one kind of device under all names that drivers give it; None: not supported or not stated."""
+
+    names: tuple[str, ...]
+    document: str
+    float32: float | None = None
+    tfloat32: float | None = None
+    bfloat16: float | None = None
+    float16: float | None = None
+    float8: float | None = None
+
+
+def _tensor(rate: float, *, tfloat32: float, float32: float, float8: float | None = None) -> dict[str, float | None]:
+    """One tensor-core rate for both 16-bit types, as every GPU since Ampere has."""
+    return {"bfloat16": rate, "float16": rate, "tfloat32": tfloat32, "float32": float32, "float8": float8}
+
+
+_V100_SXM = ("Tesla V100-SXM2-16GB", "Tesla V100-SXM2-32GB")
+_V100_PCIE = ("Tesla V100-PCIE-16GB", "Tesla V100-PCIE-32GB")
+_A100 = (
+    "NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A100-PCIE-80GB",
+    "NVIDIA A100 80GB PCIe", "A100-SXM4-40GB", "A100-SXM4-80GB", "A100-PCIE-40GB",
+)  # fmt: skip
+_GH200 = ("NVIDIA GH200 480GB", "NVIDIA GH200 120GB")
+
+# Where a datasheet prints only the figure with 2:4 sparsity, the dense one is half of it (NVIDIA's own footnote).
+_ROWS = (
+    _Row(_V100_SXM, "NVIDIA V100 datasheet (2020)", float32=15.7, float16=125.0),
+    _Row(_V100_PCIE, "NVIDIA V100 datasheet (2020)", float32=14.0, float16=112.0),
+    _Row(("Tesla V100S-PCIE-32GB",), "NVIDIA V100 datasheet (2020)", float32=16.4, float16=130.0),
+    _Row(("Tesla T4",), "NVIDIA T4 datasheet (2019)", float32=8.1, float16=65.0),
+    _Row(_A100, "NVIDIA A100 datasheet (2021)", **_tensor(312.0, tfloat32=156.0, float32=19.5)),
+    _Row(("NVIDIA A10",), "NVIDIA A10 datasheet (2021)", **_tensor(125.0, tfloat32=62.5, float32=31.2)),
+    _Row(("NVIDIA A30",), "NVIDIA A30 datasheet (2021)", **_tensor(165.0, tfloat32=82.0, float32=10.3)),
+    _Row(("NVIDIA A40",), "NVIDIA A40 datasheet (2021)", **_tensor(149.7, tfloat32=74.8, float32=37.4)),
+    _Row(
+        ("NVIDIA RTX A6000",),
+        "NVIDIA Ampere GA102 architecture whitepaper (2021), appendix",
+        **_tensor(154.8, tfloat32=77.4, float32=38.7),
+    ),
+    _Row(
+        ("NVIDIA GeForce RTX 3090",),
+        "NVIDIA Ampere GA102 architecture whitepaper (2021), table 9, fp32 accumulate",
+        **_tensor(71.0, tfloat32=35.6, float32=35.6),
+    ),
+    _Row(
+        ("NVIDIA L4",), "NVIDIA L4 datasheet (2023)", **_tensor(121.0, tfloat32=60.0, float32=30.3, float8=242.5)
+    ),
+    _Row(
+        ("NVIDIA L40",), "NVIDIA L40 datasheet (2023)", **_tensor(181.05, tfloat32=90.5, float32=90.5, float8=362.0)
+    ),
+    _Row(
+        ("NVIDIA L40S",), "NVIDIA L40S datasheet (2023)", **_tensor(362.05, tfloat32=183.0, float32=91.6, float8=733.0)
+    ),
+    _Row(
+        ("NVIDIA RTX 6000 Ada Generation",),
+        "NVIDIA Ada professional GPU architecture whitepaper (2023), appendix",
+        **_tensor(364.2, tfloat32=182.1, float32=91.1, float8=728.5),
+    ),
+    _Row(
+        ("NVIDIA GeForce RTX 4090",),
+        "NVIDIA Ada GPU architecture whitepaper (2022), appendix A, fp32 accumulate",
+        **_tensor(165.2, tfloat32=82.6, float32=82.6, float8=330.3),
+    ),
+    _Row(
+        ("NVIDIA GeForce RTX 5090",),
+        "NVIDIA RTX Blackwell GPU architecture whitepaper (2025), appendix A, fp32 accumulate",
+        **_tensor(209.5, tfloat32=104.8, float32=104.8, float8=419.0),
+    ),
+    _Row(
+        ("NVIDIA H100 80GB HBM3",),
+        "NVIDIA H100 datasheet (2023), SXM",
+        **_tensor(989.4, tfloat32=494.7, float32=67.0, float8=1978.9),
+    ),
+    _Row(
+        ("NVIDIA H100 PCIe",),
+        "NVIDIA H100 datasheet (2022), PCIe",
+        **_tensor(756.5, tfloat32=378.0, float32=51.0, float8=1513.0),
+    ),
+    _Row(
+        ("NVIDIA H100 NVL",),
+        "NVIDIA H100 datasheet (2024), NVL, half of the figures with sparsity",
+        **_tensor(835.5, tfloat32=417.5, float32=60.0, float8=1670.5),
+    ),
+    _Row(
+        ("NVIDIA H200",),
+        "NVIDIA H200 datasheet (2024), SXM, half of the figures with sparsity",
+        **_tensor(989.5, tfloat32=494.5, float32=67.0, float8=1979.0),
+    ),
+    _Row(
+        ("NVIDIA H200 NVL",),
+        "NVIDIA H200 datasheet (2024), NVL, half of the figures with sparsity",
+        **_tensor(835.5, tfloat32=417.5, float32=60.0, float8=1670.5),
+    ),
+    _Row(_GH200, "NVIDIA GH200 datasheet (2024)", **_tensor(990.0, tfloat32=494.0, float32=67.0, float8=1979.0)),
+    _Row(
+        ("NVIDIA B200",),
+        "NVIDIA Blackwell architecture technical brief (2024), HGX B200",
+        **_tensor(2250.0, tfloat32=1125.0, float32=75.0, float8=4500.0),
+    ),
+    _Row(
+        ("NVIDIA GB200",),
+        "NVIDIA Blackwell architecture technical brief (2024), GB200",
+        **_tensor(2500.0, tfloat32=1250.0, float32=80.0, float8=5000.0),
+    ),
+)  # fmt: skip
+_BY_NAME = {name: row for row in _ROWS for name in row.names}
+
+
+def known_devices() -> list[str]:
+    """The exact names that `find_peak` knows."""
+    return sorted(_BY_NAME)
+
+
+def find_peak(device_name: str, dtype: str) -> Peak | None:
+    """The vendor's dense rate, or None when the device is unknown or has no such rate (bfloat16 on V100 and T4).
+
+    `device_name` as `torch.cuda.get_device_name()` gives it, matched exactly; `dtype` one of float32, tfloat32,
+    bfloat16, float16, float8 (ValueError otherwise).
+    """
+    if dtype not in DEVICE_DTYPES:
+        raise ValueError(f"find_peak: dtype {dtype!r} is not one of {', '.join(DEVICE_DTYPES)}")
+    row = _BY_NAME.get(device_name)
+    tflops: float | None = getattr(row, dtype) if row else None
+    return Peak(tflops, "datasheet", device_name, dtype, document=row.document) if row and tflops else None
+
+
+def measure_matmul_peak(
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    seconds: float = 0.5,
+    shapes: Sequence[Shape] | None = None,
+) -> Peak:
+    """Time matmuls of several shapes and layouts; the best median is the peak. Takes `seconds` and a short screening.
+
+    Every candidate is tried twice; the two fastest then share `seconds`. `shapes`: pass those of the model, large ones,
+    to have the ceiling of its own layers; default: shapes at which devices run near their best. Float32 follows
+    `torch.get_float32_matmul_precision()`, as training does.
+    """
+    if shapes is None:
+        shapes = CUDA_SHAPES if device.type == "cuda" else CPU_SHAPES
+    operands = [_operands(shape, layout, dtype, device) for shape in shapes for layout in ("nn", "nt")]
+    if not operands:
+        raise ValueError("measure_matmul_peak: shapes is empty")
+    screened = sorted(operands, key=lambda ops: max(_measure_rates(*ops, min_repeats=2)), reverse=True)
+    best: Peak | None = None
+    for a, b in screened[:2]:
+        rates = _measure_rates(a, b, seconds=seconds / 2)
+        median = statistics.median(rates)
+        if best is None or median > best.tflops:
+            low, _, high = statistics.quantiles(rates, n=4)
+            spread, shape = 100.0 * (high - low) / median, (a.shape[0], a.shape[1], b.shape[1])
+            best = Peak(median, "measured", device_label(device), str(dtype).removeprefix("torch."), spread, shape)
+    assert best is not None
+    return best
+
+
+def device_label(device: torch.device) -> str:
+    """The GPU's name, or the CPU's with the threads this process uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def _operands(shape: Shape, layout: str, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors of one product; layout nt has the second one transposed in memory, as a linear layer's weight is."""
+    m, k, n = shape
+    a = torch.randn(m, k, device=device).to(dtype)
+    b = torch.randn(*((k, n) if layout == "nn" else (n, k)), device=device).to(dtype)
+    return a, b if layout == "nn" else b.t()
+
+
+def _measure_rates(a: torch.Tensor, b: torch.Tensor, seconds: float = 0.0, min_repeats: int = 5) -> list[float]:
+    """TFLOP/s of single products, after a warm-up, until `seconds` are over and `min_repeats` are done."""
+    timed = _timed_on_cuda if a.device.type == "cuda" else _timed_on_cpu
+    flops = 2 * a.shape[0] * a.shape[1] * b.shape[1]
+    out = torch.mm(a, b)
+    rates: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while len(rates) < min_repeats or time.perf_counter() < deadline:
+        rates.append(flops / timed(lambda: torch.mm(a, b, out=out)) / 1e12)
+    return rates
+
+
+def _timed_on_cpu(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _timed_on_cuda(run: Callable[[], object]) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

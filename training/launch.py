@@ -103,8 +103,6 @@ def configure_logging(world: World) -> None:
         warnings.filterwarnings("ignore", category=FutureWarning, module=package.replace(".", r"\."))
     # bitsandbytes says at each import that an optional kernel package is missing
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # DeepSpeed prints some forty INFO lines per rank about itself; its warnings stay.
-    os.environ.setdefault("DS_LOG_LEVEL", "warning")
 
 
 def join_world(world: World, *, timeout_seconds: float, use_cpu: bool = False, deepspeed: bool = False) -> torch.device:
@@ -124,15 +122,17 @@ def join_world(world: World, *, timeout_seconds: float, use_cpu: bool = False, d
         os.environ["DS_ACCELERATOR"] = "cpu"
         if deepspeed:  # `accelerate launch --cpu` sets it, and accelerate then leaves DeepSpeed out without a word
             os.environ.pop("ACCELERATE_USE_CPU", None)
+    if deepspeed and not on_gpu:
+        _leave_shared_memory_op_out()
     if (world.size > 1 or deepspeed) and not dist.is_initialized():
         _complete_rendezvous(world)
-        if deepspeed and not on_gpu:
-            _leave_shared_memory_op_out()
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             timeout=timedelta(seconds=timeout_seconds),
             device_id=device if on_gpu else None,
         )
+    if deepspeed:
+        _join_deepspeed()
     logger.info(
         "%s: %d rank%s on %s, %d thread%s each",
         world.launcher,
@@ -158,10 +158,20 @@ def _complete_rendezvous(world: World) -> None:
 
 
 def _leave_shared_memory_op_out() -> None:
-    """DeepSpeed would compile (a minute with g++) an all-reduce that only its inference engine calls."""
+    """DeepSpeed would compile (a minute with g++) an all-reduce that only its inference engine calls.
+
+    It does so as soon as it finds an open process group, at import if need be: hence before there is one.
+    """
     import deepspeed.comm.torch
 
     deepspeed.comm.torch.build_shm_op = lambda: None
+
+
+def _join_deepspeed() -> None:
+    """DeepSpeed takes over the open group; `zero.Init` would else believe to be alone."""
+    import deepspeed
+
+    deepspeed.comm.init_distributed(verbose=False)
 
 
 def leave_world() -> None:

@@ -19,7 +19,7 @@ PROGRESS = "progress.json"
 
 @dataclass
 class Progress:
-    """`loss_sums[r]`: rank r's losses since `last_logged_step`; `tokens`: trained on, over all ranks, without padding."""
+    """`loss_sums[r]`: rank r's losses since `last_logged_step`; `tokens`: over all ranks, without padding."""
 
     loss_sums: list[float] = field(default_factory=list)
     last_logged_step: int = 0

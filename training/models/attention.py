@@ -44,9 +44,7 @@ FLASH_PACKAGES = {
 AUTO_ORDER = ("flash_attention_3", "flash_attention_2")
 
 
-def choose_attention(
-    requested: str, *, device_type: str, dtype: torch.dtype, packed: bool
-) -> tuple[str, str]:
+def choose_attention(requested: str, *, device_type: str, dtype: torch.dtype, packed: bool) -> tuple[str, str]:
     """Name for HF's `attn_implementation`, and the reason in words; logs both.
 
     `dtype` is what the matmuls compute in (bfloat16 under bf16 autocast although the parameters are float32).

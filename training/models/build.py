@@ -61,9 +61,7 @@ def build_model(
     """
     lora = adapter.method == "lora"
     _check_sections(model, adapter)
-    implementation, _ = choose_attention(
-        model.attn_implementation, device_type=device_type, dtype=dtype, packed=packed
-    )
+    implementation, _ = choose_attention(model.attn_implementation, device_type=device_type, dtype=dtype, packed=packed)
     parameter_dtype = resolve_parameter_dtype(model.dtype, compute_dtype=dtype, frozen=lora)
     tokenizer = TokenizerFacts(vocab_size, pad_token_id, bos_token_id, eos_token_id)
     if model.path is None:

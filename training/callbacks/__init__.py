@@ -1,0 +1,1 @@
+"""What happens beside the step: records, trackers, plots, profiler. One purpose a file."""

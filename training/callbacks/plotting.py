@@ -1,0 +1,43 @@
+"""Loss curves while training: at `monitor.plot_every` steps and at each checkpoint, drawn by rank 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+from training.callbacks.spans import StepRecorder
+from training.metrics import names
+from training.reporting.plots import LOSS_KEYS, plot_losses
+from training.reporting.run_reader import MetricsLog
+from training.run_dir import RunDir
+
+
+class Plotting(TrainerCallback):
+    """Draws at the beginning of the next step, when the record of the last one is on disk; counts as `logging`."""
+
+    def __init__(self, trainer: StepRecorder, run_dir: RunDir, every: int, unigram_entropy_nats: float | None) -> None:
+        self._trainer = trainer
+        self._run_dir = run_dir
+        self._every = every
+        self._entropy = unigram_entropy_nats
+        self._metrics = MetricsLog(run_dir.metrics, LOSS_KEYS)  # reads only what is new at each plot
+        self._due = False
+        self._saved_step: int | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._due = self._due or (self._every > 0 and state.global_step % self._every == 0)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._saved_step = state.global_step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._due or self._saved_step is not None:
+            with self._trainer.span(names.LOGGING):
+                plot_losses(
+                    self._run_dir.path,
+                    checkpoint_step=self._saved_step,
+                    unigram_entropy_nats=self._entropy,
+                    metrics=self._metrics,
+                )
+            self._due, self._saved_step = False, None

@@ -1,0 +1,130 @@
+"""Where a logged step goes: `metrics.jsonl`, the console, W&B, TensorBoard. One record, the same keys everywhere.
+
+The Hugging Face callbacks for W&B and TensorBoard rewrite `perf/x` to `train/perf/x`; these write names as they are.
+Only rank 0 has sinks. A record holds `step`, `epoch`, `time_s`, `tokens` and metric keys (`training/metrics/names.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from training.metrics import names
+from training.run_dir import RunDir, write_text_atomic
+
+logger = logging.getLogger("redline.train")
+
+Record = Mapping[str, Any]
+
+
+class Sink(Protocol):
+    def write(self, record: Record) -> None: ...
+    def close(self) -> None: ...
+
+
+class MetricsFile:
+    """`metrics.jsonl` of the run directory: always on, and what every reader reads."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+
+    def write(self, record: Record) -> None:
+        self._run_dir.append_metrics(record)
+
+    def close(self) -> None:
+        pass
+
+
+class Console:
+    """One line a logged step, with the time that is left at the mean speed of this session so far."""
+
+    def __init__(self, max_steps: int) -> None:
+        self._max_steps = max_steps
+        self._first: tuple[int, float] | None = None
+
+    def write(self, record: Record) -> None:
+        parts = [f"step {record['step']:>{len(str(self._max_steps))}}/{self._max_steps}"]
+        for key, form in (
+            (names.TRAIN_LOSS, "loss {:.4f}"),
+            (names.EVAL_LOSS, "eval loss {:.4f}"),
+            (names.TRAIN_LEARNING_RATE, "lr {:.2e}"),
+            (names.TRAIN_GRAD_NORM, "grad norm {:.2f}"),
+            (names.PERF_STEP_MS, "{:,.0f} ms/step"),
+            (names.PERF_TOKENS_PER_SECOND, "{:,.0f} tok/s"),
+            (names.PERF_MFU_PCT, "MFU {:.1f} %"),
+        ):
+            if isinstance(record.get(key), float | int):
+                parts.append(form.format(record[key]))
+        if len(parts) == 1:  # the sums of an epoch: not for the screen
+            return
+        left = self._seconds_left(record["step"], record["time_s"])
+        if left is not None:
+            parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
+        logger.info("%s", "  ".join(parts))
+
+    def _seconds_left(self, step: int, seconds: float) -> float | None:
+        if self._first is None:
+            self._first = (step, seconds)
+        steps = step - self._first[0]
+        return (self._max_steps - step) * (seconds - self._first[1]) / steps if steps else None
+
+    def close(self) -> None:
+        pass
+
+
+class TensorBoard:
+    """Event files in `RUN/tensorboard`."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run_dir.path / "tensorboard"))
+
+    def write(self, record: Record) -> None:
+        for key, value in record.items():
+            if "/" in key and isinstance(value, float | int):
+                self._writer.add_scalar(key, value, record["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """A W&B run; a resumed training goes on under the id kept in `RUN/wandb_id`.
+
+    Project, mode (`WANDB_MODE=offline`), entity and so on come from W&B's own environment variables.
+    """
+
+    def __init__(self, run_dir: RunDir, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        id_file = run_dir.path / "wandb_id"
+        run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
+        write_text_atomic(id_file, run_id + "\n")
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "redline"),
+            name=run_dir.name,
+            id=run_id,
+            resume="allow",
+            dir=str(run_dir.path),
+            config=dict(config),
+        )
+
+    def write(self, record: Record) -> None:
+        self._run.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def build_sinks(report_to: list[str], run_dir: RunDir, *, max_steps: int, config: Mapping[str, Any]) -> list[Sink]:
+    """The file and the console always, trackers as asked for in `training.report_to`."""
+    sinks: list[Sink] = [MetricsFile(run_dir), Console(max_steps)]
+    if "tensorboard" in report_to:
+        sinks.append(TensorBoard(run_dir))
+    if "wandb" in report_to:
+        sinks.append(Wandb(run_dir, config))
+    return sinks

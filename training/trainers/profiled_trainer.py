@@ -1,0 +1,395 @@
+"""`ProfiledTrainer`: the Hugging Face Trainer with its phases named, its work counted and its progress kept.
+
+No part of the training loop is copied. The seams, none of which changes a number that is trained:
+
+| seam | what happens there |
+|---|---|
+| `get_batch_samples` | `data_wait`: the loop blocks in the loader |
+| `_prepare_inputs` | the collator's `BatchInfo` is taken out and counted; `h2d`: the copy to the device |
+| `compute_loss_context_manager` | `forward`, while training |
+| `accelerator.backward` | `backward`; under DeepSpeed this also runs `engine.step`, which is `optimizer` |
+| `optimizer.step`, `_clip_grad_norm`, `_get_grad_norm` | `optimizer` |
+| `evaluate`, `_save_checkpoint`, `log` | `eval`, `checkpoint`, `logging` |
+| `_maybe_log_save_evaluate` | a step ends; its record is put together and written |
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+
+from training.callbacks.sinks import Sink
+from training.checkpoints.manifest import write_manifest
+from training.checkpoints.progress import Progress
+from training.data.batch import BATCH_INFO, BatchInfo
+from training.data.dataset import EvenRows
+from training.data.order import RowSampler
+from training.metrics import names
+from training.metrics.flops import measure_flops
+from training.metrics.memory import measure_allocated_bytes, measure_memory
+from training.metrics.throughput import Meter
+from training.run_dir import RunDir
+
+# What the Trainer calls a thing -> what the run calls it. Everything else it logs is left out of the record.
+TRAINER_KEYS = {
+    "loss": names.TRAIN_LOSS,
+    "grad_norm": names.TRAIN_GRAD_NORM,
+    "learning_rate": names.TRAIN_LEARNING_RATE,
+    "eval_loss": names.EVAL_LOSS,
+}
+
+
+class ProfiledTrainer(Trainer):
+    """A Trainer that measures itself.
+
+    Args:
+        meter: counts work against time; None trains without any measuring (`perf.enabled: false`).
+        log_every: optimizer steps between `perf/` records.
+        flops_profile_every: optimizer steps between counts of executed FLOPs against the analytic ones; 0: never.
+        train_sampler: order of the training rows, a pure function of (seed, epoch).
+
+    Rank 0 gets its sinks through `on_start`, which is called when the number of steps is known.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        run_dir: RunDir,
+        train_sampler: RowSampler,
+        meter: Meter | None = None,
+        log_every: int = 10,
+        flops_profile_every: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self.run_dir = run_dir
+        self.meter = meter
+        self.progress = Progress()
+        self._log_every = log_every
+        self._flops_profile_every = flops_profile_every
+        self._train_sampler = train_sampler
+        self._sinks: list[Sink] = []
+        self._build_sinks: Callable[[int], list[Sink]] = lambda max_steps: []
+        self._record: dict[str, Any] = {}
+        self._resumed_progress: Progress | None = None
+        self._started = 0.0
+        self._last_measured_step = 0
+        self._step_tokens = 0  # of this rank, since the last record of progress
+        self._eval_batches: list[tuple[float, int]] = []
+        super().__init__(*args, **kwargs)
+        self.add_callback(_ProgressKeeper(self))
+
+    # ---- phases ----
+
+    def span(self, phase: str) -> AbstractContextManager[None]:
+        """Time inside goes to `phase`. Callbacks that do something slow name it with this."""
+        return self.meter.timer.span(phase) if self.meter else nullcontext()
+
+    def _timed(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.span(phase):
+                return function(*args, **kwargs)
+
+        return timed
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.meter:
+            self.accelerator.backward = self._timed(self.accelerator.backward, names.BACKWARD)
+            if self.is_deepspeed_enabled:
+                # accelerate's backward() runs engine.step() at the accumulation boundary; optimizer.step() is a no-op
+                engine: Any = self.model_wrapped
+                engine.step = self._timed(engine.step, names.OPTIMIZER)
+            else:
+                optimizer: Any = self.optimizer
+                optimizer.step = self._timed(optimizer.step, names.OPTIMIZER)
+        return prepared
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+        return super().get_batch_samples(self._timed_batches(epoch_iterator), *args, **kwargs)
+
+    def _timed_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with self.span(names.DATA_WAIT):
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        info: BatchInfo | None = inputs.pop(BATCH_INFO, None)
+        if info is not None:
+            self._count(info)
+        if self.args.device.type == "cpu":
+            return super()._prepare_inputs(inputs)  # the batch is where it is needed: no copy, no h2d phase
+        with self.span(names.H2D):
+            return super()._prepare_inputs({key: self._copy_to_device(value) for key, value in inputs.items()})
+
+    def _copy_to_device(self, value: Any) -> Any:
+        return value.to(self.args.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
+    @property
+    def _is_training(self) -> bool:
+        return cast(torch.nn.Module, self.model).training
+
+    def _count(self, info: BatchInfo) -> None:
+        if not self._is_training:
+            self._eval_batches.append((0.0, info.loss_tokens))
+            return
+        self._step_tokens += info.useful_tokens
+        if self.meter:
+            self.meter.add(
+                info.document_lengths,
+                tokens=info.tokens,
+                useful_tokens=info.useful_tokens,
+                loss_tokens=info.loss_tokens,
+            )
+
+    def compute_loss_context_manager(self) -> ExitStack:
+        stack = super().compute_loss_context_manager()
+        if self._is_training:
+            stack.enter_context(self.span(names.FORWARD))
+        return stack
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not self._profile_flops_now():
+            return super().training_step(model, inputs, *args, **kwargs)
+        return self._training_step_with_flops(model, inputs, *args, **kwargs)
+
+    def _profile_flops_now(self) -> bool:
+        every = self._flops_profile_every
+        if not (self.meter and every):
+            return False
+        return (self.state.global_step + 1) % every == 0 and self.accelerator.sync_gradients
+
+    def _training_step_with_flops(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """One micro-step under torch's FLOP counter: what was executed over what was counted from shapes."""
+        assert self.meter is not None
+        losses: list[torch.Tensor] = []
+        step = super().training_step
+        executed = measure_flops(lambda: losses.append(step(model, inputs, *args, **kwargs)))
+        if self.meter.last_batch_flops:
+            self.add_to_record({names.PERF_FLOPS_COUNTED_RATIO: executed / self.meter.last_batch_flops})
+        return losses[0]
+
+    def _clip_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        with self.span(names.OPTIMIZER):
+            return super()._clip_grad_norm(*args, **kwargs)
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        with self.span(names.OPTIMIZER):
+            return super()._get_grad_norm(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.span(names.EVAL):
+            return super().evaluate(*args, **kwargs)
+
+    # ---- records ----
+
+    def add_to_record(self, values: dict[str, float]) -> None:
+        """Put metrics into the record of the step under way."""
+        self._record.update(values)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        with self.span(names.LOGGING):
+            super().log(logs, start_time)
+            self.add_to_record({TRAINER_KEYS[key]: value for key, value in logs.items() if key in TRAINER_KEYS})
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        step = self.state.global_step
+        if self.meter and step > self._last_measured_step:
+            self.meter.end_step(measure_allocated_bytes(self.args.device))
+            self._last_measured_step = step
+            if step % self._log_every == 0 or step >= self.state.max_steps:
+                with self.span(names.LOGGING):
+                    self.add_to_record({**self.meter.window(), **measure_memory(self.args.device)})
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.write_record()
+
+    def write_record(self) -> None:
+        """Hand the record of this step to the sinks, if anything was logged. Collective: all ranks have one or none."""
+        if not self._record:
+            return
+        with self.span(names.LOGGING):
+            record, self._record = self._record, {}
+            self._update_progress()
+            head = {
+                "step": self.state.global_step,
+                "epoch": self.state.epoch,
+                "time_s": self.progress.seconds,
+                "tokens": self.progress.tokens,
+            }
+            for sink in self._sinks:
+                sink.write({**head, **record})
+
+    def _update_progress(self) -> None:
+        now = time.monotonic()
+        self.progress.seconds += now - self._started
+        self._started = now
+        self.progress.tokens += int(sum_over_ranks([float(self._step_tokens)], self.args.device)[0])
+        self._step_tokens = 0
+
+    # ---- data ----
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int]:
+        return self._train_sampler
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # accelerate does not hand the epoch on to the sampler of a loader that skips batches after a resume
+        self._train_sampler.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Every validation row once: the tail is neither dropped nor repeated to make batches even over the ranks."""
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            multiple = self.args.eval_batch_size * self.args.world_size
+            return super().get_eval_dataloader(EvenRows(rows, len(rows), multiple))
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def _get_dataloader(self, dataset: Dataset[Any], *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        # Batches stay on the host until their own micro-step: counting labels needs no sync, and h2d is a phase.
+        placement, self.accelerator.device_placement = self.accelerator.device_placement, False
+        try:
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            self.accelerator.device_placement = placement
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # the Trainer's own count leaves attention out, counts frozen weights, and walks the model each time
+
+    # ---- evaluation ----
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        num_batches = len(self._eval_batches)
+        outputs = super().prediction_step(*args, **kwargs)
+        if len(self._eval_batches) > num_batches and outputs[0] is not None:
+            self._eval_batches[-1] = (outputs[0].item(), self._eval_batches[-1][1])
+        return outputs
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The Trainer averages over batches; a validation loss is a mean over tokens."""
+        self._eval_batches = []
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        if self._eval_batches and output.metrics and f"{prefix}_loss" in output.metrics:
+            output.metrics[f"{prefix}_loss"] = self._mean_eval_loss()
+        return output
+
+    def _mean_eval_loss(self) -> float:
+        """Mean over tokens and ranks.
+
+        A model that takes `num_items_in_batch` returns, on rank r, its sum of losses x ranks / tokens of the batch on
+        all ranks; any other returns its own mean. Either way the weights below give back the sum of losses.
+        """
+        tokens = [float(count) for _, count in self._eval_batches]
+        if self.model_accepts_loss_kwargs and self.args.average_tokens_across_devices:
+            weights = [total / self.args.world_size for total in sum_over_ranks(tokens, self.args.device)]
+        else:
+            weights = tokens  # a batch of padding rows alone has no mean, and no weight
+        losses = sum(loss * weight for (loss, _), weight in zip(self._eval_batches, weights, strict=True) if weight)
+        loss_sum, token_sum = sum_over_ranks([losses, sum(tokens)], self.args.device)
+        return loss_sum / token_sum if token_sum else float("nan")
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.write_record()  # a run killed right after the save has the record of its last step
+        with self.span(names.CHECKPOINT):
+            # The new checkpoint is whole before an old one goes.
+            limit, self.args.save_total_limit = self.args.save_total_limit, None
+            try:
+                super()._save_checkpoint(*args, **kwargs)
+            finally:
+                self.args.save_total_limit = limit
+            self._finish_checkpoint(self.run_dir.path / f"checkpoint-{self.state.global_step}")
+
+    def _finish_checkpoint(self, checkpoint: Path) -> None:
+        self._update_progress()
+        self.progress.loss_sums = gather_floats(float(self._tr_loss.item()), self.args.device)
+        self.progress.last_logged_step = self._globalstep_last_logged
+        if self.args.should_save:
+            self.progress.write(checkpoint)
+        if dist.is_initialized():
+            dist.barrier()
+        if self.args.should_save:
+            write_manifest(checkpoint, step=self.state.global_step, world_size=self.args.world_size)
+            self.run_dir.append_event("save", self.state.global_step, f"{checkpoint.name} saved")
+            rotate_checkpoints(
+                output_dir=str(self.run_dir.path),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(resume_from_checkpoint, str):
+            self._resumed_progress = Progress.read(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def on_start(self, build_sinks: Callable[[int], list[Sink]]) -> None:
+        """Have the sinks built from the number of optimizer steps once it is known."""
+        self._build_sinks = build_sinks
+
+    def close(self) -> None:
+        """Flush and close the sinks."""
+        for sink in self._sinks:
+            sink.close()
+
+
+class _ProgressKeeper(TrainerCallback):
+    """Starts the clocks when training starts and restores what the Trainer's own state leaves out; reports epochs."""
+
+    def __init__(self, trainer: ProfiledTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self._trainer
+        if trainer._resumed_progress is not None:
+            progress = trainer._resumed_progress
+            trainer.progress = progress
+            if len(progress.loss_sums) == args.world_size:
+                trainer._tr_loss.fill_(progress.loss_sums[args.process_index])
+                trainer._globalstep_last_logged = progress.last_logged_step
+        trainer._sinks = trainer._build_sinks(state.max_steps)
+        trainer._started = time.monotonic()
+        trainer._last_measured_step = state.global_step
+        if trainer.meter:
+            trainer.meter.timer.start()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._trainer.meter:
+            with self._trainer.span(names.LOGGING):
+                self._trainer.add_to_record(self._trainer.meter.epoch())
+
+
+def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
+    """Element-wise sum over the ranks in float64 (FLOPs of a window do not fit float32). Collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def gather_floats(value: float, device: torch.device) -> list[float]:
+    """This value of every rank, by rank. Collective."""
+    if not dist.is_initialized():
+        return [value]
+    values = [0.0] * dist.get_world_size()
+    values[dist.get_rank()] = value
+    return sum_over_ranks(values, device)

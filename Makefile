@@ -28,7 +28,7 @@ $(VENV)/.requirements-dev: $(VENV)/.requirements requirements-dev.txt
 
 quickstart: $(VENV)/.requirements  ## raw text -> tokenizer -> store -> trained, measured MiniGPT
 	@$(BIN)/python -m data_prep.prepare --config $(CONFIG)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) training/train.py \
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(filter-out 0,$(GPUS)),,DS_ACCELERATOR=cpu) $(BIN)/deepspeed --num_gpus $(RANKS) training/train.py \
 	  --config $(CONFIG) --deepspeed ds_configs/zero2_bf16.json
 
 check: $(VENV)/.requirements-dev  ## lint, types, layers: seconds

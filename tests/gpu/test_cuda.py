@@ -1,0 +1,53 @@
+"""What only a GPU can show. Skipped, with the reason, where there is none."""
+
+import pytest
+import torch
+
+from tests.integration.conftest import Launch, launch, recipe  # noqa: F401  (fixtures)
+from training.metrics import names
+from training.metrics.phase_timer import CudaClock, PhaseTimer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+def spin(milliseconds: float) -> None:
+    """Keep the stream busy for about this long without the host waiting."""
+    clock_khz = torch.cuda.get_device_properties(0).clock_rate
+    torch.cuda._sleep(int(milliseconds * clock_khz))
+
+
+def test_phases_are_device_time_and_the_host_never_waits():
+    timer = PhaseTimer(CudaClock())
+    spin(1)
+    torch.cuda.synchronize()
+    timer.start()
+    for _ in range(3):
+        with timer.span(names.FORWARD):
+            spin(20)
+        with timer.span(names.BACKWARD):
+            spin(40)
+            with timer.span(names.OPTIMIZER):
+                spin(10)
+        timer.end_step(None)
+    assert timer.finished_steps() == []  # 210 ms are queued; had the host waited, they would be done
+    steps = timer.finished_steps(wait=True)
+    assert len(steps) == 3
+    for step in steps:
+        forward = step.seconds[names.FORWARD]
+        assert step.seconds[names.BACKWARD] == pytest.approx(2 * forward, rel=0.05)
+        assert step.seconds[names.OPTIMIZER] == pytest.approx(forward / 2, rel=0.05)
+
+
+@pytest.mark.launch
+def test_a_run_on_a_gpu_measures_copies_memory_and_utilisation(launch: Launch):  # noqa: F811
+    finished = launch("python", "run", "--gpu_every", "2", "perf.empty_cache_every=3")
+    last = finished.metrics()[-1]
+    assert last[names.phase_key(names.H2D)] > 0
+    assert last[names.PERF_MEMORY_RESERVED_GIB] >= last[names.PERF_MEMORY_ALLOCATED_GIB] > 0
+    assert finished.values(names.phase_key(names.CACHE_CLEAR))[-1] >= 0
+    assert finished.values(names.PERF_GPU_UTILIZATION_PCT)
+    assert finished.json("env.json")["gpus"]
+    assert "logits equal those in memory" in finished.output

@@ -1,0 +1,68 @@
+"""Train the given recipe with sleeps of known length injected in four places; not a test, launched by one.
+
+The sleeps sit in code as a user writes it: the dataset's `__getitem__`, a forward hook of the model, a hook on a
+gradient, and the optimizer's own `step` (below whatever DeepSpeed or accelerate wrap around it). They sleep in
+every second step only, so that a step's own work can be taken off.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+SLEEPS = {"data_wait": 0.1, "forward": 0.3, "backward": 0.3, "optimizer": 0.5}
+
+
+class Sleeper:
+    """Sleeps while the step under way is an even one (steps count from 1)."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def __call__(self, phase):
+        if self.trainer.state.global_step % 2 == 1:
+            time.sleep(SLEEPS[phase])
+
+    def before(self, function, phase):
+        def slowed(*args, **kwargs):
+            self(phase)
+            return function(*args, **kwargs)
+
+        return slowed
+
+
+def inject(trainer):
+    """One sleep a row (two rows a micro-batch), one a forward pass, one a backward pass, one an optimizer step."""
+    sleeper = Sleeper(trainer)
+    dataset = type(trainer.train_dataset)
+    dataset.__getitem__ = sleeper.before(dataset.__getitem__, "data_wait")
+    trainer.model.register_forward_pre_hook(lambda *_: sleeper("forward"))
+    trainer.model.get_output_embeddings().register_full_backward_hook(lambda *_: sleeper("backward"))
+    create = trainer.create_optimizer
+
+    def create_slow_optimizer(*args, **kwargs):
+        optimizer = create(*args, **kwargs)
+        optimizer.step = sleeper.before(optimizer.step, "optimizer")
+        return optimizer
+
+    trainer.create_optimizer = create_slow_optimizer
+
+
+def main():
+    from training import session
+    from training.train import main as train
+
+    build = session.build_trainer
+
+    def build_slow_trainer(*args, **kwargs):
+        trainer = build(*args, **kwargs)
+        inject(trainer)
+        return trainer
+
+    session.build_trainer = build_slow_trainer
+    return train()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The same `train.py` under four launchers, with accumulation, evaluation in between and both trackers."""
+
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.callbacks.test_sinks import read_wandb_history
+from tests.integration.conftest import LAUNCHERS, ROOT
+from training.metrics import names
+from training.run_dir import RunDir
+
+EVERY_STEP = {
+    names.TRAIN_LOSS, names.TRAIN_GRAD_NORM, names.TRAIN_LEARNING_RATE, names.PERF_STEP_MS,
+    names.PERF_TOKENS_PER_SECOND, names.PERF_TOKENS_PER_SECOND_PER_DEVICE, names.PERF_USEFUL_TOKENS_PCT,
+    names.PERF_MFU_PCT, names.PERF_MFU_PALM_PCT, names.PERF_HFU_PCT, names.PERF_MODEL_TFLOPS_PER_DEVICE,
+    names.PERF_MEMORY_ALLOCATED_GIB, names.PERF_MEMORY_PEAK_GIB,
+    *map(names.phase_key, (names.DATA_WAIT, names.FORWARD, names.BACKWARD, names.OPTIMIZER, names.OTHER)),
+}  # fmt: skip
+
+
+def check_run(finished, launcher, ranks):
+    steps = [record for record in finished.metrics() if names.PERF_STEP_MS in record]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
+    for record in steps:
+        assert record.keys() >= EVERY_STEP
+        phases = sum(record.get(names.phase_key(phase), 0.0) for phase in names.PHASES)
+        assert phases == pytest.approx(record[names.PERF_STEP_MS], rel=1e-3)
+        per_device = record[names.PERF_TOKENS_PER_SECOND_PER_DEVICE]
+        assert record[names.PERF_TOKENS_PER_SECOND] == pytest.approx(ranks * per_device)
+    assert steps[3][names.phase_key(names.EVAL)] > 0  # evaluation after step 3 lies in the window of step 4 ...
+    assert names.phase_key(names.EVAL) not in steps[0]
+    assert [record["step"] for record in finished.metrics() if names.EVAL_LOSS in record] == [3, 6]
+    assert 5.5 < finished.values(names.TRAIN_LOSS)[0] < 7.0  # ln 512 = 6.24
+    # 6 steps of 2 micro-steps of 2 rows of 64, on each rank; best-fit packing leaves next to no padding
+    tokens = 6 * 2 * 2 * 64 * ranks
+    assert 0.97 * tokens <= finished.metrics()[-1]["tokens"] <= tokens
+    environment = finished.json("env.json")
+    assert (environment["launcher"], environment["world_size"]) == (launcher, ranks)
+    summary = finished.json("summary.json")
+    assert summary["status"] == "finished" and summary["sample"]["text"]
+    assert "logits equal those in memory" in finished.output
+    assert "<html" in (finished.path / "report.html").read_text()
+    assert (finished.path / "plots" / "loss.png").stat().st_size > 1000
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("launcher", list(LAUNCHERS))
+def test_launcher(launch, launcher):
+    flags = ["--eval_strategy", "steps", "--eval_steps", "3", "training.report_to=[wandb, tensorboard]"]
+    if launcher == "deepspeed":
+        flags += ["--deepspeed_config", str(ROOT / "ds_configs" / "zero2_bf16.json")]
+    finished = launch(launcher, "run", *flags)
+    check_run(finished, launcher, ranks=1 if launcher == "python" else 2)
+
+    history = read_wandb_history(RunDir(finished.path))
+    assert [entry["perf/mfu_pct"] for entry in history if "perf/mfu_pct" in entry] == finished.values("perf/mfu_pct")
+    events = EventAccumulator(str(finished.path / "tensorboard"))
+    events.Reload()
+    assert {"perf/mfu_pct", "train/loss", "eval/loss"} <= set(events.Tags()["scalars"])
+    if launcher == "deepspeed":
+        got = finished.json("ds_config.json")
+        assert got["zero_optimization"]["stage"] == 2 and got["bf16"]["enabled"]
+        assert (got["train_micro_batch_size_per_gpu"], got["gradient_accumulation_steps"]) == (2, 2)
+    assert not [line for line in finished.output.splitlines() if "DDP constructor" in line and launcher == "deepspeed"]
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("name", ["zero1_bf16", "zero3_bf16", "zero2_bf16_offload_optimizer", "zero3_bf16_offload"])
+def test_deepspeed_jsons_swap_freely(launch, name):
+    finished = launch("deepspeed", "run", "--deepspeed", name, "--max_steps", "2", "--save_strategy", "steps")
+    got = finished.json("ds_config.json")
+    asked = json.loads((ROOT / "ds_configs" / f"{name}.json").read_text())["zero_optimization"]
+    assert got["zero_optimization"]["stage"] == asked["stage"]
+    assert ("offload_optimizer" in got["zero_optimization"]) == ("offload" in name)
+    assert len(finished.values(names.TRAIN_LOSS)) == 2
+    assert "logits equal those in memory" in finished.output

@@ -1,0 +1,41 @@
+"""Sleeps of known length turn up in their phase and nowhere else, and the phases are the wall time."""
+
+import sys
+
+import pytest
+
+from tests.integration.conftest import ROOT, run
+from tests.integration.injected_delays import SLEEPS
+from training.metrics import names
+
+STEPS, ACCUMULATION, ROWS = 10, 2, 2
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("deepspeed", [False, True], ids=["plain", "deepspeed"])
+def test_injected_sleeps_are_found(recipe, tmp_path, deepspeed):
+    flags = ["--deepspeed", str(ROOT / "ds_configs" / "zero2_bf16.json")] if deepspeed else []
+    command = [sys.executable, str(ROOT / "tests/integration/injected_delays.py"), "--config", str(recipe)]
+    finished = run(
+        [*command, "--output_dir", str(tmp_path / "run"), "--max_steps", str(STEPS), *flags], tmp_path / "run"
+    )
+    steps = [record for record in finished.metrics() if names.PERF_STEP_MS in record]
+    injected_ms = {
+        names.DATA_WAIT: 1e3 * SLEEPS["data_wait"] * ROWS * ACCUMULATION,
+        names.FORWARD: 1e3 * SLEEPS["forward"] * ACCUMULATION,
+        names.BACKWARD: 1e3 * SLEEPS["backward"] * ACCUMULATION,
+        names.OPTIMIZER: 1e3 * SLEEPS["optimizer"],
+        names.OTHER: 0.0,
+    }
+    for phase, injected in injected_ms.items():
+        # The least of each kind: what the machine adds to a step varies, what was injected does not. A sleep that was
+        # counted elsewhere would leave `slow` below it; one that came from elsewhere would lift the difference.
+        quick, slow = (min(step[names.phase_key(phase)] for step in steps if step["step"] % 2 == r) for r in (1, 0))
+        assert slow >= injected, phase
+        assert slow - quick <= 1.1 * injected + 40, phase
+    for step in steps:
+        phases = sum(value for key, value in step.items() if key in map(names.phase_key, names.PHASES))
+        assert phases == pytest.approx(step[names.PERF_STEP_MS], rel=0.001)
+    # The steps' own clock against the run's: the time between two records is the time of the steps between them.
+    wall = 1e3 * (steps[-1]["time_s"] - steps[0]["time_s"])
+    assert sum(step[names.PERF_STEP_MS] for step in steps[1:]) == pytest.approx(wall, rel=0.02)

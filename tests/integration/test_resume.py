@@ -1,0 +1,101 @@
+"""A resumed run is the straight run: weights, optimizer, order of the data, logged losses, bit for bit.
+
+The straight run saves at each step; the resumed one starts from one of those checkpoints in a directory of its own, so
+the two can be compared file by file through the hashes in their manifests.
+"""
+
+import json
+import shutil
+
+import pytest
+
+from tests.integration.conftest import ROOT
+from training.metrics import names
+
+# What a checkpoint holds that is not the state of training: how long it took, and the paths of the run.
+NOT_STATE = {"progress.json", "trainer_state.json", "training_args.bin"}
+
+
+def state_of(finished, step):
+    files = finished.checkpoint_files(step)
+    return {name: digest for name, digest in files.items() if name not in NOT_STATE}
+
+
+def resume_at(launch, launcher, straight, step, name, *flags):
+    """Copy what a run killed right after the save of `step` would have left, and go on."""
+    target = straight.path.parent / name
+    target.mkdir()
+    shutil.copytree(straight.path / f"checkpoint-{step}", target / f"checkpoint-{step}")
+    shutil.copy(straight.path / "metrics.jsonl", target)  # with records past the step: they must be dropped
+    return launch(launcher, name, "--resume", "auto", *flags)
+
+
+def check_same(straight, resumed, step, last):
+    assert f"step {step})" in resumed.output
+    assert state_of(resumed, last) == state_of(straight, last)
+    for key in (names.TRAIN_LOSS, names.TRAIN_GRAD_NORM, names.TRAIN_LEARNING_RATE):
+        assert resumed.values(key) == straight.values(key), key
+    assert [r["step"] for r in resumed.metrics()] == [r["step"] for r in straight.metrics()]
+    assert resumed.metrics()[-1]["tokens"] == straight.metrics()[-1]["tokens"]
+    times = [record["time_s"] for record in resumed.metrics()]
+    assert times == sorted(times)
+
+
+def check_unmeasured_is_equal(measured, unmeasured, last):
+    """Instrumentation changes no bit of what is trained."""
+    assert unmeasured.values(names.TRAIN_LOSS) == measured.values(names.TRAIN_LOSS)
+    assert state_of(unmeasured, last) == state_of(measured, last)
+    assert unmeasured.values(names.PERF_STEP_MS) == []
+
+
+SAVE_EACH_STEP = ["--save_strategy", "steps", "--save_steps", "1", "training.save_total_limit=null"]
+
+
+@pytest.mark.launch
+def test_plain_with_accumulation_across_the_end_of_an_epoch(launch, tmp_path):
+    """7 micro-batches an epoch under accumulation 2, dropout on, a loss logged every 3 steps: nothing lines up."""
+    documents = [{"text": " ".join(f"x{n} = {n * m}" for n in range(3 + m % 4))} for m in range(15)]
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    flags = [*SAVE_EACH_STEP, "--max_steps", "9", "--train_every", "3", "data.packing=none", "data.validation_share=0"]
+    flags += [f"data.sources=[{{path: {tmp_path / 'documents.jsonl'}}}]"]
+    straight = launch("python", "straight", *flags)
+    epochs = [record["epoch"] for record in straight.metrics()]
+    assert epochs[-1] > 2 and any(epoch % 1 for epoch in epochs)
+    for step in (2, 4, 7):
+        resumed = resume_at(launch, "python", straight, step, f"resumed-{step}", *flags)
+        check_same(straight, resumed, step, 9)
+
+    unmeasured = launch("python", "unmeasured", *flags, "--disable_monitoring")
+    check_unmeasured_is_equal(straight, unmeasured, 9)
+
+
+@pytest.mark.launch
+def test_two_zero2_ranks(launch):
+    flags = [*SAVE_EACH_STEP, "--train_every", "2", "--deepspeed", str(ROOT / "ds_configs" / "zero2_bf16.json")]
+    straight = launch("deepspeed", "straight", *flags)
+    resumed = resume_at(launch, "deepspeed", straight, 3, "resumed", *flags)
+    check_same(straight, resumed, 3, 6)
+
+    unmeasured = launch("deepspeed", "unmeasured", *flags, "perf.enabled=false")
+    check_unmeasured_is_equal(straight, unmeasured, 6)
+
+    one_rank = launch("python", "resumed", "--resume", "auto", *flags, expect=2)
+    assert "written by 2 DeepSpeed ranks, this launch has 1" in one_rank.output
+
+
+@pytest.mark.launch
+def test_a_damaged_checkpoint_is_passed_over_and_an_older_run_is_kept(launch):
+    straight = launch("python", "run", "--save_strategy", "steps", "--save_steps", "3")
+    weights = straight.path / "checkpoint-6" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    resumed = launch("python", "run", "--resume", "auto", "--save_strategy", "steps", "--save_steps", "3")
+    assert "not resuming from checkpoint-6" in resumed.output and "content differs" in resumed.output
+    assert "(step 3)" in resumed.output
+    assert len(resumed.values(names.TRAIN_LOSS)) == 6
+
+    anew = launch("python", "run", "--max_steps", "1")
+    kept = anew.path.with_name("run.old-1")
+    assert json.loads((kept / "summary.json").read_text())["steps"] == 6
+    assert [record["step"] for record in anew.metrics() if names.TRAIN_LOSS in record] == [1]

@@ -1,0 +1,187 @@
+"""After the last step: `final/`, a check that it loads and computes the same, a sample, the summary, the report.
+
+`final/` is what a user takes away, so it is not believed but loaded again, from disk, by the public
+`from_pretrained`, and one forward pass is compared with the model in memory. The model that came
+back from disk then writes the sample.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from data_prep.errors import UserError
+from data_prep.prepare import Prepared
+from data_prep.store import Store
+from training.build import compute_dtype
+from training.config import LoadedConfig
+from training.data.batch import BATCH_INFO
+from training.metrics import names
+from training.models.adapters import trainable_share
+from training.models.trained import load_trained
+from training.reporting.html import build_report
+from training.reporting.plots import plot_losses
+from training.reporting.run_reader import load_run
+from training.reporting.screen import format_summary
+from training.trainers.profiled_trainer import ProfiledTrainer
+
+logger = logging.getLogger("redline.train")
+
+SAMPLE_PROMPT_TOKENS = 16
+SAMPLE_NEW_TOKENS = 120
+
+
+def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTrainer) -> None:
+    """Save, check, sample, sum up, report. Collective; rank 0 writes and prints."""
+    run_dir = trainer.run_dir
+    totals = trainer.meter.run_totals() if trainer.meter else {}
+    trainer.save_model(str(run_dir.final))
+    batch = _one_row(trainer)
+    reference = _forward_in_memory(trainer, batch)
+    if trainer.is_world_process_zero():
+        unset_hf_deepspeed_config()  # or, after ZeRO-3, loading would partition the model over ranks that do not come
+        sample = None
+        if loaded.config.checkpoint.verify_final:
+            model = load_trained(
+                run_dir.final,
+                device=trainer.args.device,
+                adapter=loaded.config.adapter,
+                trust_remote_code=loaded.config.model.trust_remote_code,
+            )
+            check_same_logits(model, batch, reference, trainer)
+            sample = write_sample(model, trainer, loaded.config.monitor.sample_prompt)
+        run_dir.append_event("final", trainer.state.global_step, "final/ written" + " and checked" * bool(sample))
+        summary = summarize(loaded, prepared, trainer, totals, sample)
+        run_dir.write_json(run_dir.summary, summary)
+        plot_losses(run_dir.path, final=True, unigram_entropy_nats=summary["unigram_entropy_nats"])
+        build_report(run_dir.path)
+        print(format_summary(summary, run_dir.path), flush=True)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _one_row(trainer: ProfiledTrainer) -> dict[str, torch.Tensor]:
+    """One validation row (or training row) as a batch on the device."""
+    dataset: Any = trainer.eval_dataset or trainer.train_dataset
+    batch = trainer.data_collator([dataset[0]])
+    return {
+        key: value.to(trainer.args.device)
+        for key, value in batch.items()
+        if key not in (BATCH_INFO, "labels") and isinstance(value, torch.Tensor)
+    }
+
+
+def _forward_in_memory(trainer: ProfiledTrainer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits (1, seq_len, vocab) of the trained model; every rank takes part, since ZeRO-3 gathers its weights."""
+    model: Any = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
+    model.eval()
+    return _logits(model, batch, trainer)
+
+
+def _logits(model: Any, batch: dict[str, torch.Tensor], trainer: ProfiledTrainer) -> torch.Tensor:
+    dtype = compute_dtype(trainer.args)
+    autocast = dtype != torch.float32 and not trainer.is_deepspeed_enabled
+    with torch.no_grad(), torch.autocast(trainer.args.device.type, dtype=dtype, enabled=autocast):
+        # With a KV cache transformers does not look for the documents of a packed row.
+        return model(**batch, use_cache=False).logits.float().cpu()
+
+
+def check_same_logits(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], reference: torch.Tensor, trainer: ProfiledTrainer
+) -> None:
+    """Compare a forward pass of the model from disk with the one in memory.
+
+    Tolerance: rounding of the compute type over the depth of the model, relative to the spread of the logits: 0.1
+    standard deviations in 16 bits, 1e-4 in float32. One missing or swapped tensor moves logits by whole deviations.
+    """
+    computed = _logits(model.eval(), batch, trainer)
+    error = (computed - reference).abs().max().item() / max(reference.std().item(), 1e-6)
+    limit = 1e-4 if compute_dtype(trainer.args) == torch.float32 else 0.1
+    if not error <= limit:
+        raise UserError(
+            f"{trainer.run_dir.final}: reloaded, it computes other logits than the model in memory "
+            f"(largest difference {error:.3g} standard deviations); the last checkpoint is the one to trust"
+        )
+    logger.info("final/ reloads, and its logits equal those in memory (largest difference %.1e std)", error)
+
+
+def write_sample(model: Any, trainer: ProfiledTrainer, prompt: str | None) -> dict[str, str]:
+    """What the model writes after `prompt`, or after the beginning of a validation document."""
+    tokenizer: Any = trainer.processing_class
+    if prompt is None:
+        dataset: Any = trainer.eval_dataset or trainer.train_dataset
+        row = trainer.data_collator([dataset[0]])
+        ids = row["input_ids"][:, :SAMPLE_PROMPT_TOKENS]
+    else:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+    ids = ids.to(trainer.args.device)
+    torch.manual_seed(trainer.args.seed)
+    with torch.no_grad():
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=SAMPLE_NEW_TOKENS,
+            do_sample=True,
+            temperature=0.8,
+            top_k=50,
+        )[0]
+    length = ids.shape[1]
+    return {"prompt": tokenizer.decode(written[:length]), "text": tokenizer.decode(written[length:])}
+
+
+def summarize(
+    loaded: LoadedConfig,
+    prepared: Prepared,
+    trainer: ProfiledTrainer,
+    totals: dict[str, float],
+    sample: dict[str, str] | None,
+) -> dict[str, Any]:
+    """The last word on a run, as numbers."""
+    run = load_run(trainer.run_dir.path)
+    losses = run.metrics.series(names.TRAIN_LOSS).finite().values
+    eval_losses = run.metrics.series(names.EVAL_LOSS).finite().values
+    peak_memory = run.metrics.series(names.PERF_MEMORY_PEAK_GIB).finite().values
+    manifest = Store.open(prepared.store_dir).manifest
+    peak = trainer.meter.peak if trainer.meter else None
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    share = trainable_share(model)
+    phases = {p: totals[names.phase_key(p)] for p in names.PHASES if names.phase_key(p) in totals}
+    step_ms = totals.get(names.PERF_STEP_MS)
+    return {
+        "name": trainer.run_dir.name,
+        "status": "finished",
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "tokens": trainer.progress.tokens,
+        "train_seconds": trainer.progress.seconds,
+        "loss_first": _at(losses, 0),
+        "loss_last": _at(losses, -1),
+        "eval_loss_first": _at(eval_losses, 0),
+        "eval_loss_last": _at(eval_losses, -1),
+        "unigram_entropy_nats": manifest.unigram_entropy_nats,
+        "bad_records": manifest.bad_records,
+        "tokens_per_second": totals.get(names.PERF_TOKENS_PER_SECOND),
+        "mfu_pct": totals.get(names.PERF_MFU_PCT),
+        "mfu_palm_pct": totals.get(names.PERF_MFU_PALM_PCT),
+        "hfu_pct": totals.get(names.PERF_HFU_PCT),
+        "peak": {"tflops": peak.tflops, "source": peak.source, "device": peak.device} if peak else None,
+        "phases_ms": phases,
+        "phases_pct": {phase: 100.0 * ms / step_ms for phase, ms in phases.items()} if step_ms else {},
+        "step_ms": step_ms,
+        "peak_memory_gib": float(peak_memory.max()) if len(peak_memory) else None,
+        "parameters": share.total,
+        "trainable_parameters": share.trainable,
+        "attn_implementation": getattr(model.config, "_attn_implementation", None),
+        "store": str(prepared.store_dir),
+        "recipe": loaded.recipe,
+        "sample": sample,
+        "report": "report.html",
+    }
+
+
+def _at(values: Any, index: int) -> float | None:
+    return float(values[index]) if len(values) else None

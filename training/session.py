@@ -1,0 +1,206 @@
+"""One training session: join the ranks, open the run directory, resume or start, train, finish.
+
+The order matters. Rank 0 alone touches the run directory, before the others look at it; a run that is started anew
+over an older one moves the old one aside and never writes into it; a checkpoint is checked against its manifest before
+anything unpickles it.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from transformers.utils import logging as transformers_logging
+
+from data_prep.errors import UserError
+from data_prep.prepare import Prepared
+from training.build import build_trainer, build_training_arguments, find_run_path
+from training.checkpoints.manifest import Manifest, find_checkpoints, find_resumable, read_manifest, verify_checkpoint
+from training.config import LoadedConfig, dump_resolved
+from training.finish import finish_run
+from training.launch import World, count_cores, join_world, leave_world
+from training.run_dir import RunDir, write_text_atomic
+
+logger = logging.getLogger("redline.train")
+
+Result = TypeVar("Result")
+
+
+def run_training(loaded: LoadedConfig, prepared: Prepared, world: World) -> None:
+    """Train as configured; raises UserError for what the user can mend."""
+    config = loaded.config
+    transformers_logging.disable_progress_bar()
+    device = join_world(
+        world,
+        timeout_seconds=config.training.get("ddp_timeout", 1800),
+        use_cpu=config.training.get("use_cpu", False),
+        deepspeed=loaded.deepspeed is not None,
+    )
+    run_dir = RunDir(find_run_path(config, loaded.recipe))
+    try:
+        checkpoint = on_main_rank(world, lambda: open_run(loaded, run_dir, world))
+        args = build_training_arguments(loaded, run_dir, device)
+        trainer = build_trainer(loaded, prepared, run_dir, args, world)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+            finish_run(loaded, prepared, trainer)
+        except BaseException as error:
+            if world.is_main:
+                message = f"{type(error).__name__}: {error}".splitlines()[0]
+                run_dir.append_event("error", trainer.state.global_step, message)
+                run_dir.write_json(
+                    run_dir.summary,
+                    {"name": run_dir.name, "status": "failed", "steps": trainer.state.global_step, "error": message},
+                )
+            raise
+        finally:
+            trainer.close()
+    finally:
+        leave_world()
+
+
+def open_run(loaded: LoadedConfig, run_dir: RunDir, world: World) -> str | None:
+    """Decide where this session starts and make the run directory ready; the checkpoint to resume from, if any."""
+    checkpoint = find_start(loaded, run_dir, world)
+    if checkpoint is None:
+        move_aside(run_dir)
+        step = 0
+    else:
+        step = read_manifest(checkpoint).step
+        logger.info("resuming from %s (step %d)", checkpoint, step)
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    run_dir.summary.unlink(missing_ok=True)  # of the session that this one goes on from: the run is not over
+    if dropped := run_dir.cut_metrics_after(step):
+        logger.info("metrics.jsonl: %d records past step %d dropped, they will be trained again", dropped, step)
+    write_text_atomic(run_dir.config, dump_resolved(loaded))
+    run_dir.write_json(run_dir.env, describe_environment(world))
+    return str(checkpoint) if checkpoint else None
+
+
+def find_start(loaded: LoadedConfig, run_dir: RunDir, world: World) -> Path | None:
+    """`--resume`: the checkpoint that it means, checked, or None to start anew."""
+    if loaded.resume == "never":
+        return None
+    verify = loaded.config.checkpoint.verify_on_resume
+    if loaded.resume != "auto":
+        checkpoint = Path(loaded.resume)
+        manifest = verify_checkpoint(checkpoint) if verify else read_manifest(checkpoint)
+        _check_world(checkpoint, manifest, loaded, world)
+        return checkpoint
+    checkpoint = find_resumable(run_dir.path, verify=verify)
+    if checkpoint is not None:
+        _check_world(checkpoint, read_manifest(checkpoint), loaded, world)
+    elif find_checkpoints(run_dir.path):
+        raise UserError(
+            f"{run_dir.path}: no checkpoint in it is whole; --resume never starts anew and keeps them aside"
+        )
+    else:
+        logger.info("--resume auto: no checkpoint in %s, starting at step 0", run_dir.path)
+    return checkpoint
+
+
+def _check_world(checkpoint: Path, manifest: Manifest, loaded: LoadedConfig, world: World) -> None:
+    """ZeRO shards are cut for one world size; without DeepSpeed another one only changes the order of the data."""
+    if manifest.world_size == world.size:
+        return
+    if loaded.deepspeed is not None:
+        raise UserError(
+            f"{checkpoint}: written by {manifest.world_size} DeepSpeed ranks, this launch has {world.size}; "
+            f"launch {manifest.world_size} ranks"
+        )
+    logger.warning(
+        "%s was written by %d ranks, this launch has %d: it goes on, but not bit for bit",
+        checkpoint.name,
+        manifest.world_size,
+        world.size,
+    )
+
+
+def move_aside(run_dir: RunDir) -> None:
+    """An older run at this place is kept: `NAME` becomes `NAME.old-1` (or the next free number)."""
+    if not run_dir.path.is_dir() or not any(run_dir.path.iterdir()):
+        return
+    number = 1
+    while (aside := run_dir.path.with_name(f"{run_dir.path.name}.old-{number}")).exists():
+        number += 1
+    run_dir.path.rename(aside)
+    logger.info("%s holds an older run: kept as %s (--resume auto would go on with it)", run_dir.path, aside)
+
+
+def on_main_rank(world: World, function: Callable[[], Result]) -> Result:
+    """Run `function` on rank 0 only and give every rank its result, or its UserError."""
+    if world.size == 1:
+        return function()
+    outcome: list[Any] = [None]
+    if world.is_main:
+        try:
+            outcome = [function()]
+        except UserError as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[0], UserError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def describe_environment(world: World) -> dict[str, Any]:
+    """Versions, machine and command of this session."""
+    packages = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "peft", "bitsandbytes", "flash-attn")
+    return {
+        "python": sys.version.split()[0],
+        **{name: _find_version(name) for name in packages},
+        "platform": " ".join(_uname()),
+        "cpu": _find_cpu_name(),
+        "cpu_count": count_cores(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "git_commit": _find_commit(),
+        "command": " ".join(sys.argv),
+        "launcher": world.launcher,
+        "world_size": world.size,
+        "num_threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _find_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _uname() -> tuple[str, str, str]:
+    import platform
+
+    return platform.system(), platform.release(), platform.machine()
+
+
+def _find_cpu_name() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _find_commit() -> str | None:
+    """Commit of the code that trains, with `+changes` when the tree differs from it."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        commit = git("rev-parse", "HEAD").strip()
+        return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,47 @@
+"""Train a model: parse, prepare, build, train, report.
+
+    python training/train.py --config minigpt_quickstart
+    torchrun --nproc_per_node=2 training/train.py --config configs/qwen2_tiny_pretrain.yaml --max_steps 100
+    deepspeed --num_gpus 8 training/train.py --config qwen2.5_0.5b_pretrain --deepspeed ds_configs/zero2_bf16.json
+    accelerate launch --num_processes 2 training/train.py --config debug
+
+`--config` takes a path or a bare name in `configs/`; any key of any section can be overridden (`--learning_rate 1e-4`,
+`data.seq_len=1024`); `--resume auto|PATH|never` goes on from the latest whole checkpoint, from PATH, or starts anew.
+Exit codes: 0 trained, 2 something in the recipe, the data or the machine is to be mended (one line says what).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: its folder is on the path, the project's root is not
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from data_prep.errors import UserError
+from data_prep.prepare import prepare
+from training.config import load_config
+from training.launch import configure_logging, read_world, set_environment
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one training; the exit code."""
+    world = read_world()
+    try:
+        loaded = load_config(sys.argv[1:] if argv is None else argv)
+        set_environment(world, loaded.config.perf.num_threads)
+        configure_logging(world)
+        prepared = prepare(loaded.config.data, loaded.config.tokenizer)
+
+        from training.session import run_training  # torch comes in here, after everything that can fail without it
+
+        run_training(loaded, prepared, world)
+    except UserError as error:
+        print(f"error: {error}" if world.is_main else f"error on rank {world.rank}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -212,7 +212,9 @@ def _find_bad_records(run: Run) -> list[str]:
 
 def _describe_event(event: Mapping[str, Any]) -> str:
     message = str(event.get("message") or "")
-    rest = {key: value for key, value in event.items() if key not in {"time", "step", "kind", "message"}}
+    on_cards = {"max_steps", "unigram_entropy_nats", "peak"}
+    known = {"time", "step", "kind", "message"} | on_cards
+    rest = {key: value for key, value in event.items() if key not in known}
     return " ".join(filter(None, (message, ", ".join(f"{key}={_to_line(value)}" for key, value in rest.items()))))
 
 

@@ -1,0 +1,91 @@
+"""Bytes of parameters, gradients and optimizer states, by hand."""
+
+import pytest
+from torch import nn
+
+from tests.metrics.decoders import build_decoder
+from training.memory.states import (
+    Parameters,
+    ZeroSetup,
+    bytes_per_4bit_weight,
+    count_parameters,
+    list_plain_parts,
+    list_zero_parts,
+    read_zero_setup,
+)
+
+COUNTS = Parameters(
+    total=1000, trained=800, in_4bit=0, bytes=4000, trained_bytes=3200,
+    largest_linear=0, largest_layer=100, largest_outside_layers=300,
+)  # fmt: skip
+
+
+def by_name(parts, place="device"):
+    return {part.name: part.bytes for part in parts if part.place == place}
+
+
+def test_plain_adam():
+    assert by_name(list_plain_parts(COUNTS, "adamw_torch_fused", 1)) == {"parameters": 4000, "optimizer states": 6400}
+    assert by_name(list_plain_parts(COUNTS, "sgd", 2)) == {
+        "parameters": 4000,
+        "optimizer states": 0,
+        "DDP buckets": 3200,
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "parameters", "master", "states", "gradients"),
+    [(0, 2000, 3200, 6400, None), (1, 2000, 800, 1600, None), (2, 2000, 800, 1600, 400), (3, 500, 800, 1600, 400)],
+)
+def test_zero_stages_over_four_ranks(stage, parameters, master, states, gradients):
+    parts = by_name(list_zero_parts(COUNTS, ZeroSetup(stage, 4, reduce_bucket=100), "adamw_torch"))
+    assert parts["parameters"] == parameters
+    assert parts["fp32 master weights"] == master
+    assert parts["optimizer states"] == states
+    assert parts.get("gradients") == gradients
+    assert parts.get("reduce buckets") == (None if stage == 0 else 200)
+    assert ("gathered parameters" in parts) == (stage == 3)
+
+
+def test_offloading_moves_states_to_the_host():
+    setup = ZeroSetup(3, 4, offload_optimizer=True, offload_param=True, reduce_bucket=100, prefetch_bucket=50)
+    parts = list_zero_parts(COUNTS, setup, "adamw_torch")
+    assert by_name(parts, "host") == {
+        "parameters": 500,
+        "fp32 master weights": 800,
+        "optimizer states": 1600,
+        "fp32 gradients": 800,
+    }
+    assert by_name(parts) == {"reduce buckets": 200, "gathered parameters": 2 * (300 + 50)}
+
+
+def test_buckets_never_exceed_the_model_and_double_when_overlapped():
+    one = by_name(list_zero_parts(COUNTS, ZeroSetup(2, 4), "adamw_torch"))
+    two = by_name(list_zero_parts(COUNTS, ZeroSetup(2, 4, overlap_comm=True), "adamw_torch"))
+    assert (one["reduce buckets"], two["reduce buckets"]) == (1600, 3200)
+
+
+def test_reading_a_deepspeed_json():
+    zero = {"stage": 3, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"}
+    offload = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "none"}}
+    setup = read_zero_setup({"zero_optimization": zero | offload}, world_size=2, hidden_size=100)
+    assert setup == ZeroSetup(
+        3, 2, offload_optimizer=True, reduce_bucket=10_000, prefetch_bucket=9_000, overlap_comm=True
+    )
+
+
+def test_tied_and_frozen_parameters_are_counted_once_and_apart():
+    untied, tied = count_parameters(build_decoder("qwen2")), count_parameters(build_decoder("qwen2_tied"))
+    assert untied.total - tied.total == 96 * 32
+    assert tied.bytes == 4 * tied.total == 4 * tied.trained
+    assert count_parameters(build_decoder("qwen2", "lora")).trained < tied.total / 3
+
+
+def test_4bit_weights():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = nn.Sequential(bitsandbytes.nn.Linear4bit(64, 128, bias=False, device="meta"), nn.Linear(8, 8, bias=False))
+    model[0].weight.requires_grad_(False)
+    counts = count_parameters(model)
+    assert counts.in_4bit == 64 * 128
+    assert counts.bytes == pytest.approx(64 * 128 * 0.516 + 4 * 64, rel=0.001)
+    assert bytes_per_4bit_weight(double_quant=False) == 0.5625

@@ -1,0 +1,94 @@
+"""The traced peak against what PyTorch's allocator really handed out, step by step, on a CPU."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from tests.metrics.decoders import build_decoder
+from training.memory.trace import StepShape, StepTracer
+
+ROWS, SEQ_LEN = 4, 128  # large enough for kernels' workspaces, which no trace sees, not to matter
+
+WORKSPACE_BYTES = 160_000  # oneDNN's for a bf16 product of these sizes
+
+
+def measure_peak_bytes(step: Any) -> int:
+    """Peak of the allocator's balance over the step, from its own events: nothing of ours is in it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    results: Any = profiler.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    balance = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        balance += event.nbytes()
+        peak = max(peak, balance)
+    return peak
+
+
+def real_step(model: Any, autocast: torch.dtype | None) -> None:
+    ids = torch.ones(ROWS, SEQ_LEN, dtype=torch.long)
+    with torch.autocast("cpu", autocast) if autocast else nullcontext():
+        outputs = model(input_ids=ids, labels=ids)
+    if autocast:
+        outputs.logits = outputs.logits.float()
+    loss = outputs.loss
+    del outputs
+    loss.backward()
+
+
+def shape(attention: Any = "flash", autocast: torch.dtype | None = None, **changes: Any) -> StepShape:
+    fields = {"checkpointing": False, "accumulates": False, "keeps_gradients": True} | changes
+    return StepShape(ROWS, SEQ_LEN, attention, autocast, **fields)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bf16"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("architecture", ["minigpt", "minigpt_gelu", "qwen3", "gpt2_dropout"])
+def test_traced_peak_is_the_allocated_one(architecture, method, autocast, checkpointing):
+    model = build_decoder(architecture, method)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    measured = measure_peak_bytes(lambda: real_step(model, autocast))
+    attention = "eager" if architecture == "minigpt_gelu" else "flash"
+    tracer = StepTracer(build_decoder(architecture, method, device="meta"))
+    traced = tracer.trace(shape(attention, autocast, checkpointing=checkpointing))
+    missing = measured - traced.peak
+    assert -0.03 * measured < missing < max(0.03 * measured, WORKSPACE_BYTES)
+
+
+@pytest.fixture(scope="module")
+def tracer():
+    return StepTracer(build_decoder("qwen2", device="meta"))
+
+
+def test_tracing_twice_gives_the_same(tracer):
+    first = tracer.trace(shape())
+    tracer.trace(shape(checkpointing=True, accumulates=True))
+    assert tracer.trace(shape()) == first
+
+
+def test_order_of_attention_kinds(tracer):
+    """Scores of every head > one bias per row > nothing of seq_len^2."""
+    flash, masked, eager = (tracer.trace(shape(kind)).after_forward for kind in ("flash", "masked", "eager"))
+    assert flash < masked < eager
+    repeated = 2 * ROWS * SEQ_LEN * (32 - 16) * 4  # keys and values of 2 heads become 4
+    bias = ROWS * SEQ_LEN * SEQ_LEN * 4
+    assert masked - flash == 4 * (repeated + bias)
+
+
+def test_checkpointing_keeps_a_layers_input_only(tracer):
+    assert tracer.trace(shape(checkpointing=True)).layer == ROWS * SEQ_LEN * 32 * 4
+
+
+def test_gradients_of_earlier_micro_batches_are_there_from_the_start(tracer):
+    gradients = sum(4 * p.numel() for p in build_decoder("qwen2").parameters())
+    fresh, accumulating = tracer.trace(shape()), tracer.trace(shape(accumulates=True))
+    assert accumulating.after_forward - fresh.after_forward == gradients
+
+
+def test_partitioned_gradients_are_not_kept(tracer):
+    assert tracer.trace(shape(keeps_gradients=False)).peak <= tracer.trace(shape()).peak

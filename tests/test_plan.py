@@ -1,0 +1,83 @@
+"""The plan command: text, JSON, flags, errors. Needs no GPU, weights, data or network."""
+
+import json
+
+import pytest
+
+from training.plan import main, split_flags
+
+TINY = [
+    "model.kind=minigpt", 'model.config={"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}',
+    "data.seq_len=64", "tokenizer.vocab_size=300", "training.max_steps=10", "training.per_device_train_batch_size=2",
+]  # fmt: skip
+
+
+def run_json(capsys, *argv):
+    assert main([*TINY, *argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_text_names_every_part(capsys):
+    assert main([*TINY, "--device", "NVIDIA L4"]) == 0
+    text = capsys.readouterr().out
+    for words in ("parameters", "optimizer states", "activations after forward", "peak on the device", "largest micro"):
+        assert words in text
+    assert "assumed MFU of 40 %" in text
+
+
+def test_work_by_hand(capsys):
+    plan = run_json(capsys, "training.gradient_accumulation_steps=3", "--world_size", "2")
+    assert plan["tokens_per_step"] == 2 * 3 * 2 * 64
+    assert plan["total_tokens"] == 10 * plan["tokens_per_step"]
+    assert plan["total_flops"] == 10 * plan["step_flops"]
+    assert plan["device"] is None
+    assert plan["seconds"] is None
+
+
+def test_parameters_of_the_vocabulary_to_be_trained(capsys):
+    small, large = run_json(capsys), run_json(capsys, "tokenizer.vocab_size=400")
+    assert large["parameters"] - small["parameters"] == 100 * 64
+
+
+def test_zero_shards_states(capsys):
+    def states(plan):
+        return next(part["bytes"] for part in plan["parts"] if part["name"] == "optimizer states")
+
+    plain = run_json(capsys)
+    sharded = run_json(capsys, "--deepspeed", "zero2_bf16", "--world-size=4")
+    assert states(plain) == pytest.approx(4 * states(sharded), rel=0.01)
+    assert "ZeRO-2" in sharded["setup"]
+
+
+def test_larger_device_fits_a_larger_micro_batch(capsys):
+    small, large = (run_json(capsys, "--device", size)["largest_micro_batch_size"] for size in ("1GiB", "2GiB"))
+    assert 1 < small < large
+
+
+def test_no_steps_without_max_steps(capsys):
+    plan = run_json(capsys, "training.max_steps=-1", "training.num_train_epochs=1")
+    assert plan["steps"] is None
+    assert plan["total_flops"] is None
+    assert any("max_steps" in note for note in plan["notes"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--device", "H100"], "did you mean 'NVIDIA H100"),
+        (["--world_size", "0"], "--world_size = '0'"),
+        (["training.learning_rat=1"], "learning_rate"),
+    ],
+)
+def test_errors_are_one_line_with_exit_code_2(capsys, argv, words):
+    assert main([*TINY, *argv]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert words in error
+    assert "\n" not in error
+
+
+def test_flags_are_taken_out_wherever_they_stand():
+    flags, rest = split_flags(["--config", "x", "--world-size", "4", "--json", "a.b=1", "--device=NVIDIA L4"])
+    assert (flags.world_size, flags.device, flags.as_json) == (4, "NVIDIA L4", True)
+    assert rest == ["--config", "x", "a.b=1"]

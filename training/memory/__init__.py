@@ -1,0 +1,1 @@
+"""Memory of a run before it runs: what a rank holds, traced without a device, and what devices have."""

@@ -1,0 +1,35 @@
+"""Memory of named devices, by the exact names that drivers report, for `python -m training.plan --device NAME`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from data_prep.errors import UserError
+
+GIB = 2**30
+
+# GiB that PyTorch reports as total capacity (the nominal size less driver and ECC). Drivers differ by about 1 %.
+_CAPACITY_GIB: dict[str, float] = {
+    "Tesla T4": 14.6, "Tesla V100-SXM2-16GB": 15.8, "Tesla V100-PCIE-16GB": 15.8, "Tesla V100-SXM2-32GB": 31.7,
+    "Tesla V100-PCIE-32GB": 31.7, "Tesla V100S-PCIE-32GB": 31.7,
+    "NVIDIA A10": 22.0, "NVIDIA A10G": 22.0, "NVIDIA A30": 23.5, "NVIDIA A40": 44.3, "NVIDIA RTX A6000": 47.4,
+    "NVIDIA A100-SXM4-40GB": 39.4, "NVIDIA A100-PCIE-40GB": 39.4, "NVIDIA A100-SXM4-80GB": 79.1,
+    "NVIDIA A100-PCIE-80GB": 79.1, "NVIDIA A100 80GB PCIe": 79.1,
+    "NVIDIA L4": 22.0, "NVIDIA L40": 44.4, "NVIDIA L40S": 44.4, "NVIDIA RTX 6000 Ada Generation": 47.4,
+    "NVIDIA GeForce RTX 3090": 23.6, "NVIDIA GeForce RTX 4090": 23.6, "NVIDIA GeForce RTX 5090": 31.3,
+    "NVIDIA H100 80GB HBM3": 79.1, "NVIDIA H100 PCIe": 79.1, "NVIDIA H100 NVL": 93.0,
+    "NVIDIA H200": 139.8, "NVIDIA H200 NVL": 139.8, "NVIDIA B200": 178.3,
+}  # fmt: skip
+
+
+def find_device_bytes(name: str) -> int:
+    """Usable bytes of a device named exactly, or of a size such as `24GiB`, `80GB`. UserError for anything else."""
+    size = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GiB|GB)", name)
+    if size:
+        return int(float(size[1]) * (GIB if size[2] == "GiB" else 1e9))
+    if name not in _CAPACITY_GIB:
+        nearest = difflib.get_close_matches(name, _CAPACITY_GIB, n=1, cutoff=0.3)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise UserError(f"--device {name!r}: unknown; {hint}a size such as 24GiB does as well")
+    return int(_CAPACITY_GIB[name] * GIB)

@@ -1,0 +1,241 @@
+"""A configuration to a `RunPlan`: builds the model without weights, estimates its memory, counts its work.
+
+Everything uncertain is in `notes`: what is assumed about the data, the attention kernel, the speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from training.memory.devices import find_device_bytes
+from training.memory.estimate import Estimate, estimate_rank, find_largest_micro_batch, with_micro_batch
+from training.memory.states import (
+    OPTIMIZER_BYTES,
+    Part,
+    ZeroSetup,
+    count_parameters,
+    list_plain_parts,
+    list_zero_parts,
+    read_zero_setup,
+)
+from training.memory.trace import AttentionKind, StepShape, StepTracer
+from training.metrics.flops import ModelFlops
+from training.metrics.peaks import find_peak
+
+if TYPE_CHECKING:
+    from training.config import Config, LoadedConfig
+
+ASSUMED_MFU_PCT = 40.0
+
+BuildModel = Callable[[torch.dtype, bool], Any]
+"""(compute dtype, with 4-bit layers) -> the recipe's model on the meta device."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All of a plan; sizes in bytes of one rank, work of all ranks. None: cannot be known from the recipe."""
+
+    recipe: str
+    setup: str
+    world_size: int
+    device: str | None
+    parameters: int
+    trained_parameters: int
+    micro_batch_size: int
+    seq_len: int
+    parts: list[Part]
+    device_peak_bytes: int
+    host_bytes: int
+    capacity_bytes: int | None
+    largest_micro_batch_size: int | None
+    tokens_per_step: int
+    step_flops: int
+    steps: int | None
+    total_tokens: int | None
+    total_flops: int | None
+    seconds: float | None
+    assumed_mfu_pct: float
+    disk_bytes: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+
+
+def plan_run(loaded: LoadedConfig, build: BuildModel, *, world_size: int, device: str | None) -> RunPlan:
+    """Plan a loaded recipe. `build` makes its model on the meta device, with 4-bit layers or without.
+
+    Raises UserError for an unknown device, and whatever `build` raises.
+    """
+    config = loaded.config
+    capacity = find_device_bytes(device) if device else None
+    planner = _Planner(loaded, build, world_size, on_gpu=device is not None)
+    micro_batch_size = int(config.argument("per_device_train_batch_size"))
+    estimate = planner.estimate(micro_batch_size)
+    largest = find_largest_micro_batch(planner.estimate, estimate, capacity) if capacity else None
+    accumulation = int(config.argument("gradient_accumulation_steps") or 1)
+    rows_per_step = micro_batch_size * accumulation * world_size
+    flops = ModelFlops.from_model(planner.model).count([config.data.seq_len], config.data.seq_len, config.data.seq_len)
+    steps = _planned_steps(config)
+    step_flops = flops.model * rows_per_step
+    tokens_per_step = rows_per_step * config.data.seq_len
+    return RunPlan(
+        recipe=loaded.recipe,
+        setup=planner.describe(),
+        world_size=world_size,
+        device=device,
+        parameters=planner.counts.total,
+        trained_parameters=planner.counts.trained,
+        micro_batch_size=micro_batch_size,
+        seq_len=config.data.seq_len,
+        parts=estimate.parts,
+        device_peak_bytes=estimate.device_peak,
+        host_bytes=estimate.host,
+        capacity_bytes=capacity,
+        largest_micro_batch_size=largest.micro_batch_size if largest else None,
+        tokens_per_step=tokens_per_step,
+        step_flops=step_flops,
+        steps=steps,
+        total_tokens=steps * tokens_per_step if steps else None,
+        total_flops=steps * step_flops if steps else None,
+        seconds=_predict_seconds(device, planner.dtype, steps, step_flops / world_size),
+        assumed_mfu_pct=ASSUMED_MFU_PCT,
+        disk_bytes=_disk_bytes(planner),
+        notes=_notes(config, planner, device, steps),
+    )
+
+
+class _Planner:
+    """Model, states and tracer of one recipe; `estimate` puts them together for a micro-batch size."""
+
+    def __init__(self, loaded: LoadedConfig, build: BuildModel, world_size: int, *, on_gpu: bool) -> None:
+        self.config = loaded.config
+        self.world_size = world_size
+        self.on_gpu = on_gpu
+        self.dtype = _compute_dtype(loaded)
+        self.attention: AttentionKind
+        self.attention, self.attention_note = _attention_kind(loaded.config)
+        self.model = build(self.dtype, loaded.config.adapter.load_in_4bit)
+        self.counts = count_parameters(self.model, double_quant=loaded.config.adapter.double_quant)
+        hidden_size: int = self.model.config.get_text_config().hidden_size
+        self.zero = (
+            read_zero_setup(loaded.deepspeed, world_size, hidden_size, self.dtype.itemsize)
+            if loaded.deepspeed
+            else None
+        )
+        self.tracer = self._build_tracer(build)
+        self.states = self._list_states()
+
+    def estimate(self, micro_batch_size: int) -> Estimate:
+        keeps_gradients = self.zero is None or self.zero.stage < 2
+        shape = StepShape(
+            micro_batch_size=1,
+            seq_len=self.config.data.seq_len,
+            attention=self.attention,
+            autocast=self.dtype if self.zero is None and self.dtype != torch.float32 else None,
+            checkpointing=bool(self.config.argument("gradient_checkpointing")),
+            accumulates=int(self.config.argument("gradient_accumulation_steps") or 1) > 1,
+            keeps_gradients=keeps_gradients,
+        )
+        return estimate_rank(
+            self.states,
+            self.tracer,
+            with_micro_batch(shape, micro_batch_size),
+            gradient_bytes=self._gradient_bytes() if keeps_gradients else 0,
+            on_gpu=self.on_gpu,
+            world_size=self.world_size,
+        )
+
+    def describe(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        if self.zero is None:
+            return f"{dtype} autocast, no DeepSpeed" if self.dtype != torch.float32 else "float32, no DeepSpeed"
+        offload = [name for name, on in _offloads(self.zero).items() if on]
+        return f"{dtype}, ZeRO-{self.zero.stage}" + (f", {' and '.join(offload)} on the host" if offload else "")
+
+    def _build_tracer(self, build: BuildModel) -> StepTracer:
+        """The same model unquantised; DeepSpeed casts all of it to the 2-byte dtype."""
+        model = build(self.dtype, False)
+        if self.zero is not None:
+            model = model.to(self.dtype)
+        return StepTracer(model)
+
+    def _list_states(self) -> list[Part]:
+        optimizer = str(self.config.argument("optim"))
+        if self.zero is None:
+            parts = list_plain_parts(self.counts, optimizer, self.world_size)
+        else:
+            parts = list_zero_parts(self.counts, self.zero, optimizer)
+        if self.counts.in_4bit:
+            size = 2 * self.counts.largest_linear
+            parts.append(Part("4-bit weight turned to 2 bytes", size, at="passes", note="the largest, one at a time"))
+        return parts
+
+    def _gradient_bytes(self) -> int:
+        return self.counts.trained_bytes if self.zero is None else self.zero.value_bytes * self.counts.trained
+
+
+def _compute_dtype(loaded: LoadedConfig) -> torch.dtype:
+    if loaded.config.argument("bf16"):
+        return torch.bfloat16
+    return torch.float16 if loaded.config.argument("fp16") else torch.float32
+
+
+def _attention_kind(config: Config) -> tuple[AttentionKind, str]:
+    """What the kernel will keep: SDPA gets a mask as soon as rows are packed or padded."""
+    asked = config.model.attn_implementation
+    if asked == "eager":
+        return "eager", ""
+    if asked not in ("auto", "sdpa"):
+        return "flash", ""
+    chosen = "auto is taken for sdpa (FlashAttention, where installed, keeps less); " if asked == "auto" else ""
+    return "masked", f"attention: {chosen}packed and padded rows get a mask of seq_len x seq_len"
+
+
+def _offloads(zero: ZeroSetup) -> dict[str, bool]:
+    return {"optimizer": zero.offload_optimizer, "parameters": zero.offload_param}
+
+
+def _planned_steps(config: Config) -> int | None:
+    """`max_steps`; epochs have no length before the data is read."""
+    steps = int(config.argument("max_steps") or 0)
+    return steps if steps > 0 else None
+
+
+def _predict_seconds(device: str | None, dtype: torch.dtype, steps: int | None, rank_flops: float) -> float | None:
+    peak = find_peak(device, str(dtype).removeprefix("torch.")) if device else None
+    if peak is None or steps is None:
+        return None
+    return steps * rank_flops / (peak.tflops * 1e12 * ASSUMED_MFU_PCT / 100)
+
+
+def _disk_bytes(planner: _Planner) -> dict[str, int]:
+    """`final/`: trained weights only under LoRA, else all. A checkpoint adds master weights and optimizer states."""
+    counts, zero = planner.counts, planner.zero
+    optimizer = OPTIMIZER_BYTES.get(str(planner.config.argument("optim")), 8)
+    lora = planner.config.adapter.method == "lora"
+    if zero is None:
+        final = counts.trained_bytes if lora else counts.bytes
+        return {"final": final, "one checkpoint": final + round(counts.trained_bytes / 4 * optimizer)}
+    saved = counts.trained if lora else counts.total
+    final = zero.value_bytes * saved
+    return {"final": final, "one checkpoint": 2 * final + round((4 + optimizer) * counts.trained)}
+
+
+def _notes(config: Config, planner: _Planner, device: str | None, steps: int | None) -> list[str]:
+    notes = ["activations and peak are traced on fake tensors and are estimates; see docs/memory.md"]
+    if planner.attention_note:
+        notes.append(planner.attention_note)
+    optimizer = str(config.argument("optim"))
+    if optimizer not in OPTIMIZER_BYTES:
+        notes.append(f"optimizer {optimizer}: its states are taken for Adam's 8 bytes per trained parameter")
+    if steps is None:
+        notes.append(
+            "training.max_steps is not set: steps, tokens and time depend on the data, which a plan does not read"
+        )
+    if device and _predict_seconds(device, planner.dtype, 1, 1.0) is None:
+        notes.append(f"no datasheet peak for {device!r} in {planner.dtype}: no time is predicted")
+    if config.tokenizer.path is None:
+        notes.append(f"vocabulary: tokenizer.vocab_size = {config.tokenizer.vocab_size}, as it will be trained")
+    return notes

@@ -1,0 +1,193 @@
+"""What a rank holds of the model itself: parameters, gradients, master weights, optimizer states, DeepSpeed's buffers.
+
+Bytes per parameter (P all, T trained, N ranks; 2-byte training dtype under DeepSpeed; ZeRO paper, arXiv:1910.02054,
+section 3.1, with DeepSpeed's own buffers added):
+
+                      parameters   gradients         fp32 master   Adam
+    plain, DDP        4 P          4 T (+4 T DDP)    none          8 T
+    DeepSpeed 0       2 P          2 T + 4 T         4 T           8 T
+    ZeRO-1            2 P          2 T               4 T / N       8 T / N
+    ZeRO-2            2 P          2 T / N           4 T / N       8 T / N
+    ZeRO-3            2 P / N      2 T / N           4 T / N       8 T / N
+
+At the step ZeRO turns its partition of the gradients to fp32 (4 T / N, for a moment). Offloading moves master weights,
+Adam and fp32 gradients to the host, or the parameters as well. Frozen parameters have the first column only; 4-bit
+ones take half a byte and their scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+Place = Literal["device", "host"]
+
+# Bytes per element of optimizer state, for fp32 trained values. Unknown names are taken for Adam, and the plan says so.
+OPTIMIZER_BYTES: dict[str, float] = {
+    "adamw_torch": 8, "adamw_torch_fused": 8, "adamw_apex_fused": 8, "adamw_anyprecision": 6,
+    "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8,
+    "lion_32bit": 4, "lion_8bit": 1, "paged_lion_32bit": 4, "paged_lion_8bit": 1,
+    "sgd": 0, "adagrad": 4, "rmsprop": 4, "adafactor": 0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Element counts of a model. `largest_linear` and `largest_layer` are in elements, for buffers of that size."""
+
+    total: int
+    trained: int
+    in_4bit: int
+    bytes: int
+    """As held without DeepSpeed."""
+    trained_bytes: int
+    largest_linear: int
+    largest_layer: int
+    largest_outside_layers: int
+
+
+@dataclass(frozen=True)
+class ZeroSetup:
+    """What of a DeepSpeed JSON decides memory. Bucket sizes and live parameters are in elements."""
+
+    stage: int
+    world_size: int
+    value_bytes: int = 2
+    """Of a parameter in bf16 or fp16; 4 in float32."""
+    offload_optimizer: bool = False
+    offload_param: bool = False
+    reduce_bucket: int = 500_000_000
+    prefetch_bucket: int = 50_000_000
+    max_live_parameters: int = 1_000_000_000
+    overlap_comm: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the plan. `at`: always there, only while the passes run, or only during the optimizer step."""
+
+    name: str
+    bytes: int
+    place: Place = "device"
+    at: Literal["always", "passes", "step"] = "always"
+    note: str = ""
+
+
+def count_parameters(model: nn.Module, *, double_quant: bool = True) -> Parameters:
+    """Tied weights once, 4-bit weights by the elements they stand for. A model on the meta device will do."""
+    four_bit = {id(m.weight) for m in model.modules() if type(m).__name__ == "Linear4bit"}
+    parameters = list(model.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    packed = sum(p.numel() for p in parameters if id(p) in four_bit)
+    plain_bytes = sum(p.numel() * p.element_size() for p in parameters if id(p) not in four_bit)
+    layer_lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    layers = list(max(layer_lists, key=len)) if layer_lists else []
+    in_layers = {id(p) for layer in layers for p in layer.parameters()}
+    return Parameters(
+        total=sum(p.numel() for p in parameters),
+        trained=sum(p.numel() for p in trained),
+        in_4bit=packed,
+        bytes=plain_bytes + round(packed * bytes_per_4bit_weight(double_quant)),
+        trained_bytes=sum(p.numel() * p.element_size() for p in trained),
+        largest_linear=max((p.numel() for p in parameters if id(p) in four_bit), default=0),
+        largest_layer=max((_elements(layer.parameters()) for layer in layers), default=0),
+        largest_outside_layers=max((p.numel() for p in parameters if id(p) not in in_layers), default=0),
+    )
+
+
+def bytes_per_4bit_weight(double_quant: bool) -> float:
+    """NF4 (arXiv:2305.14314, section 3): half a byte, and per 64 values a scale: fp32, or 8 bits and fp32 per 256."""
+    return 0.5 + (1 / 64 + 4 / (64 * 256) if double_quant else 4 / 64)
+
+
+def read_zero_setup(deepspeed: dict[str, Any], world_size: int, hidden_size: int, value_bytes: int = 2) -> ZeroSetup:
+    """From a DeepSpeed JSON as written; `auto` sizes as transformers fills them in (hidden^2, 0.9 hidden^2)."""
+    zero: dict[str, Any] = deepspeed.get("zero_optimization") or {}
+    stage = int(zero.get("stage", 0))
+
+    def size(key: str, auto: int, default: int) -> int:
+        value = zero.get(key, default)
+        return auto if value == "auto" else int(value)
+
+    def offloads(key: str) -> bool:
+        return (zero.get(key) or {}).get("device", "none") != "none"
+
+    return ZeroSetup(
+        stage=stage,
+        world_size=world_size,
+        value_bytes=value_bytes,
+        offload_optimizer=offloads("offload_optimizer"),
+        offload_param=stage == 3 and offloads("offload_param"),
+        reduce_bucket=size("reduce_bucket_size", hidden_size**2, 500_000_000),
+        prefetch_bucket=size("stage3_prefetch_bucket_size", int(0.9 * hidden_size**2), 50_000_000),
+        max_live_parameters=size("stage3_max_live_parameters", 1_000_000_000, 1_000_000_000),
+        overlap_comm=bool(zero.get("overlap_comm") or (stage == 3 and zero.get("overlap_comm") is None)),
+    )
+
+
+def list_plain_parts(counts: Parameters, optimizer: str, world_size: int) -> list[Part]:
+    """Without DeepSpeed. Gradients are not listed: the traced step makes them."""
+    states = round(counts.trained_bytes / 4 * OPTIMIZER_BYTES.get(optimizer, 8))
+    place: Place = "device"
+    parts = [
+        Part("parameters", counts.bytes, note=_parameter_note(counts)),
+        Part("optimizer states", states, place, note=optimizer),
+    ]
+    if world_size > 1:
+        parts.append(Part("DDP buckets", counts.trained_bytes, note="a second copy of the gradients"))
+    return parts
+
+
+def list_zero_parts(counts: Parameters, setup: ZeroSetup, optimizer: str) -> list[Part]:
+    """Under DeepSpeed. Full gradients (stages 0, 1) are not listed: the traced step makes them."""
+    ranks = setup.world_size
+    shard = ranks if setup.stage >= 1 else 1
+    trained = -(-counts.trained // shard)
+    states_at: Place = "host" if setup.offload_optimizer else "device"
+    parts = [
+        _zero_parameters(counts, setup),
+        Part("fp32 master weights", 4 * trained, states_at, note=f"1/{shard} of the trained ones"),
+        Part("optimizer states", round(OPTIMIZER_BYTES.get(optimizer, 8) * trained), states_at, note=optimizer),
+    ]
+    if setup.stage >= 2 and not setup.offload_optimizer:
+        parts.append(Part("gradients", setup.value_bytes * trained, note=f"1/{ranks}, kept from backward to the step"))
+    step_place: Place = "host" if setup.offload_optimizer else "device"
+    at: Literal["always", "step"] = "always" if setup.offload_optimizer or setup.stage == 0 else "step"
+    parts.append(Part("fp32 gradients", 4 * trained, step_place, at, note="made for the optimizer step"))
+    return parts + _buffers(counts, setup)
+
+
+def _zero_parameters(counts: Parameters, setup: ZeroSetup) -> Part:
+    other = counts.total - counts.in_4bit
+    packed = round(counts.in_4bit * bytes_per_4bit_weight(True))
+    shard = setup.world_size if setup.stage == 3 else 1
+    place: Place = "host" if setup.offload_param else "device"
+    return Part("parameters", -(-(setup.value_bytes * other + packed) // shard), place, note=_parameter_note(counts))
+
+
+def _buffers(counts: Parameters, setup: ZeroSetup) -> list[Part]:
+    """Reduce buckets (two of them when communication overlaps), and what ZeRO-3 gathers to compute with."""
+    parts = []
+    if setup.stage >= 1:
+        bucket = setup.value_bytes * min(setup.reduce_bucket, counts.trained) * (2 if setup.overlap_comm else 1)
+        note = "two, as communication overlaps" if setup.overlap_comm else ""
+        parts.append(Part("reduce buckets", bucket, at="passes", note=note))
+    if setup.stage == 3:
+        needed = max(2 * counts.largest_layer, counts.largest_outside_layers) + setup.prefetch_bucket
+        gathered = setup.value_bytes * min(needed, setup.max_live_parameters, counts.total)
+        parts.append(
+            Part("gathered parameters", gathered, at="passes", note="two layers or the head, and the prefetch")
+        )
+    return parts
+
+
+def _parameter_note(counts: Parameters) -> str:
+    note = f"{counts.total / 1e6:,.1f} M, {counts.trained / 1e6:,.1f} M trained"
+    return note + (f", {counts.in_4bit / 1e6:,.1f} M in 4 bits" if counts.in_4bit else "")
+
+
+def _elements(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)

@@ -1,0 +1,242 @@
+"""Peak memory of a forward and backward pass, traced on fake tensors: no weights, no device, a few seconds.
+
+The real model runs, operator by operator, under torch's `FakeTensorMode`: every operator gets the shapes, dtypes and
+autograd behaviour of the real one, and no data. A dispatch mode adds the bytes of each new storage when an operator
+makes it and takes them off when autograd lets it go, so the peak holds saved activations, autocast's weight copies,
+logits, loss temporaries and gradients in their true order; checkpointing recomputes as in the run. Parameters are not
+in it: they are counted in `states.py`.
+
+What is not real: attention kernels. `flash` keeps q, k, v, the output and one fp32 number per head and query; `masked`
+(SDPA with packed or padded rows) has keys and values repeated to all heads and a bias of seq_len^2 per row, kept for
+backward; `eager` runs as it is, scores and all. Autocast follows the CPU's operator list. Kernels' own workspaces and
+the allocator's rounding are not seen: `estimate.py` allows for them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+AttentionKind = Literal["flash", "masked", "eager"]
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """One micro-batch and how it is computed. `autocast`: the dtype of autocast, None without."""
+
+    micro_batch_size: int
+    seq_len: int
+    attention: AttentionKind
+    autocast: torch.dtype | None
+    checkpointing: bool
+    accumulates: bool
+    """Gradients of an earlier micro-batch are there already."""
+    keeps_gradients: bool
+    """False: gradients leave the device's memory as soon as they are made (ZeRO-2/3 partition them)."""
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """Bytes beyond the parameters. `peak` is all that lives at the worst moment; the others say what it consists of."""
+
+    peak: int
+    after_forward: int
+    """What the backward pass was left: activations, autocast copies (and gradients, when accumulating)."""
+    layer: int
+    """Activations that one decoder layer keeps (its input only, when checkpointing)."""
+    logits: int
+    """Peak minus what lived when the head began: logits, their copies, the loss and its gradient."""
+
+
+class StepTracer:
+    """Traces micro-batches of one model.
+
+    `model` comes on the meta device and is taken over: its parameters become fake. 4-bit weights cannot run without a
+    device: give the model unquantised, its activations are the same.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._fakes = FakeTensorMode()
+        with self._fakes:
+            model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))
+            getattr(model, "tie_weights", lambda: None)()  # _apply made two of a tied one
+        model.train()
+
+    def trace(self, shape: StepShape) -> StepTrace:
+        """Peak of one forward and backward, in bytes beyond the parameters. About a second for 24 layers."""
+        self._set_checkpointing(shape.checkpointing)
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        hooks = [] if shape.keeps_gradients else [p.register_post_accumulate_grad_hook(_drop_gradient) for p in trained]
+        live = _LiveBytes()
+        with self._fakes, _PlannedAttention(self._model, shape.attention), live, _Marks(self._model, live) as marks:
+            ids = torch.zeros(shape.micro_batch_size, shape.seq_len, dtype=torch.long)
+            if shape.accumulates and shape.keeps_gradients:
+                for parameter in trained:
+                    parameter.grad = torch.zeros_like(parameter)
+            loss = _forward(self._model, ids, shape)
+            after_forward = live.now
+            loss.backward()
+            del loss
+        for hook in hooks:
+            hook.remove()
+        for parameter in trained:
+            parameter.grad = None
+        return StepTrace(live.peak, after_forward, marks.layer_bytes(), live.peak - marks.head_start)
+
+    def _set_checkpointing(self, on: bool) -> None:
+        model: Any = self._model
+        if on and not model.is_gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        elif not on and model.is_gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+
+
+def _forward(model: nn.Module, ids: torch.Tensor, shape: StepShape) -> torch.Tensor:
+    autocast = torch.autocast("cpu", shape.autocast) if shape.autocast else nullcontext()
+    with autocast:
+        outputs = model(input_ids=ids, labels=ids, use_cache=False)
+    if shape.autocast:  # accelerate turns every output of an autocast forward to float32
+        outputs.logits = outputs.logits.float()
+    return outputs.loss
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Bytes of storages that operators have made and nobody has let go of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage(), given)
+        return out
+
+    def _add(self, storage: Any, given: set[int]) -> None:
+        if id(storage) in given or storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+class _Marks:
+    """Notes how much lives when each decoder layer begins, and when the head does."""
+
+    def __init__(self, model: nn.Module, live: _LiveBytes) -> None:
+        self._live = live
+        self._starts: list[int] = []
+        self.head_start = 0
+        self._handles: list[Any] = []
+        self._layers = find_decoder_layers(model)
+        self._head = getattr(model, "get_output_embeddings", lambda: None)()
+
+    def __enter__(self) -> _Marks:
+        for layer in self._layers:
+            self._handles.append(layer.register_forward_pre_hook(self._on_layer))
+        if self._head is not None:
+            self._handles.append(self._head.register_forward_pre_hook(self._on_head))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _on_layer(self, *_: Any) -> None:
+        self._starts.append(self._live.now)
+
+    def _on_head(self, *_: Any) -> None:
+        self.head_start = self._live.now
+
+    def layer_bytes(self) -> int:
+        """Between the starts of the two middle layers of the first forward pass."""
+        starts = self._starts[: len(self._layers)]
+        middle = len(starts) // 2
+        return starts[middle] - starts[middle - 1] if len(starts) > 1 else 0
+
+
+def find_decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The model's longest list of modules."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    return list(max(lists, key=len)) if lists else []
+
+
+def _drop_gradient(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+class _PlannedAttention:
+    """Replaces the attention function by one that keeps what the real kernel keeps."""
+
+    def __init__(self, model: nn.Module, kind: AttentionKind) -> None:
+        self._config: Any = getattr(model, "config")  # noqa: B009  a PeftModel answers for its base model
+        self._kind = kind
+
+    def __enter__(self) -> None:
+        self._before = self._config._attn_implementation
+        if self._kind != "eager":
+            ALL_ATTENTION_FUNCTIONS.register(f"planned_{self._kind}", _PLANNED[self._kind])
+        self._config._attn_implementation = "eager" if self._kind == "eager" else f"planned_{self._kind}"
+
+    def __exit__(self, *exc: object) -> None:
+        self._config._attn_implementation = self._before
+
+
+class _Kernel(torch.autograd.Function):
+    """Attention that computes nothing and keeps for backward what FlashAttention does (and a bias, when it has one)."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: Any) -> torch.Tensor:
+        batch, heads, seq_len, _ = query.shape
+        out = query.new_empty((batch, seq_len, heads, value.shape[-1])).transpose(1, 2)  # as kernels lay it out
+        log_sum_exp = query.new_empty(query.shape[:3], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, log_sum_exp, bias)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
+
+
+def _flash(module: nn.Module, query: Any, key: Any, value: Any, mask: Any, **_: Any) -> tuple[torch.Tensor, None]:
+    return _Kernel.apply(*_in_compute_dtype(query, key, value), None).transpose(1, 2).contiguous(), None
+
+
+def _masked(module: Any, query: Any, key: Any, value: Any, mask: Any, **_: Any) -> tuple[torch.Tensor, None]:
+    query, key, value = _in_compute_dtype(query, key, value)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    bias = query.new_empty((query.shape[0], 1, query.shape[2], key.shape[2]))
+    return _Kernel.apply(query, key, value, bias).transpose(1, 2).contiguous(), None
+
+
+def _in_compute_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Attention is on autocast's list: it gets its inputs in the lower precision."""
+    if not torch.is_autocast_enabled("cpu"):
+        return tensors
+    return tuple(t.to(torch.get_autocast_dtype("cpu")) for t in tensors)
+
+
+_PLANNED = {"flash": _flash, "masked": _masked}

@@ -1,0 +1,155 @@
+"""What a run will need, before it runs: memory per rank, work, time, disk. Needs no GPU, no weights and no data.
+
+    python -m training.plan --config qwen2.5_0.5b_sft_full --device "NVIDIA L4"
+    python -m training.plan --config minigpt_124m_pretrain --deepspeed zero2_bf16 --world_size 8 --device 24GiB --json
+
+Takes everything `training/train.py` takes, and `--world_size N` (default 1), `--device NAME` (as the driver names it,
+or a size such as 24GiB; left out: a CPU) and `--json`. Formulas and what is an estimate: docs/memory.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from data_prep.errors import UserError
+from training.config import load_config
+
+if TYPE_CHECKING:
+    import torch
+
+    from training.config import Config
+    from training.memory.run_plan import RunPlan
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class PlanFlags:
+    """The flags that only the plan has."""
+
+    world_size: int
+    device: str | None
+    as_json: bool
+
+    @property
+    def target(self) -> dict[str, Any]:
+        return {"world_size": self.world_size, "device": self.device}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the plan; the exit code."""
+    try:
+        flags, rest = split_flags(list(sys.argv[1:] if argv is None else argv))
+        loaded = load_config(rest, flags.world_size)
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+        from training.memory.run_plan import plan_run  # torch comes in after everything that can fail without it
+
+        plan = plan_run(loaded, partial(build_planned_model, loaded.config), **flags.target)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(dataclasses.asdict(plan), indent=2) if flags.as_json else format_plan(plan))
+    return 0
+
+
+def split_flags(argv: list[str]) -> tuple[PlanFlags, list[str]]:
+    """The plan's own flags, and the rest for `load_config`. `-` and `_` are the same, as everywhere."""
+    values: dict[str, str] = {}
+    rest: list[str] = []
+    items = iter(argv)
+    for item in items:
+        name, equals, value = item.partition("=")
+        name = name.replace("-", "_")
+        if name == "__json":
+            values[name] = "true"
+        elif name in ("__world_size", "__device"):
+            values[name] = value if equals else next(items, "")
+        else:
+            rest.append(item)
+    world_size = values.get("__world_size", "1")
+    if not world_size.isdigit() or int(world_size) < 1:
+        raise UserError(f"command line: --world_size = {world_size!r}: must be a whole number from 1 on")
+    return PlanFlags(int(world_size), values.get("__device"), "__json" in values), rest
+
+
+def build_planned_model(config: Config, dtype: torch.dtype, four_bit: bool) -> Any:
+    """The recipe's model on the meta device. Kernels are neither at hand nor needed: the plan stands in for them."""
+    from training.models.build import build_model
+
+    eager = config.model.attn_implementation == "eager"
+    return build_model(
+        config.model.model_copy(update={"attn_implementation": "eager" if eager else "sdpa"}),
+        config.adapter.model_copy(update={"load_in_4bit": four_bit}),
+        vocab_size=config.tokenizer.vocab_size if config.tokenizer.path is None else 1,  # 1: keep the model's own
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+        device_type="cpu",
+        dtype=dtype,
+        packed=False,
+        meta=True,
+    )
+
+
+def format_plan(plan: RunPlan) -> str:
+    """The plan as text."""
+    lines = [
+        f"{plan.recipe}: {plan.parameters / 1e6:,.1f} M parameters, {plan.trained_parameters / 1e6:,.2f} M trained; "
+        f"{plan.setup}; {plan.world_size} rank{'s' * (plan.world_size > 1)} on {plan.device or 'CPU'}",
+        "",
+        f"memory of one rank at micro-batch {plan.micro_batch_size} x {plan.seq_len} tokens",
+    ]
+    for part in plan.parts:
+        where = "host" if part.place == "host" else {"always": "", "passes": "passes", "step": "step"}[part.at]
+        lines.append(f"  {part.name:<40}{part.bytes / GIB:>9.2f} GiB  {where:<7} {part.note}".rstrip())
+    lines.append(f"  {'peak on the device':<40}{plan.device_peak_bytes / GIB:>9.2f} GiB")
+    if plan.host_bytes:
+        lines.append(f"  {'on the host':<40}{plan.host_bytes / GIB:>9.2f} GiB")
+    lines += ["", *_format_fit(plan), *_format_work(plan), "", *(f"note: {note}" for note in plan.notes)]
+    return "\n".join(lines)
+
+
+def _format_fit(plan: RunPlan) -> list[str]:
+    if plan.capacity_bytes is None:
+        return []
+    fits = "fits" if plan.device_peak_bytes <= plan.capacity_bytes else "does NOT fit"
+    largest = plan.largest_micro_batch_size or "none: not even 1 fits"
+    size = f"{plan.capacity_bytes / GIB:.1f} GiB"
+    return [f"{plan.device}: {size}; the recipe's micro-batch {fits}; largest micro-batch that fits: {largest}"]
+
+
+def _format_work(plan: RunPlan) -> list[str]:
+    lines = [
+        f"step: {plan.tokens_per_step:,} tokens, {_flops(plan.step_flops)} over all ranks (model FLOPs, full rows)"
+    ]
+    if plan.steps is not None:
+        lines.append(f"run: {plan.steps:,} steps, {plan.total_tokens:,} tokens, {_flops(plan.total_flops)}")
+    if plan.seconds is not None:
+        lines.append(f"time: about {_duration(plan.seconds)} at an assumed MFU of {plan.assumed_mfu_pct:.0f} %")
+    disk = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in plan.disk_bytes.items())
+    return [*lines, f"disk: {disk}"]
+
+
+def _flops(value: int | None) -> str:
+    for unit, size in (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12)):
+        if value is not None and value >= size:
+            return f"{value / size:,.2f} {unit}"
+    return f"{(value or 0) / 1e9:,.2f} GFLOP"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -144,8 +144,14 @@ def build_meter(config: Config, model: torch.nn.Module, args: TrainingArguments)
     """Clock, FLOPs of this model, and the ceiling they are held against."""
     sum_ranks = partial(sum_over_ranks, device=args.device)
     peak = find_or_measure_peak(args)
+    spread = "" if peak.spread_pct is None else f", spread {peak.spread_pct:.0f} %"
     logger.info(
-        "MFU is against %.2f TFLOP/s per device: %s (%s, %s)", peak.tflops, peak.source, peak.device, peak.dtype
+        "MFU is against %.2f TFLOP/s per device: %s (%s, %s%s)",
+        peak.tflops,
+        peak.source,
+        peak.device,
+        peak.dtype,
+        spread,
     )
     return Meter(
         build_phase_timer(args.device.type),

@@ -16,7 +16,7 @@ from training.metrics.throughput import WARMUP_STEPS, Meter
 class TenFlopsAToken:
     """10 model FLOPs a useful token, 12 by PaLM's count, 15 for each position the machine works on."""
 
-    def count(self, document_lengths, tokens, loss_tokens, *, checkpointing):
+    def count(self, document_lengths, tokens, loss_tokens, *, rows, checkpointing):
         useful = sum(document_lengths)
         return StepFlops(model=10 * useful, palm=12 * useful, hardware=15 * tokens)
 
@@ -30,7 +30,7 @@ def build_meter(clock, **kwargs):
 
 def train_step(meter, clock, *, micro_steps=1, lengths=(30, 10), tokens=50, seconds=2.0):
     for _ in range(micro_steps):
-        meter.add(lengths, tokens=tokens, useful_tokens=sum(lengths), loss_tokens=38)
+        meter.add(lengths, rows=1, tokens=tokens, useful_tokens=sum(lengths), loss_tokens=38)
         with meter.timer.span(names.FORWARD):
             clock.now += seconds / micro_steps
     meter.end_step(allocated_bytes=3 * 10**9)

@@ -51,7 +51,7 @@ REMOVED = {
 
 # What the empty recipe trains with where it differs from TrainingArguments: MiniGPT from scratch on a CPU or one GPU.
 DEFAULTS: dict[str, Any] = {
-    "max_steps": 300,  # about 3 minutes of the quickstart on 2 CPU cores
+    "max_steps": 120,  # about 3 minutes of the quickstart on 2 CPU cores
     "per_device_train_batch_size": 4,
     "per_device_eval_batch_size": 4,  # HF's 8 at a large vocabulary doubles the memory peak of training
     "learning_rate": 1e-3,  # small models from scratch; a fine-tune says its own
@@ -62,9 +62,9 @@ DEFAULTS: dict[str, Any] = {
     "optim": "adamw_torch_fused",  # 9 to 16 times foreach on a CPU
     "bf16": True,  # twice the matmul rate of fp32 on CPU and GPU, no loss scaling
     "eval_strategy": "steps",
-    "eval_steps": 100,
+    "eval_steps": 40,
     "save_strategy": "steps",
-    "save_steps": 100,
+    "save_steps": 60,
     "save_total_limit": 2,  # one good checkpoint remains if the newest is torn
     "report_to": "none",  # metrics.jsonl and report.html are always written
     "dataloader_drop_last": True,  # every step has the same global batch

@@ -100,11 +100,15 @@ class Meter:
         self.last_batch_flops = 0
         """Hardware FLOPs counted for the latest micro-batch."""
 
-    def add(self, document_lengths: Sequence[int], *, tokens: int, useful_tokens: int, loss_tokens: int) -> None:
+    def add(
+        self, document_lengths: Sequence[int], *, rows: int, tokens: int, useful_tokens: int, loss_tokens: int
+    ) -> None:
         """Count one micro-batch of the step under way: its rows hold `tokens` positions, padding included."""
         work = Work(tokens=tokens, useful_tokens=useful_tokens)
         if self._flops is not None:
-            flops = self._flops.count(document_lengths, tokens, loss_tokens, checkpointing=self._checkpointing)
+            flops = self._flops.count(
+                document_lengths, tokens, loss_tokens, rows=rows, checkpointing=self._checkpointing
+            )
             work.model_flops, work.palm_flops, work.hardware_flops = flops.model, flops.palm, flops.hardware
             self.last_batch_flops = flops.hardware
         self._current += work

@@ -151,6 +151,7 @@ class ProfiledTrainer(Trainer):
         if self.meter:
             self.meter.add(
                 info.document_lengths,
+                rows=info.rows,
                 tokens=info.tokens,
                 useful_tokens=info.useful_tokens,
                 loss_tokens=info.loss_tokens,

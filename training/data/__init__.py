@@ -1,0 +1,1 @@
+"""Store -> rows -> batches: packing, a deterministic order, the collator and what it counts."""

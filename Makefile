@@ -19,15 +19,14 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.requirements: $(VENV)/.python requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 $(VENV)/.requirements-dev: $(VENV)/.requirements requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
 quickstart: $(VENV)/.requirements  ## raw text -> tokenizer -> store -> trained, measured MiniGPT
-	@$(BIN)/python -m data_prep.prepare --config $(CONFIG)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(filter-out 0,$(GPUS)),,DS_ACCELERATOR=cpu) $(BIN)/deepspeed --num_gpus $(RANKS) training/train.py \
 	  --config $(CONFIG) --deepspeed ds_configs/zero2_bf16.json
 

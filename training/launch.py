@@ -10,6 +10,7 @@ Every launcher says who we are in environment variables; what they leave open on
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
@@ -18,7 +19,7 @@ import warnings
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -162,9 +163,9 @@ def _leave_shared_memory_op_out() -> None:
 
     It does so as soon as it finds an open process group, at import if need be: hence before there is one.
     """
-    import deepspeed.comm.torch
-
-    deepspeed.comm.torch.build_shm_op = lambda: None
+    # By its full name: the attribute `torch` of the package `deepspeed.comm` is PyTorch.
+    backend: Any = importlib.import_module("deepspeed.comm.torch")
+    backend.build_shm_op = lambda: None
 
 
 def _join_deepspeed() -> None:

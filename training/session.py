@@ -25,7 +25,6 @@ from data_prep.prepare import Prepared
 from training.build import build_trainer, build_training_arguments, find_run_path
 from training.checkpoints.manifest import Manifest, find_checkpoints, find_resumable, read_manifest, verify_checkpoint
 from training.config import LoadedConfig, dump_resolved
-from training.finish import finish_run
 from training.launch import World, count_cores, join_world, leave_world
 from training.run_dir import RunDir, write_text_atomic
 
@@ -51,6 +50,8 @@ def run_training(loaded: LoadedConfig, prepared: Prepared, world: World) -> None
         trainer = build_trainer(loaded, prepared, run_dir, args, world)
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
+            from training.finish import finish_run  # the report's libraries are not loaded before the first step
+
             finish_run(loaded, prepared, trainer)
         except BaseException as error:
             if world.is_main:

@@ -8,7 +8,6 @@ from transformers import TrainerCallback
 
 from training.callbacks.spans import StepRecorder
 from training.metrics import names
-from training.reporting.plots import LOSS_KEYS, plot_losses
 from training.reporting.run_reader import MetricsLog
 from training.run_dir import RunDir
 
@@ -21,7 +20,7 @@ class Plotting(TrainerCallback):
         self._run_dir = run_dir
         self._every = every
         self._entropy = unigram_entropy_nats
-        self._metrics = MetricsLog(run_dir.metrics, LOSS_KEYS)  # reads only what is new at each plot
+        self._metrics: MetricsLog | None = None
         self._due = False
         self._saved_step: int | None = None
 
@@ -34,10 +33,20 @@ class Plotting(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._due or self._saved_step is not None:
             with self._trainer.span(names.LOGGING):
-                plot_losses(
-                    self._run_dir.path,
-                    checkpoint_step=self._saved_step,
-                    unigram_entropy_nats=self._entropy,
-                    metrics=self._metrics,
-                )
+                self._plot()
             self._due, self._saved_step = False, None
+
+    def _plot(self) -> None:
+        from training.reporting.plots import (
+            LOSS_KEYS,
+            plot_losses,
+        )  # matplotlib: the first plot pays, not the first step
+
+        if self._metrics is None:
+            self._metrics = MetricsLog(self._run_dir.metrics, LOSS_KEYS)  # from now on it reads only what is new
+        plot_losses(
+            self._run_dir.path,
+            checkpoint_step=self._saved_step,
+            unigram_entropy_nats=self._entropy,
+            metrics=self._metrics,
+        )

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from data_prep.errors import UserError
-from training.reporting import build_report
+from training.reporting.html import build_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

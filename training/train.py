@@ -22,7 +22,7 @@ if __package__ in (None, ""):  # run as a script: its folder is on the path, the
 from data_prep.errors import UserError
 from data_prep.prepare import prepare
 from training.config import load_config
-from training.launch import configure_logging, read_world, set_environment
+from training.launch import configure_logging, leave_bitsandbytes_out, read_world, set_environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         loaded = load_config(sys.argv[1:] if argv is None else argv)
         set_environment(world, loaded.config.perf.num_threads)
         configure_logging(world)
+        if loaded.config.model.path is None and "bit" not in loaded.config.argument("optim"):
+            leave_bitsandbytes_out()
         prepared = prepare(loaded.config.data, loaded.config.tokenizer)
 
         from training.session import run_training  # torch comes in here, after everything that can fail without it

@@ -182,7 +182,7 @@ def build_callbacks(
         callbacks.append(CacheClearing(trainer, config.perf.empty_cache_every))
     if config.perf.profile_steps:
         first, last = config.perf.profile_steps
-        callbacks.append(ProfilerWindow(run_dir, args.process_index, first, last))
+        callbacks.append(ProfilerWindow(trainer, run_dir, args.process_index, first, last))
     if config.monitor.gpu_every and args.device.type == "cuda":
         callbacks.append(GpuMonitor(trainer, args.device, config.monitor.gpu_every))
     if args.process_index == 0:

@@ -39,8 +39,8 @@ def export(model_dir: Path, out: Path, target_format: str, *, trust_remote_code:
     is_adapter = (model_dir / "adapter_config.json").exists()
     if not is_adapter and not (model_dir / "config.json").exists():
         raise UserError(f"{model_dir}: no model here (neither config.json nor adapter_config.json)")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: is not empty: give a new directory")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is no empty directory: give a new one")
     tokenizer_source = str(model_dir)
     if target_format == "merged":
         if not is_adapter:

@@ -8,6 +8,7 @@ back from disk then writes the sample.
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -168,7 +169,7 @@ def summarize(
         "mfu_pct": totals.get(names.PERF_MFU_PCT),
         "mfu_palm_pct": totals.get(names.PERF_MFU_PALM_PCT),
         "hfu_pct": totals.get(names.PERF_HFU_PCT),
-        "peak": {"tflops": peak.tflops, "source": peak.source, "device": peak.device} if peak else None,
+        "peak": asdict(peak) if peak else None,
         "phases_ms": phases,
         "phases_pct": {phase: 100.0 * ms / step_ms for phase, ms in phases.items()} if step_ms else {},
         "step_ms": step_ms,

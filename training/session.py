@@ -7,7 +7,9 @@ anything unpickles it.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -45,11 +47,13 @@ def run_training(loaded: LoadedConfig, prepared: Prepared, world: World) -> None
     )
     run_dir = RunDir(find_run_path(config, loaded.recipe))
     try:
-        checkpoint = on_main_rank(world, lambda: open_run(loaded, run_dir, world))
+        checkpoint = on_main_rank(world, lambda: find_start(loaded, run_dir, world))
         args = build_training_arguments(loaded, run_dir, device)
         trainer = build_trainer(loaded, prepared, run_dir, args, world)
+        # Only now, when all that a recipe can get wrong has been built, is anything on disk touched.
+        on_main_rank(world, lambda: open_run(loaded, run_dir, world, checkpoint))
         try:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             from training.finish import finish_run  # the report's libraries are not loaded before the first step
 
             finish_run(loaded, prepared, trainer)
@@ -68,22 +72,42 @@ def run_training(loaded: LoadedConfig, prepared: Prepared, world: World) -> None
         leave_world()
 
 
-def open_run(loaded: LoadedConfig, run_dir: RunDir, world: World) -> str | None:
-    """Decide where this session starts and make the run directory ready; the checkpoint to resume from, if any."""
-    checkpoint = find_start(loaded, run_dir, world)
-    if checkpoint is None:
-        move_aside(run_dir)
+def open_run(loaded: LoadedConfig, run_dir: RunDir, world: World, checkpoint: Path | None) -> None:
+    """Make the run directory ready for a session that starts at `checkpoint`, or at step 0.
+
+    What the run did after that checkpoint will be done again: its later records are cut and its later checkpoints set
+    aside, so that no other resume can take up the abandoned branch. A checkpoint of another run starts a new run here,
+    with that run's records up to it. Raises UserError when the directory cannot be written.
+    """
+    try:
+        if checkpoint is None or checkpoint.resolve().parent != run_dir.path.resolve():
+            move_aside(run_dir)
+        run_dir.path.mkdir(parents=True, exist_ok=True)
         step = 0
-    else:
-        step = read_manifest(checkpoint).step
-        logger.info("resuming from %s (step %d)", checkpoint, step)
-    run_dir.path.mkdir(parents=True, exist_ok=True)
+        if checkpoint is not None:
+            step = read_manifest(checkpoint).step
+            logger.info("resuming from %s (step %d)", checkpoint, step)
+            _take_over(run_dir, RunDir(checkpoint.parent), step)
+        if dropped := run_dir.cut_metrics_after(step):
+            logger.info("metrics.jsonl: %d records past step %d dropped, they will be trained again", dropped, step)
+        write_text_atomic(run_dir.config, dump_resolved(loaded))
+        run_dir.write_json(run_dir.env, describe_environment(world))
+    except OSError as error:
+        raise UserError(f"training.output_dir: {run_dir.path} cannot be written: {error}") from error
+
+
+def _take_over(run_dir: RunDir, source: RunDir, step: int) -> None:
+    """Bring records of another run here, or set aside what this run did past `step`."""
     run_dir.summary.unlink(missing_ok=True)  # of the session that this one goes on from: the run is not over
-    if dropped := run_dir.cut_metrics_after(step):
-        logger.info("metrics.jsonl: %d records past step %d dropped, they will be trained again", dropped, step)
-    write_text_atomic(run_dir.config, dump_resolved(loaded))
-    run_dir.write_json(run_dir.env, describe_environment(world))
-    return str(checkpoint) if checkpoint else None
+    if source.path.resolve() != run_dir.path.resolve():
+        if source.metrics.exists():
+            shutil.copy(source.metrics, run_dir.metrics)
+        return
+    for later in find_checkpoints(run_dir.path):
+        if int(later.name.split("-")[1]) > step:
+            aside = _free_name(later.with_name(f"abandoned-{later.name}"))
+            later.rename(aside)
+            logger.info("%s is past step %d: kept as %s", later.name, step, aside.name)
 
 
 def find_start(loaded: LoadedConfig, run_dir: RunDir, world: World) -> Path | None:
@@ -104,7 +128,9 @@ def find_start(loaded: LoadedConfig, run_dir: RunDir, world: World) -> Path | No
             f"{run_dir.path}: no checkpoint in it is whole; --resume never starts anew and keeps them aside"
         )
     else:
-        logger.info("--resume auto: no checkpoint in %s, starting at step 0", run_dir.path)
+        older = sorted(path.name for path in run_dir.path.parent.glob(f"{run_dir.path.name}.old-*"))
+        hint = f" (older runs are kept: {', '.join(older)})" if older else ""
+        logger.info("--resume auto: no checkpoint in %s, starting at step 0%s", run_dir.path, hint)
     return checkpoint
 
 
@@ -129,25 +155,28 @@ def move_aside(run_dir: RunDir) -> None:
     """An older run at this place is kept: `NAME` becomes `NAME.old-1` (or the next free number)."""
     if not run_dir.path.is_dir() or not any(run_dir.path.iterdir()):
         return
-    number = 1
-    while (aside := run_dir.path.with_name(f"{run_dir.path.name}.old-{number}")).exists():
-        number += 1
+    aside = _free_name(run_dir.path.with_name(f"{run_dir.path.name}.old"))
     run_dir.path.rename(aside)
     logger.info("%s holds an older run: kept as %s (--resume auto would go on with it)", run_dir.path, aside)
 
 
+def _free_name(path: Path) -> Path:
+    """`path-1`, or the next number that is free."""
+    return next(free for number in itertools.count(1) if not (free := path.with_name(f"{path.name}-{number}")).exists())
+
+
 def on_main_rank(world: World, function: Callable[[], Result]) -> Result:
-    """Run `function` on rank 0 only and give every rank its result, or its UserError."""
+    """Run `function` on rank 0 only and give every rank its result, or its exception: none waits for an answer."""
     if world.size == 1:
         return function()
     outcome: list[Any] = [None]
     if world.is_main:
         try:
             outcome = [function()]
-        except UserError as error:
+        except Exception as error:  # whatever it is, the other ranks must hear of it
             outcome = [error]
     dist.broadcast_object_list(outcome, src=0)
-    if isinstance(outcome[0], UserError):
+    if isinstance(outcome[0], Exception):
         raise outcome[0]
     return outcome[0]
 

@@ -176,3 +176,27 @@ def test_check_deepspeed_by_itself() -> None:
     check_deepspeed({"train_batch_size": "auto"}, config, 3)
     with pytest.raises(UserError, match="train_batch_size = 4 disagrees .* 2 x 1 x 3"):
         check_deepspeed({"train_batch_size": 4}, config, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"zero_optimization":\n {"stage": 5}}', "zero_optimization.stage"),
+        ('{"zero_optimization":\n {"stage": "2"}}', "must be one of 0, 1, 2, 3"),
+        ('{"zero_optimization":\n {"stage": true}}', "must be one of 0, 1, 2, 3"),
+        ('{"zero_optimization":\n {"stage": 2, "offload_optimizer": {"device": "gpu"}}}', '"none", "cpu", "nvme"'),
+        ('{"bf16":\n {"enabled": "yes"}}', "bf16.enabled"),
+    ],
+)
+def test_values_that_deepspeed_would_refuse_late(tmp_path, text, message):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(["--deepspeed", str(path)])
+    assert message in str(error.value) and "bad.json:2" in str(error.value)
+
+
+def test_intervals_and_batches_are_above_zero():
+    for flag in ("--eval_steps", "--save_steps", "--batch_size"):
+        with pytest.raises(UserError, match="must be above 0"):
+            load_config([flag, "-1"])

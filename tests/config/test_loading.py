@@ -82,7 +82,14 @@ def test_origins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines["weight_decay"] == "default"
     assert lines["deepspeed"] == "command line"
     assert loaded.config.training["max_grad_norm"] == 0.5
-    assert loaded.deepspeed == {"gradient_clipping": 0.5, "train_micro_batch_size_per_gpu": "auto"}
+    assert loaded.deepspeed == {
+        "gradient_clipping": 0.5,
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+        "gradient_accumulation_steps": "auto",
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+    }
 
 
 def test_later_word_on_length_and_precision_holds(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_plain_with_accumulation_across_the_end_of_an_epoch(launch, tmp_path):
     straight = launch("python", "straight", *flags)
     epochs = [record["epoch"] for record in straight.metrics()]
     assert epochs[-1] > 2 and any(epoch % 1 for epoch in epochs)
-    for step in (2, 4, 7):
+    for step in (4, 7):
         resumed = resume_at(launch, "python", straight, step, f"resumed-{step}", *flags)
         check_same(straight, resumed, step, 9)
 
@@ -84,7 +84,7 @@ def test_two_zero2_ranks(launch):
 
 
 @pytest.mark.launch
-def test_a_damaged_checkpoint_is_passed_over_and_an_older_run_is_kept(launch):
+def test_a_damaged_checkpoint_is_passed_over(launch):
     straight = launch("python", "run", "--save_strategy", "steps", "--save_steps", "3")
     weights = straight.path / "checkpoint-6" / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -94,8 +94,3 @@ def test_a_damaged_checkpoint_is_passed_over_and_an_older_run_is_kept(launch):
     assert "not resuming from checkpoint-6" in resumed.output and "content differs" in resumed.output
     assert "(step 3)" in resumed.output
     assert len(resumed.values(names.TRAIN_LOSS)) == 6
-
-    anew = launch("python", "run", "--max_steps", "1")
-    kept = anew.path.with_name("run.old-1")
-    assert json.loads((kept / "summary.json").read_text())["steps"] == 6
-    assert [record["step"] for record in anew.metrics() if names.TRAIN_LOSS in record] == [1]

@@ -63,7 +63,7 @@ def test_measured_peak_names_what_it_measured():
     assert peak.tflops > 0
     assert peak.spread_pct is not None
     assert peak.spread_pct >= 0
-    assert f"{torch.get_num_threads()} threads" in peak.device
+    assert f"{torch.get_num_threads()} thread" in peak.device
 
 
 def test_no_shapes_is_an_error():

@@ -154,3 +154,17 @@ def test_the_run_leaves_its_warm_up_out():
         train_step(meter, clock, seconds=1000.0)
     train_step(meter, clock)
     assert meter.run_totals()[names.PERF_STEP_MS] == 2000
+
+
+def test_what_runs_after_the_last_step_is_in_the_totals_of_the_run():
+    clock = HandClock()
+    meter = build_meter(clock)
+    for _ in range(WARMUP_STEPS + 2):
+        train_step(meter, clock)
+    with meter.timer.span(names.EVAL):
+        clock.now += 6
+    meter.close()
+    totals = meter.run_totals()
+    assert totals[names.phase_key(names.EVAL)] == 3000  # 6 s over the two steps that count
+    assert totals[names.PERF_STEP_MS] == 5000
+    assert totals[names.PERF_TOKENS_PER_SECOND] == 8

@@ -62,7 +62,7 @@ def test_what_cannot_be_exported_is_named(
         (qwen_dir, tmp_path / "out", "llama", "this is a qwen2, not a minigpt"),
         (minigpt_dir, tmp_path / "out", "merged", "is no adapter"),
         (tmp_path, tmp_path / "out", "llama", "no model here"),
-        (minigpt_dir, tmp_path / "full", "llama", "is not empty"),
+        (minigpt_dir, tmp_path / "full", "llama", "no empty directory"),
     ]
     for source, out, target_format, message in cases:
         assert main([str(source), str(out), "--format", target_format]) == 2

@@ -37,10 +37,8 @@ class Plotting(TrainerCallback):
             self._due, self._saved_step = False, None
 
     def _plot(self) -> None:
-        from training.reporting.plots import (
-            LOSS_KEYS,
-            plot_losses,
-        )  # matplotlib: the first plot pays, not the first step
+        # Here, because matplotlib takes half a second to import: the first plot pays, not the first step.
+        from training.reporting.plots import LOSS_KEYS, plot_losses
 
         if self._metrics is None:
             self._metrics = MetricsLog(self._run_dir.metrics, LOSS_KEYS)  # from now on it reads only what is new

@@ -1,7 +1,7 @@
 """A `torch.profiler` window on request (`perf.profile_steps: [10, 13]`): steps 10 to 13, both included.
 
 Every rank leaves `RUN/profile/rank-R.json.gz`, to be opened in https://ui.perfetto.dev or chrome://tracing. The steps
-inside are slower; their time is in the metrics like any other.
+inside are slower; their time is in the metrics like any other, starting and exporting as `logging`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
+from training.callbacks.spans import StepRecorder
+from training.metrics import names
 from training.run_dir import RunDir
 
 
 class ProfilerWindow(TrainerCallback):
-    def __init__(self, run_dir: RunDir, rank: int, first: int, last: int) -> None:
+    def __init__(self, trainer: StepRecorder, run_dir: RunDir, rank: int, first: int, last: int) -> None:
+        self._trainer = trainer
         self._run_dir = run_dir
         self._rank = rank
         self._first, self._last = first, last
@@ -28,12 +31,14 @@ class ProfilerWindow(TrainerCallback):
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 activities.append(ProfilerActivity.CUDA)
-            self._profile = profile(activities=activities, record_shapes=True)
-            self._profile.__enter__()
+            with self._trainer.span(names.LOGGING):
+                self._profile = profile(activities=activities, record_shapes=True)
+                self._profile.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._profile is not None and (state.global_step >= self._last or state.global_step >= state.max_steps):
-            self._export(state.global_step)
+            with self._trainer.span(names.LOGGING):
+                self._export(state.global_step)
 
     def _export(self, step: int) -> None:
         assert self._profile is not None

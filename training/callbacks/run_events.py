@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from transformers import TrainerCallback
@@ -26,7 +27,7 @@ class RunEvents(TrainerCallback):
             f"training goes on from step {state.global_step}" if resumed else f"training for {state.max_steps} steps",
             max_steps=state.max_steps,
             unigram_entropy_nats=self._entropy,
-            peak={"tflops": peak.tflops, "source": peak.source, "device": peak.device} if peak else None,
+            peak=asdict(peak) if peak else None,
         )
         if self._trainer.is_deepspeed_enabled:
             self._run_dir.write_json(self._run_dir.ds_config, self._trainer.deepspeed.config)

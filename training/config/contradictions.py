@@ -31,6 +31,14 @@ def _steps_or_epochs(config: Config) -> Broken:
         yield ("training.max_steps", "training.num_train_epochs"), "are both set: keep one"
 
 
+def _positive(config: Config) -> Broken:
+    names = ("eval_steps", "save_steps", "per_device_train_batch_size", "per_device_eval_batch_size")
+    for name in (*names, "gradient_accumulation_steps"):
+        value = config.training.get(name)
+        if isinstance(value, int | float) and value <= 0:
+            yield (f"training.{name}",), f"is {value}: must be above 0"
+
+
 def _one_precision(config: Config) -> Broken:
     if config.training.get("bf16") and config.training.get("fp16"):
         yield ("training.bf16", "training.fp16"), "are both true: keep one"
@@ -108,6 +116,14 @@ def _owned(config: Config) -> Broken:
 
 
 RULES: tuple[Callable[[Config], Broken], ...] = (
-    _steps_or_epochs, _one_precision, _one_model, _adapter, _best_model, _evaluation, _loader, _one_checkpointing,
+    _steps_or_epochs,
+    _positive,
+    _one_precision,
+    _one_model,
+    _adapter,
+    _best_model,
+    _evaluation,
+    _loader,
+    _one_checkpointing,
     _owned,
-)  # fmt: skip
+)

@@ -37,6 +37,19 @@ SAME = {
     "scheduler.params.total_num_steps": "max_steps",
 }
 # JSON block -> field that a recipe may not set beside it: HF would silently prefer the block.
+FROM_RECIPE = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+)
+CHOICES: dict[KeyPath, tuple[Any, ...]] = {
+    ("zero_optimization", "stage"): (0, 1, 2, 3),
+    ("zero_optimization", "offload_optimizer", "device"): ("none", "cpu", "nvme"),
+    ("zero_optimization", "offload_param", "device"): ("none", "cpu", "nvme"),
+    ("bf16", "enabled"): (True, False),
+    ("fp16", "enabled"): (True, False),
+}
 INSTEAD = {"optimizer": "optim", "scheduler": "lr_scheduler_type"}
 
 
@@ -58,6 +71,7 @@ def read_deepspeed(name: str) -> tuple[Layer, Path]:
     layer = parse_yaml(text.replace("\t", " "), shown)
     layer.values = values
     _check_keys(layer, values, key_table()["keys"], ())
+    _check_values(layer)
     return layer, file
 
 
@@ -83,6 +97,29 @@ def _check_keys(layer: Layer, values: Mapping[str, Any], known: Mapping[str, Any
             raise UserError(f"{layer.origin(here)}: {dotted} = {json.dumps(value)}: must be a block with keys")
 
 
+def _check_values(layer: Layer) -> None:
+    """The values that choose a code path; DeepSpeed itself would find out after model and data were loaded."""
+    for path, allowed in CHOICES.items():
+        value = layer.get(path)
+        if value in (None, "auto"):
+            continue
+        if type(value) is not type(allowed[0]) or value not in allowed:
+            options = ", ".join(json.dumps(option) for option in allowed)
+            raise UserError(f"{_shown(layer, path, value)}: must be one of {options}")
+
+
+def fill_in(deepspeed: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON with "auto" for batch sizes, accumulation, clipping and precision where it leaves them out.
+
+    Hugging Face fills in only what says "auto": a JSON without `gradient_clipping` would train unclipped, one without
+    `gradient_accumulation_steps` unaccumulated and one without `bf16` in float32, whatever the recipe says.
+    """
+    filled: dict[str, Any] = dict.fromkeys(FROM_RECIPE, "auto") | dict(deepspeed)
+    if not {"bf16", "fp16"} & filled.keys():
+        filled |= {"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}}
+    return filled
+
+
 def replaced_fields(deepspeed: Layer) -> set[str]:
     """Fields of which our default gives way to a block of the JSON."""
     return {field for block, field in INSTEAD.items() if block in deepspeed.values}
@@ -92,8 +129,8 @@ def as_training_layer(deepspeed: Layer) -> Layer:
     """The numbers of the JSON as values of `training`, to be merged between our defaults and the recipe."""
     layer = Layer({"training": {}})
     for field, value, origin_path in _stated(deepspeed):
-        if value is False:
-            continue  # `"fp16": {"enabled": false}` chooses nothing
+        if value is False and field == "fp16":
+            continue  # `"fp16": {"enabled": false}` stands in many a bf16 set-up and chooses nothing
         layer.values["training"].setdefault(field, value)
         layer.origins.setdefault(("training", field), deepspeed.nearest_origin(origin_path))
     return layer

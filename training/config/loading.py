@@ -34,6 +34,7 @@ from training.config.deepspeed_json import (
     as_training_layer,
     check_deepspeed,
     compare_with_recipe,
+    fill_in,
     read_deepspeed,
     replaced_fields,
 )
@@ -109,7 +110,7 @@ def load_config(argv: Sequence[str], world_size: int | None = None) -> LoadedCon
         ranks = world_size or int(os.environ.get("WORLD_SIZE", "1"))
         check_deepspeed(deepspeed.values, config, ranks, str(deepspeed.origin(("train_batch_size",))))
         layer.origins[("deepspeed",)] = json_origin
-    values = deepspeed.values if deepspeed else None
+    values = fill_in(deepspeed.values) if deepspeed else None
     return LoadedConfig(config, layer.origins, values, path, _resume(options.get("resume")), name)
 
 

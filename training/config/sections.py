@@ -100,7 +100,7 @@ class MonitorSection(Section):
     train_every: Positive = Field(
         default=10, description="optimizer steps between two lines of loss, gradient norm and rate"
     )
-    gpu_every: Positive = Field(
+    gpu_every: Steps = Field(
         default=50, description="optimizer steps between two readings of GPU utilisation and memory"
     )
     plot_every: Steps = Field(

@@ -210,7 +210,7 @@ def device_label(device: torch.device) -> str:
     """The GPU's name, or the CPU's with the threads this process uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    return f"{_cpu_name()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
 
 def _operands(shape: Shape, layout: str, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

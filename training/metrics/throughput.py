@@ -120,13 +120,18 @@ class Meter:
         self._current = Work()
         self._collect(wait=False)
 
+    def close(self) -> None:
+        """Training is over: what ran after the last step, its evaluation and checkpoint, is in the run's totals."""
+        self.timer.end_step(Work())
+        self._collect(wait=True)
+
     def _collect(self, *, wait: bool) -> None:
         for step in self.timer.finished_steps(wait=wait):
-            self._num_steps += 1
+            self._num_steps += step.work.steps
             self._seen.update(step.seconds)
             self._window.add(step)
             self._epoch.add(step)
-            if self._num_steps > WARMUP_STEPS:
+            if self._num_steps > WARMUP_STEPS or not step.work.steps:
                 self._run.add(step)
 
     def window(self) -> dict[str, float]:

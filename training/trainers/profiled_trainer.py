@@ -372,6 +372,10 @@ class _ProgressKeeper(TrainerCallback):
         if trainer.meter:
             trainer.meter.timer.start()
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._trainer.meter:
+            self._trainer.meter.close()
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._trainer.meter:
             with self._trainer.span(names.LOGGING):

@@ -1,0 +1,101 @@
+"""Where a session starts, and that it never writes into an older run."""
+
+import json
+
+import pytest
+
+from data_prep.errors import UserError
+from training.checkpoints.manifest import write_manifest
+from training.config import load_config
+from training.launch import World
+from training.run_dir import RunDir
+from training.session import find_start, move_aside, open_run
+
+ONE_RANK = World("python", 0, 0, 1, 1)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    run_dir = RunDir(tmp_path / "run")
+    for step in (3, 6):
+        checkpoint = run_dir.path / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "weights").write_bytes(bytes([step]))
+        write_manifest(checkpoint, step=step, world_size=2)
+        run_dir.append_metrics({"step": step})
+    run_dir.write_json(run_dir.summary, {"steps": 6})
+    return run_dir
+
+
+def load(*flags):
+    return load_config(["--config", "debug", *flags])
+
+
+def test_a_new_run_moves_each_older_one_aside_whole(run_dir):
+    for number in (1, 2):
+        open_run(load(), run_dir, ONE_RANK, None)
+        kept = run_dir.path.with_name(f"run.old-{number}")
+        assert kept.is_dir() and not (run_dir.path / "checkpoint-6").exists()
+    first = run_dir.path.with_name("run.old-1")
+    assert json.loads((first / "summary.json").read_text()) == {"steps": 6}
+    assert (first / "checkpoint-6" / "weights").read_bytes() == b"\x06"
+
+
+def test_an_empty_directory_is_nobody_s_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    move_aside(RunDir(tmp_path / "run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_auto_goes_on_from_the_latest_whole_one_and_abandons_what_comes_after(run_dir):
+    (run_dir.path / "checkpoint-6" / "weights").write_bytes(b"!")
+    two_ranks = World("torchrun", 0, 0, 2, 2)
+    start = find_start(load("--resume", "auto"), run_dir, two_ranks)
+    assert start == run_dir.path / "checkpoint-3"
+    open_run(load("--resume", "auto"), run_dir, two_ranks, start)
+    assert [json.loads(line)["step"] for line in run_dir.metrics.read_text().splitlines()] == [3]
+    assert not run_dir.summary.exists()
+    assert sorted(path.name for path in run_dir.path.glob("*checkpoint*")) == [
+        "abandoned-checkpoint-6-1",
+        "checkpoint-3",
+    ]
+    assert "debug.yaml:" in run_dir.config.read_text()
+    assert json.loads(run_dir.env.read_text())["world_size"] == 2
+
+
+def test_a_checkpoint_of_another_run_starts_a_new_one_with_its_records(run_dir, tmp_path):
+    other = RunDir(tmp_path / "other")
+    other.append_metrics({"step": 99})
+    open_run(load(), other, ONE_RANK, run_dir.path / "checkpoint-3")
+    assert [json.loads(line)["step"] for line in other.metrics.read_text().splitlines()] == [3]
+    assert (tmp_path / "other.old-1" / "metrics.jsonl").exists()
+    assert (run_dir.path / "checkpoint-6").exists() and run_dir.summary.exists()
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="training.output_dir: .*file/run cannot be written"):
+        open_run(load(), RunDir(tmp_path / "file" / "run"), ONE_RANK, None)
+
+
+def test_auto_starts_at_the_beginning_when_there_is_nothing(tmp_path):
+    assert find_start(load("--resume", "auto"), RunDir(tmp_path / "none"), ONE_RANK) is None
+
+
+def test_auto_never_starts_anew_over_checkpoints_that_are_all_damaged(run_dir):
+    for checkpoint in run_dir.path.glob("checkpoint-*"):
+        (checkpoint / "manifest.json").unlink()
+    with pytest.raises(UserError, match="no checkpoint in it is whole"):
+        find_start(load("--resume", "auto"), run_dir, ONE_RANK)
+
+
+def test_a_path_that_is_no_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no manifest.json"):
+        find_start(load("--resume", str(tmp_path)), RunDir(tmp_path), ONE_RANK)
+
+
+def test_zero_shards_are_not_resumed_by_another_number_of_ranks(run_dir, caplog):
+    with pytest.raises(UserError, match="written by 2 DeepSpeed ranks, this launch has 1"):
+        find_start(load("--resume", "auto", "--deepspeed", "zero2_bf16"), run_dir, ONE_RANK)
+    assert find_start(load("--resume", "auto"), run_dir, ONE_RANK) == run_dir.path / "checkpoint-6"
+    assert "not bit for bit" in caplog.text

@@ -49,6 +49,11 @@ def run_training(loaded: LoadedConfig, prepared: Prepared, world: World) -> None
     try:
         checkpoint = on_main_rank(world, lambda: find_start(loaded, run_dir, world))
         args = build_training_arguments(loaded, run_dir, device)
+        if checkpoint is not None and 0 < args.max_steps <= (step := read_manifest(checkpoint).step):
+            logger.info(
+                "%s is complete at step %d of %d: raise training.max_steps to go on", checkpoint, step, args.max_steps
+            )
+            return
         trainer = build_trainer(loaded, prepared, run_dir, args, world)
         # Only now, when all that a recipe can get wrong has been built, is anything on disk touched.
         on_main_rank(world, lambda: open_run(loaded, run_dir, world, checkpoint))

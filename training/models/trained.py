@@ -44,7 +44,8 @@ def load_trained(
         base = PeftConfig.from_pretrained(str(directory)).base_model_name_or_path if is_adapter else directory
         model: Any = AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype, **kwargs)
         if is_adapter:
-            model = PeftModel.from_pretrained(model, str(directory))
+            # in the type it was saved in, as it was trained: peft would turn 16-bit adapters to float32
+            model = PeftModel.from_pretrained(model, str(directory), autocast_adapter_dtype=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return (model if "device_map" in kwargs else model.to(device)).eval()

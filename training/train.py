@@ -28,6 +28,7 @@ from training.launch import configure_logging, leave_bitsandbytes_out, read_worl
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one training; the exit code."""
     world = read_world()
+    loaded = None
     try:
         loaded = load_config(sys.argv[1:] if argv is None else argv)
         set_environment(world, loaded.config.perf.num_threads)
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         run_training(loaded, prepared, world)
     except UserError as error:
-        print(f"error: {error}" if world.is_main else f"error on rank {world.rank}: {error}", file=sys.stderr)
+        message = loaded.located(str(error)) if loaded else str(error)
+        print(f"error: {message}" if world.is_main else f"error on rank {world.rank}: {message}", file=sys.stderr)
         return 2
     return 0
 

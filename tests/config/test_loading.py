@@ -250,3 +250,13 @@ def test_order_and_spelling_of_overrides_do_not_matter(keys: list[str], rng: ran
         name = "".join(rng.choice("-_") if c in "-_" else c for c in name)
         argv += rng.choice([[f"--{name}", OVERRIDES[key]], [f"--{name}={OVERRIDES[key]}"]])
     assert load_config(argv).config == plain
+
+
+def test_later_errors_are_located_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "data:\n  sources:\n    - path: nowhere.jsonl\n")
+    loaded = load_config(["--config", "r.yaml", "--attn_implementation", "flsh"])
+    assert loaded.located("data.sources.0.path: no file").startswith("r.yaml:")
+    assert loaded.located("model.attn_implementation: unknown") == "command line: model.attn_implementation: unknown"
+    assert loaded.located("data.seq_len: odd") == "data.seq_len: odd"
+    assert loaded.located("no key at all") == "no key at all"

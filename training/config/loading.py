@@ -6,6 +6,7 @@ Order of checks, each on the whole: syntax, unknown keys, types, contradictions,
 
 import copy
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,16 @@ class LoadedConfig:
     deepspeed_path: Path | None
     resume: str
     recipe: str
+
+    def located(self, message: str) -> str:
+        """`message` with the file and line, or "command line", of the key that it begins with in front."""
+        key = re.match(r"[a-z_]+(?:\.\w+)+", message)
+        path: KeyPath = tuple(int(part) if part.isdigit() else part for part in key.group().split(".")) if key else ()
+        for length in range(len(path), 1, -1):  # a whole section is no place
+            origin = self.origins.get(path[:length])
+            if origin is not None:
+                return message if origin == DEFAULT else f"{origin}: {message}"
+        return message
 
 
 def sections() -> Sections:

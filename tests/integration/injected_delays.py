@@ -5,6 +5,7 @@ gradient, and the optimizer's own `step` (below whatever DeepSpeed or accelerate
 every second step only, so that a step's own work can be taken off.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -19,10 +20,15 @@ class Sleeper:
 
     def __init__(self, trainer):
         self.trainer = trainer
+        self.slept = {}
 
     def __call__(self, phase):
-        if self.trainer.state.global_step % 2 == 1:
+        step = self.trainer.state.global_step + 1
+        if step % 2 == 0:
             time.sleep(SLEEPS[phase])
+            # DeepSpeed steps each parameter group by itself, so how often is counted, not assumed.
+            slept = self.slept.setdefault(step, dict.fromkeys(SLEEPS, 0.0))
+            slept[phase] += SLEEPS[phase]
 
     def before(self, function, phase):
         def slowed(*args, **kwargs):
@@ -47,6 +53,7 @@ def inject(trainer):
         return optimizer
 
     trainer.create_optimizer = create_slow_optimizer
+    return sleeper
 
 
 def main():
@@ -54,14 +61,18 @@ def main():
     from training.train import main as train
 
     build = session.build_trainer
+    sleepers = []
 
     def build_slow_trainer(*args, **kwargs):
         trainer = build(*args, **kwargs)
-        inject(trainer)
+        sleepers.append((inject(trainer), trainer.run_dir.path))
         return trainer
 
     session.build_trainer = build_slow_trainer
-    return train()
+    code = train()
+    for sleeper, run_dir in sleepers:
+        (run_dir / "injected.json").write_text(json.dumps(sleeper.slept))
+    return code
 
 
 if __name__ == "__main__":

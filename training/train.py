@@ -35,9 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         configure_logging(world)
         if loaded.config.model.path is None and "bit" not in loaded.config.argument("optim"):
             leave_bitsandbytes_out()
+        # torch comes in here, after everything that can fail without it; a wrong model is found before data is prepared
+        from training.models.build import check_model
+
+        check_model(loaded.config.model)
         prepared = prepare(loaded.config.data, loaded.config.tokenizer)
 
-        from training.session import run_training  # torch comes in here, after everything that can fail without it
+        from training.session import run_training
 
         run_training(loaded, prepared, world)
     except UserError as error:

@@ -37,6 +37,7 @@ from training.config import load_config
         (["--dataloader_persistent_workers"], "needs training.dataloader_num_workers above 0"),
         (["--dataloader_prefetch_factor", "2"], "needs training.dataloader_num_workers above 0"),
         (["--remove_unused_columns"], "must stay false"),
+        (["training.gradient_checkpointing_kwargs={use_reentrant: true}"], "use_reentrant must stay false"),
         (["--use_liger_kernel"], "MiniGPT is none"),
         (["--use_cpu", "--fp16"], "fp16 needs a GPU"),
     ],

@@ -50,4 +50,6 @@ def test_peak_says_what_it_is():
     assert (
         Peak(989.0, "NVIDIA H200", "vendor, dense bf16").describe() == "989 TFLOP/s of NVIDIA H200, vendor, dense bf16"
     )
+    measured = Peak(0.5, "CPU", "measured", spread_pct=12.4)
+    assert measured.describe() == "0.5 TFLOP/s of CPU, measured, spread 12 %"
     assert "unknown" in Peak(None, "CPU", "").describe()

@@ -109,6 +109,9 @@ def _owned(config: Config) -> Broken:
     """Arguments that this repo fixes, because its data or its measuring would be wrong otherwise."""
     if config.training.get("remove_unused_columns"):
         yield ("training.remove_unused_columns",), "must stay false: the collator needs every column"
+    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        if (config.training.get(name) or {}).get("use_reentrant"):
+            yield (f"training.{name}",), "use_reentrant must stay false: it loses the gradients of adapters"
     if config.training.get("use_liger_kernel") and not config.model.path and not config.model.config.get("model_type"):
         yield ("training.use_liger_kernel",), "patches HF architectures only: MiniGPT is none"
     if config.training.get("use_cpu") and config.training.get("fp16"):

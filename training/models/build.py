@@ -83,6 +83,14 @@ def build_model(
     return _finish(built, adapter, gradient_checkpointing)
 
 
+def check_model(model: ModelSection) -> None:
+    """Raises UserError for what can be told of a model while there is no tokenizer yet: its architecture and shape."""
+    if model.path is None:
+        scratch_config(model, TokenizerFacts(vocab_size=1))
+    else:
+        load_config(model)
+
+
 def resolve_parameter_dtype(requested: str, *, compute_dtype: torch.dtype, frozen: bool) -> torch.dtype:
     """dtype the base parameters are held in (see the module docstring); UserError for float16 that must train."""
     if requested == "auto":

@@ -61,9 +61,22 @@ def scratch_config(model: ModelSection, tokenizer: TokenizerFacts) -> PreTrained
             "leave it out or raise it"
         )
     try:
-        return config_class(**fields)
+        config = config_class(**fields)
     except (StrictDataclassError, ValueError, TypeError) as error:
-        raise UserError(f"model.config: {str(error).strip().splitlines()[-1].strip()}") from error
+        reason = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
+        raise UserError(f"model.config: {reason}") from error
+    _check_heads(config)
+    return config
+
+
+def _check_heads(config: PreTrainedConfig) -> None:
+    """Most architectures build with any numbers here, and fail in the first forward pass."""
+    text = config.get_text_config()
+    heads, groups = getattr(text, "num_attention_heads", None), getattr(text, "num_key_value_heads", None)
+    if isinstance(heads, int) and isinstance(groups, int) and (groups < 1 or heads % groups):
+        raise UserError(
+            f"model.config.num_key_value_heads: {groups} does not divide num_attention_heads: {heads} (set both)"
+        )
 
 
 def _find_config_class(model_type: str) -> type[PreTrainedConfig]:

@@ -25,13 +25,16 @@ class Peak:
     tflops: float | None
     device: str
     source: str
+    spread_pct: float | None = None
+    """Of a measured peak: interquartile range of its repeats over their median."""
 
     def describe(self) -> str:
         if self.tflops is None:
             return f"peak unknown ({self.source or self.device})"
         value = f"{self.tflops:,.0f}" if self.tflops >= 100 else f"{self.tflops:.3g}"
         of = f" of {self.device}" if self.device else ""
-        return f"{value} TFLOP/s{of}" + (f", {self.source}" if self.source else "")
+        spread = "" if self.spread_pct is None else f", spread {self.spread_pct:.0f} %"
+        return f"{value} TFLOP/s{of}" + (f", {self.source}{spread}" if self.source else "")
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,8 @@ def _peak(value: Any) -> Peak | None:
     peak = _mapping(value)
     if not peak:
         return None
-    return Peak(as_number(peak.get("tflops")), _text(peak.get("device")) or "", _text(peak.get("source")) or "")
+    device, source = (_text(peak.get(key)) or "" for key in ("device", "source"))
+    return Peak(as_number(peak.get("tflops")), device, source, as_number(peak.get("spread_pct")))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

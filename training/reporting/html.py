@@ -20,7 +20,7 @@ from training.metrics import names
 from training.reporting import formatting
 from training.reporting.charts import describe_loss
 from training.reporting.facts import RunFacts, facts_from_run
-from training.reporting.formatting import as_number, format_count, format_large, format_number
+from training.reporting.formatting import as_number, format_count, format_large, format_number, format_significant
 from training.reporting.limits import find_limits
 from training.reporting.palette import css_variables
 from training.reporting.plots import PANELS, plot_run, render_loss_svg, render_panel_svg, write_atomically
@@ -106,7 +106,7 @@ def _build_cards(run: Run, facts: RunFacts) -> list[Card]:
             {True: "good", False: "bad", None: ""}[facts.is_below_unigram],
         ),
         Card("Throughput", format_number(facts.tokens_per_second, digits=0), "tokens/s, all devices"),
-        Card("MFU", format_number(facts.mfu_pct, "%"), _describe_mfu(facts)),
+        Card("MFU", format_significant(facts.mfu_pct, "%"), _describe_mfu(facts)),
         Card("Step time", format_number(facts.step_ms, "ms"), "mean per optimizer step"),
         Card("Peak memory", format_number(facts.peak_memory_gib, "GiB", 2), _describe_memory(run)),
         Card("Parameters", format_large(facts.parameters), _describe_trainable(facts)),
@@ -139,7 +139,7 @@ def _describe_mfu(facts: RunFacts) -> str:
     if facts.mfu_pct is None:
         return ""
     against = f"of {facts.peak.describe()}" if facts.peak else "peak not recorded"
-    palm = f"; {facts.mfu_palm_pct:.1f} % as PaLM counts" if facts.mfu_palm_pct is not None else ""
+    palm = f"; {format_significant(facts.mfu_palm_pct, '%')} as PaLM counts" if facts.mfu_palm_pct is not None else ""
     return against + palm
 
 

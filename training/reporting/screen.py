@@ -23,6 +23,7 @@ from training.reporting.formatting import (
     format_duration,
     format_large,
     format_number,
+    format_significant,
 )
 
 WIDTH = 100
@@ -80,7 +81,8 @@ def _describe_mfu(facts: RunFacts) -> str:
     if facts.mfu_pct is None:
         return NOT_MEASURED
     against = facts.peak.describe() if facts.peak else "a peak that was not recorded"
-    return f"{facts.mfu_pct:.1f} % of {against}; as PaLM counts: {format_number(facts.mfu_palm_pct, '%')}"
+    mfu, palm = format_significant(facts.mfu_pct, "%"), format_significant(facts.mfu_palm_pct, "%")
+    return f"{mfu} of {against}; as PaLM counts: {palm}"
 
 
 def _describe_parameters(facts: RunFacts) -> str:

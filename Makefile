@@ -7,7 +7,7 @@ CONFIG ?= minigpt_quickstart
 GPUS   := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')
 RANKS  ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),2)
 
-.PHONY: help quickstart test check format schema clean
+.PHONY: help quickstart test test-faults check format schema bench-data clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,10 @@ $(VENV)/.requirements-dev: $(VENV)/.requirements requirements-dev.txt
 	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+$(VENV)/.requirements-ray: $(VENV)/.requirements-dev requirements-ray.txt
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements-ray.txt
+	@touch $@
+
 quickstart: $(VENV)/.requirements  ## raw text -> tokenizer -> store -> trained, measured MiniGPT
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(filter-out 0,$(GPUS)),,DS_ACCELERATOR=cpu) $(BIN)/deepspeed --num_gpus $(RANKS) training/train.py \
 	  --config $(CONFIG) --deepspeed ds_configs/zero2_bf16.json
@@ -39,9 +43,19 @@ check: $(VENV)/.requirements-dev  ## lint, types, layers: seconds
 test: check  ## lint, types, layers, and the whole test suite
 	$(BIN)/python -m pytest
 
+test-faults: $(VENV)/.requirements-ray  ## a Ray cluster of two nodes and killed workers: a minute
+	$(BIN)/python -m pytest tests/faults
+
 format: $(VENV)/.requirements-dev  ## ruff's formatter and fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+$(VENV)/.requirements-bench: $(VENV)/.requirements requirements-bench.txt
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements-bench.txt
+	@touch $@
+
+bench-data: $(VENV)/.requirements-bench  ## INPUT=text.jsonl: the data benchmark to docs/results/data.md (40 minutes)
+	$(BIN)/python -m training.benchmark data $(if $(INPUT),--input $(INPUT),--quick --output runs/bench-data/data.md)
 
 schema: $(VENV)/.requirements-dev  ## regenerate what is generated and checked in
 	$(BIN)/python -m training.config.schema

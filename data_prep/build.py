@@ -1,29 +1,35 @@
 """One part of the plan to its shards: read, parse, render, tokenize, write. A pure function that any process can run.
 
-Memory is bounded by a batch (4 MB of text, or one document if that is larger), whatever the size of the input. The
-result is written as `part-00000.json` after its shards, so a build that was stopped goes on with the parts missing.
+Memory is bounded by a batch (4 MB of text, or one document if that is larger), whatever the size of the input. Tokens
+are counted as they are written, and ids held against the vocabulary; no shard is read again.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from data_prep.arrow import to_arrow, to_lists, view
 from data_prep.chat import ChatTemplate
 from data_prep.documents import Document, read_documents
 from data_prep.encoding import EncodedBatch, Encoder, EncoderName
 from data_prep.errors import UserError
-from data_prep.fingerprint import hash_text
+from data_prep.fingerprint import STORE_FORMAT, hash_text, name_of
 from data_prep.kinds import Shape
 from data_prep.options import SplitChoice, TrainOn
+from data_prep.parts import Part
 from data_prep.records import BadRecord
-from data_prep.sources import Part
-from data_prep.store import SCHEMA, Shard, ShardWriter, Split, write_atomically
+from data_prep.results import PartResult
+from data_prep.statistics import count_ids
+from data_prep.store import REJECTED, REJECTED_SPLITS, SCHEMA, SPLITS, Split
 from data_prep.tokenizer import load_tokenizer
+from data_prep.writing import ShardWriter
 
 BATCH_CHARACTERS = 4 * 2**20
 BATCH_DOCUMENTS = 8192
@@ -43,51 +49,149 @@ class BuildSpec:
     skip_bad_records: bool
     shapes: tuple[Shape, ...]
     splits: tuple[SplitChoice, ...]
+    min_document_tokens: int | None = None
+    max_document_tokens: int | None = None
 
 
-@dataclass
-class PartResult:
-    """What became of one part: shards written, records refused."""
-
-    part: int
-    source: int
-    shards: list[Shard] = field(default_factory=list)
-    bad_records: list[BadRecord] = field(default_factory=list)
+# Of a part and of a BuildSpec, what says where things lie, or how much there is of what else is named.
+NOT_OF_THE_RESULT = {
+    "index", "spans", "size", "fingerprint",
+    "directory", "tokenizer_dir", "skip_bad_records", "shapes", "splits",
+}  # fmt: skip
 
 
-def result_path(directory: Path, part: int) -> Path:
-    return directory / f"part-{part:05d}.json"
+def name_parts(parts: Sequence[Part], spec: BuildSpec) -> list[Part]:
+    """The parts with fingerprints: names of what `build_part` makes of them, wherever their sources lie.
+
+    Whether bad records are to be skipped is not in it: a finished part has none, or they were skipped.
+    """
+    shared = _describe(spec)
+    return [replace(part, fingerprint=_fingerprint(part, spec, shared)) for part in parts]
 
 
-def load_result(directory: Path, part: int) -> PartResult | None:
-    """Result of a part that an earlier build finished."""
-    try:
-        value = orjson.loads(result_path(directory, part).read_bytes())
-    except FileNotFoundError:
-        return None
-    shards = [Shard(**shard) for shard in value["shards"]]
-    if any((directory / shard.name).stat().st_size != shard.file_bytes for shard in shards):
-        return None
-    return PartResult(value["part"], value["source"], shards, [BadRecord(**bad) for bad in value["bad_records"]])
+def _fingerprint(part: Part, spec: BuildSpec, shared: dict[str, Any]) -> str:
+    source = {"shape": asdict(spec.shapes[part.source]), "split": spec.splits[part.source]}
+    return name_of([STORE_FORMAT, _describe(part), source, shared])
+
+
+def _describe(value: Part | BuildSpec) -> dict[str, Any]:
+    return {item.name: getattr(value, item.name) for item in fields(value) if item.name not in NOT_OF_THE_RESULT}
 
 
 def build_part(part: Part, spec: BuildSpec) -> PartResult:
-    """Write the shards of a part. Raises UserError at the first bad record unless those are to be skipped."""
+    """Write the shards of a part. Raises UserError at the first bad record unless those are to be skipped, and when the
+    tokenizer gives ids that no vocabulary has; WriteError."""
+    result = PartResult(part.index, part.source)
+    vocab_size = _load_encoder(spec.tokenizer_dir, spec.tokenizer_fingerprint, spec.encoder).tokenizer.vocab_size
+    with ExitStack() as stack:
+        splits: tuple[Split, ...] = (*SPLITS, *REJECTED_SPLITS)
+        writers: dict[Split, ShardWriter] = {
+            name: stack.enter_context(ShardWriter(spec.directory, name, part.fingerprint)) for name in splits
+        }
+        for encoded in encode_part(part, spec, result):
+            for name, writer in writers.items():
+                table, size = encoded.of_split(name)
+                if table.num_rows:
+                    writer.write(table, size)
+                    found = count_ids(view(table.column("ids").flatten()), vocab_size)
+                    result.token_counts[name] = result.token_counts.get(name, 0) + found
+        result.shards = [shard for writer in writers.values() if (shard := writer.close())]
+    return result
+
+
+@dataclass(frozen=True)
+class EncodedDocuments:
+    """Some documents of a part in the store's schema; their splits ("" for one that is left out) and UTF-8 sizes."""
+
+    table: pa.RecordBatch
+    splits: NDArray[np.str_]
+    text_bytes: NDArray[np.int64]
+
+    def of_split(self, name: Split) -> tuple[pa.RecordBatch, int]:
+        """The documents of a split, and the size of their texts. Nothing is copied when they stand together."""
+        chosen = np.flatnonzero(self.splits == name)
+        size = int(self.text_bytes[chosen].sum())
+        if not len(chosen):
+            return self.table.slice(0, 0), size
+        if chosen[-1] - chosen[0] + 1 == len(chosen):
+            return self.table.slice(chosen[0], len(chosen)), size
+        return self.table.take(to_arrow(chosen)), size
+
+
+def encode_part(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[EncodedDocuments]:
+    """The documents of a part, a batch at a time, those of a split together; `result` gets what is left out. Raises
+    UserError as `build_part`."""
+    encoder = _load_encoder(spec.tokenizer_dir, spec.tokenizer_fingerprint, spec.encoder)
+    dropped = np.array(part.dropped, np.int64)
+    number = 0
+    for batch in read_batches(part, spec, result):
+        begin, end = np.searchsorted(dropped, [number, number + len(batch)])
+        documents, hashes, splits = _arrange(batch, dropped[begin:end] - number, spec.splits[part.source], spec)
+        result.duplicates += int(end - begin)
+        number += len(batch)
+        if not documents:
+            continue
+        encoded = encoder.encode_documents(documents)
+        result.fallbacks += encoded.fallbacks
+        _leave_out(documents, encoded, splits, spec, result)
+        sizes = np.array([_count_bytes(document) for document in documents], np.int64)
+        chosen = EncodedDocuments(build_record_batch(encoded, part.source, hashes), splits, sizes)
+        yield chosen
+        if rejected := [document.rejected for document in documents if document.rejected is not None]:
+            yield _encode_rejected(rejected, chosen, encoder)
+
+
+def read_batches(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[list[Document]]:
+    """The good documents of a part within its limits, some at a time; `result` gets the bad records. Raises UserError
+    as `build_part`."""
     encoder = _load_encoder(spec.tokenizer_dir, spec.tokenizer_fingerprint, spec.encoder)
     template = ChatTemplate(spec.template, encoder.tokenizer.special_tokens)
     documents = read_documents(part.spans, spec.shapes[part.source], template, spec.train_on)
-    result = PartResult(part.index, part.source)
-    with (
-        ShardWriter(spec.directory, "train", part.index) as train,
-        ShardWriter(spec.directory, "validation", part.index) as validation,
-    ):
-        writers: dict[Split, ShardWriter] = {"train": train, "validation": validation}
-        good = _take_good(documents, part.max_documents, result.bad_records, spec.skip_bad_records)
-        for batch, encoded in _encode(good, encoder, part.max_tokens):
-            _write(batch, encoded, part.source, spec, writers, result.bad_records)
-        result.shards = [shard for writer in writers.values() if (shard := writer.close())]
-    write_atomically(result_path(spec.directory, part.index), orjson.dumps(asdict(result)))
-    return result
+    batches = _batched(_take_good(documents, part.max_documents, result.bad_records, spec.skip_bad_records))
+    return batches if part.max_tokens is None else _limit_tokens(batches, encoder, part.max_tokens)
+
+
+def _arrange(
+    batch: list[Document], dropped: NDArray[np.int64], choice: SplitChoice, spec: BuildSpec
+) -> tuple[list[Document], list[bytes], NDArray[np.str_]]:
+    """The documents that are not dropped with their hashes and splits, those for training first."""
+    hashes = [hash_text(document.key) for document in batch]
+    splits = _choose_splits(hashes, choice, spec.validation_share)
+    splits[dropped] = ""
+    order = np.concatenate([np.flatnonzero(splits == name) for name in SPLITS]).tolist()
+    return [batch[i] for i in order], [hashes[i] for i in order], splits[order]
+
+
+def _leave_out(
+    documents: list[Document], encoded: EncodedBatch, splits: NDArray[np.str_], spec: BuildSpec, result: PartResult
+) -> None:
+    """Take those without loss or of a wrong length out of their splits, and count them."""
+    for index, runs in enumerate(encoded.loss_runs):
+        if runs is not None and not len(runs):
+            origin = documents[index].origin
+            reason = "no token carries loss"
+            refuse(
+                BadRecord(origin.path, origin.unit, origin.number, reason), result.bad_records, spec.skip_bad_records
+            )
+            splits[index] = ""
+    lengths = np.diff(encoded.offsets)
+    is_short = (splits != "") & (lengths < (spec.min_document_tokens or 0))
+    is_long = (splits != "") & (lengths > (spec.max_document_tokens or np.inf))
+    result.too_short += int(is_short.sum())
+    result.too_long += int(is_long.sum())
+    splits[is_short | is_long] = ""
+
+
+def _count_bytes(document: Document) -> int:
+    return len(document.text.encode() if document.is_chat else document.key)
+
+
+def _encode_rejected(rejected: list[Document], chosen: EncodedDocuments, encoder: Encoder) -> EncodedDocuments:
+    """The other halves of a batch of preference pairs, under the hashes and beside the splits of the chosen ones."""
+    source, hashes = chosen.table.column("source"), chosen.table.column("hash")
+    table = build_record_batch(encoder.encode_documents(rejected), source[0].as_py(), hashes.to_pylist())
+    sizes = np.array([_count_bytes(document) for document in rejected], np.int64)
+    return EncodedDocuments(table, np.char.add(chosen.splits, REJECTED), sizes)
 
 
 @lru_cache(maxsize=1)
@@ -102,7 +206,7 @@ def _take_good(
     count = 0
     for document in documents:
         if isinstance(document, BadRecord):
-            _refuse(document, bad, skip)
+            refuse(document, bad, skip)
             continue
         yield document
         count += 1
@@ -110,25 +214,20 @@ def _take_good(
             return
 
 
-def _refuse(record: BadRecord, bad: list[BadRecord], skip: bool) -> None:
+def refuse(record: BadRecord, bad: list[BadRecord], skip: bool) -> None:
+    """Add a bad record to the list, or raise UserError."""
     if not skip:
         raise UserError(f"{record} (data.on_bad_record: skip leaves such records out and lists them)")
     bad.append(record)
 
 
-def _encode(
-    documents: Iterable[Document], encoder: Encoder, max_tokens: int | None
-) -> Iterator[tuple[list[Document], EncodedBatch]]:
-    """Encoded batches; stops before the document with which the source would pass `max_tokens`."""
-    left = max_tokens
-    for batch in _batched(documents):
-        encoded = encoder.encode_documents(batch)
-        if left is None:
-            yield batch, encoded
-            continue
-        count = int(np.searchsorted(encoded.offsets, left, side="right")) - 1
-        yield batch[:count], encoded.head(count)
-        left -= int(encoded.offsets[count])
+def _limit_tokens(batches: Iterable[list[Document]], encoder: Encoder, max_tokens: int) -> Iterator[list[Document]]:
+    """Stops before the document with which the source would pass `max_tokens`. Costs an encoding of what is taken."""
+    for batch in batches:
+        offsets = encoder.encode_documents(batch).offsets
+        count = int(np.searchsorted(offsets, max_tokens, side="right")) - 1
+        yield batch[:count]
+        max_tokens -= int(offsets[count])
         if count < len(batch):
             return
 
@@ -146,28 +245,6 @@ def _batched(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _write(
-    batch: list[Document],
-    encoded: EncodedBatch,
-    source: int,
-    spec: BuildSpec,
-    writers: dict[Split, ShardWriter],
-    bad: list[BadRecord],
-) -> None:
-    hashes = [hash_text(document.key) for document in batch]
-    splits = _choose_splits(hashes, spec.splits[source], spec.validation_share)
-    silent = np.array([runs is not None and not len(runs) for runs in encoded.loss_runs], bool)
-    for index in np.flatnonzero(silent):
-        origin = batch[index].origin
-        reason = "no token carries loss"
-        _refuse(BadRecord(origin.path, origin.unit, origin.number, reason), bad, spec.skip_bad_records)
-    table = build_record_batch(encoded, source, hashes)
-    sizes = np.array([len(document.text.encode()) for document in batch], np.int64)
-    for name, writer in writers.items():
-        chosen = (splits == name) & ~silent
-        writer.write(table.filter(pa.array(chosen)), int(sizes[chosen].sum()))
-
-
 def _choose_splits(hashes: list[bytes], choice: SplitChoice, validation_share: float) -> np.ndarray:
     """Split of each document by its content alone, so that it never moves when data is added."""
     if choice != "auto":
@@ -177,16 +254,18 @@ def _choose_splits(hashes: list[bytes], choice: SplitChoice, validation_share: f
 
 
 def build_record_batch(encoded: EncodedBatch, source: int, hashes: list[bytes]) -> pa.RecordBatch:
-    """One Arrow batch of the store's schema."""
+    """One Arrow batch of the store's schema. Raises UserError when it cannot hold as many tokens (2^31)."""
+    if encoded.offsets[-1] > np.iinfo(np.int32).max:
+        raise UserError(f"documents of {encoded.offsets[-1]} tokens in one batch: lower data.max_record_bytes")
     run_lengths = [0 if runs is None else len(runs) for runs in encoded.loss_runs]
     run_offsets = np.concatenate([[0], np.cumsum(run_lengths)]).astype(np.int32)
     run_values = [runs for runs in encoded.loss_runs if runs is not None]
     flat_runs = np.concatenate(run_values) if run_values else np.empty(0, np.int32)
-    missing = pa.array([runs is None for runs in encoded.loss_runs], pa.bool_())
+    missing = np.array([runs is None for runs in encoded.loss_runs], np.bool_)
     columns = [
-        pa.ListArray.from_arrays(pa.array(encoded.offsets.astype(np.int32)), pa.array(encoded.ids)),
-        pa.ListArray.from_arrays(pa.array(run_offsets), pa.array(flat_runs, pa.int32()), mask=missing),
-        pa.array(np.full(len(hashes), source, np.int32)),
-        pa.array(hashes, pa.binary(16)),
+        to_lists(encoded.ids, encoded.offsets),
+        to_lists(flat_runs.astype(np.int32), run_offsets, missing),
+        to_arrow(np.full(len(hashes), source, np.int32)),
+        pa.Array.from_buffers(pa.binary(16), len(hashes), [None, pa.py_buffer(b"".join(hashes))]),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)

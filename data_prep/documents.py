@@ -6,13 +6,13 @@ records out.
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
 from data_prep.chat import CharSpan, ChatTemplate
 from data_prep.errors import UserError
-from data_prep.kinds import Conversation, RecordError, Shape, find_shape, parse_record
+from data_prep.kinds import Content, Conversation, Preference, RecordError, Shape, find_shape, parse_record
 from data_prep.options import TrainOn
 from data_prep.records import BadRecord, Record, Span, read_records
 from data_prep.sources import Input
@@ -22,11 +22,12 @@ logger = logging.getLogger("redline.data")
 SHAPE_RECORDS = 16
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Document:
     """A text and the character ranges that carry loss (None: all). `key` is what its content hash is taken of.
 
-    A chat is whole as its template wrote it; a text still gets its end-of-document token.
+    A chat is whole as its template wrote it; a text still gets its end-of-document token. Of a preference pair this is
+    the chosen conversation, and `rejected` the other one, under the same key: the pair stays in one split.
     """
 
     text: str
@@ -34,6 +35,7 @@ class Document:
     origin: Record
     is_chat: bool = False
     loss: list[CharSpan] | None = None
+    rejected: "Document | None" = None
 
 
 def find_source_shape(item: Input) -> Shape:
@@ -49,14 +51,14 @@ def find_source_shape(item: Input) -> Shape:
             reasons.append(str(_refuse(record, error)))
             continue
         _log_shape(item, shape, record)
-        return shape
+        return replace(shape, max_record_bytes=item.max_record_bytes)
     raise UserError(f"data.sources.{item.index}: {reasons[0]}")
 
 
 def _first_records(item: Input) -> Iterator[Record | BadRecord]:
     count = 0
     for file in item.files:
-        for record in read_records(Span(file.path, file.format)):
+        for record in read_records(Span(file.path, file.format), item.max_record_bytes):
             yield record
             count += 1
             if count == SHAPE_RECORDS:
@@ -67,20 +69,24 @@ def _log_shape(item: Input, shape: Shape, record: Record) -> None:
     how = "as set" if item.section.kind != "auto" else f"found from {record.unit} {record.number}"
     key = f" under {shape.text_key!r}" if shape.text_key else ""
     files = f"{len(item.files)} file{'s' * (len(item.files) != 1)}"
-    logger.info("data.sources.%d: %s, %s, kind %s%s (%s)", item.index, item.section.path, files, shape.kind, key, how)
+    kept = "; the chosen answers train, the rejected ones are kept beside them" if shape.kind == "preference" else ""
+    what = f"kind {shape.kind}{key} ({how}){kept}"
+    logger.info("data.sources.%d: %s, %s, %s", item.index, item.section.path, files, what)
 
 
-def parse_records(spans: Iterable[Span], shape: Shape) -> Iterator[tuple[Record, str | Conversation] | BadRecord]:
+def parse_records(spans: Iterable[Span], shape: Shape) -> Iterator[tuple[Record, Content] | BadRecord]:
     """Texts and conversations with the record they come from."""
     for span in spans:
-        for record in read_records(span):
+        for record in read_records(span, shape.max_record_bytes, shape.text_key):
             if isinstance(record, BadRecord):
                 yield record
                 continue
             try:
-                yield record, parse_record(record.value, shape)
+                content = parse_record(record.value, shape)
             except RecordError as error:
                 yield _refuse(record, error)
+                continue
+            yield record, content
 
 
 def read_documents(
@@ -101,12 +107,17 @@ def read_documents(
             yield _refuse(record, error)
 
 
-def _render(conversation: Conversation, record: Record, template: ChatTemplate, train_on: TrainOn) -> Document:
-    text, loss = template.render(conversation, train_on)
+def _render(content: Conversation | Preference, record: Record, template: ChatTemplate, train_on: TrainOn) -> Document:
+    if isinstance(content, Preference):
+        document = _render(content.chosen, record, template, train_on)
+        document.rejected = _render(content.rejected, record, template, train_on)
+        document.rejected.key = document.key
+        return document
+    text, loss = template.render(content, train_on)
     if loss is not None and not any(start < end for start, end in loss):
         raise RecordError("no turn carries loss")
     # The hash is of what was said, so a document keeps its split when the template changes.
-    key = orjson.dumps([conversation.messages, conversation.tools], option=orjson.OPT_SORT_KEYS)
+    key = orjson.dumps([content.messages, content.tools], option=orjson.OPT_SORT_KEYS)
     return Document(text, key, record, is_chat=True, loss=loss)
 
 
@@ -114,8 +125,10 @@ def _refuse(record: Record, error: RecordError) -> BadRecord:
     return BadRecord(record.path, record.unit, record.number, str(error))
 
 
-def text_of(content: str | Conversation) -> str:
+def text_of(content: Content) -> str:
     """Plain text of a document for training a tokenizer: what was said, without any template."""
     if isinstance(content, str):
         return content
+    if isinstance(content, Preference):
+        return f"{text_of(content.chosen)}\n{content.rejected.messages[-1]['content']}"
     return "\n".join(message["content"] for message in content.messages if message["content"])

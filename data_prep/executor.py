@@ -1,22 +1,46 @@
-"""Runs the parts of a build: in this process when there is little to do, else in a pool of fresh processes.
+"""Where the parts of a build run: this process, a pool of fresh ones, or a Ray cluster.
 
-The stages are pure functions over parts, so where they run changes nothing in the result. Workers are spawned, not
-forked: a fork of a process that holds threads (torch, gigatoken) can hang. Spawning imports the main module again,
-which is why entrypoints import torch inside `main`.
+The stages are pure functions over parts, so where they run changes nothing in the result. An executor is called as
+`execute(function, parts)` and gives (index of the part, result) as parts finish, so a slow one keeps no other from
+being saved; only some are under way at a time, so memory does not grow with their number. An error comes through as
+soon as it happens, after the results that are there.
+
+Workers are spawned, not forked: a fork of a process that holds threads (torch, gigatoken) can hang. Spawning imports
+the main module again, which is why entrypoints import torch inside `main`. A worker ends when its parent is killed.
 """
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from functools import partial
+from multiprocessing import connection
+from typing import Any, Protocol, TypeVar
 
 from data_prep.errors import UserError
+from data_prep.options import DataSection
 
 MAX_PROCESSES = 16
+SUBMITTED_PER_WORKER = 2
+# A pool takes about a second to start: not worth it for what one process tokenizes in as much.
+POOL_FROM_BYTES = 32 * 2**20
 P = TypeVar("P")
 R = TypeVar("R")
+
+
+class Executor(Protocol):
+    def __call__(self, function: Callable[[P], R], parts: Sequence[P]) -> Iterator[tuple[int, R]]: ...
+
+
+def choose_executor(data: DataSection, size: int) -> Executor:
+    """`data.executor` for an input of `size` bytes. Raises UserError when it cannot be had."""
+    if data.executor == "ray":
+        from data_prep.ray_executor import run_on_ray  # an optional requirement
+
+        return partial(run_on_ray, address=data.ray_address)
+    return partial(run_parts, processes=find_num_processes(data.num_proc) if size >= POOL_FROM_BYTES else 1)
 
 
 def find_num_processes(num_proc: int | str) -> int:
@@ -26,18 +50,66 @@ def find_num_processes(num_proc: int | str) -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MAX_PROCESSES)
 
 
-def run_parts(function: Callable[[P], R], parts: Sequence[P], processes: int) -> Iterator[R]:
-    """Results in the order of `parts`. Raises UserError when a worker is killed, and what `function` raises."""
+def run_parts(function: Callable[[P], R], parts: Sequence[P], processes: int) -> Iterator[tuple[int, R]]:
+    """Results as parts finish. Raises UserError when a worker is killed, and what `function` raises."""
     if processes <= 1 or len(parts) <= 1:
-        yield from map(function, parts)
+        yield from enumerate(map(function, parts))
         return
+    workers = min(processes, len(parts))
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(processes, len(parts)), mp_context=context)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
-        yield from pool.map(function, parts)
+        yield from run_bounded(partial(pool.submit, function), _find_done, Future.result, parts, workers)
     except BrokenProcessPool:
         raise UserError(
             "a data preparation process was killed, probably for want of memory: lower data.num_proc and run again"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _find_done(futures: list[Future[Any]], block: bool) -> list[Future[Any]]:
+    return list(wait(futures, None if block else 0, FIRST_COMPLETED).done)
+
+
+def run_bounded(
+    submit: Callable[[P], Any],
+    find_done: Callable[[list[Any], bool], list[Any]],
+    get: Callable[[Any], R],
+    parts: Sequence[P],
+    workers: int,
+) -> Iterator[tuple[int, R]]:
+    """Results of tasks, of which two a worker are submitted at a time, as they finish. After a first failure nothing is
+    submitted any more, and it is raised behind the results that are there."""
+    running: dict[Any, int] = {}
+    submitted = 0
+    while submitted < len(parts) or running:
+        failure: Exception | None = None
+        try:
+            while submitted < len(parts) and len(running) < SUBMITTED_PER_WORKER * workers:
+                running[submit(parts[submitted])] = submitted
+                submitted += 1
+        except Exception as error:
+            failure = error
+        for task in find_done(list(running), failure is None):
+            index = running.pop(task)
+            try:
+                result = get(task)
+            except Exception as error:
+                failure = failure or error
+                continue
+            yield index, result
+        if failure is not None:
+            raise failure
+
+
+def _end_with_parent() -> None:
+    """In a worker: without this, those of a parent that was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_wait_and_exit, args=(parent.sentinel,), daemon=True).start()
+
+
+def _wait_and_exit(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)

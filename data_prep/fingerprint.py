@@ -1,13 +1,11 @@
 """Names for content: what a store or tokenizer is made from, never where it lay or when it was written.
 
-Content is hashed with xxh3-128 (10 GB/s: reading is the cost; made against accidents, not against an adversary).
-Files of 64 MiB and more are hashed once and remembered in `store_dir/content_hashes.json` under (path, inode, size,
-mtime_ns, ctime_ns); ctime moves at every write and cannot be set back, so `touch` costs one more read and gives the
-same name, while a changed byte is never missed.
+Content is hashed with xxh3-128 (10 GB/s: reading is the cost; made against accidents, not against an adversary);
+which bytes, and how they are remembered, is said in `chunks` and `contents`.
 """
 
 import hashlib
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,14 @@ import orjson
 import xxhash
 
 from data_prep.options import DataSection, TokenizerSection
-from data_prep.sources import Input, SourceFile
+from data_prep.sources import Input
 
 STORE_FORMAT = 1
 TOKENIZER_FORMAT = 1
-REMEMBERED_FROM_BYTES = 64 * 2**20
-NAMED_OPTIONS = {"validation_share", "train_on", "on_bad_record"}
+NAMED_OPTIONS = {
+    "validation_share", "train_on", "on_bad_record",
+    "deduplicate", "minhash_similarity", "min_document_tokens", "max_document_tokens",
+}  # fmt: skip
 
 
 def hash_text(data: bytes) -> bytes:
@@ -41,48 +41,17 @@ def name_of(value: Any) -> str:
     return hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=10).hexdigest()
 
 
-class ContentHashes:
-    """Hashes of files, those of large ones remembered beside the stores."""
-
-    def __init__(self, store_dir: Path):
-        self._path = store_dir / "content_hashes.json"
-        self._known: dict[str, str] | None = None
-
-    def find(self, file: SourceFile) -> str:
-        if file.size < REMEMBERED_FROM_BYTES:
-            return hash_file(file.path)
-        if self._known is None:
-            self._known = self._load()
-        stat = os.stat(file.path)
-        key = f"{os.path.realpath(file.path)}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
-        if key not in self._known:
-            self._known[key] = hash_file(file.path)
-            self._save(self._known)
-        return self._known[key]
-
-    def _load(self) -> dict[str, str]:
-        try:
-            return orjson.loads(self._path.read_bytes())
-        except (FileNotFoundError, orjson.JSONDecodeError):
-            return {}
-
-    def _save(self, known: dict[str, str]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(orjson.dumps(known, option=orjson.OPT_INDENT_2))
-        os.replace(temporary, self._path)
-
-
-def describe_contents(inputs: list[Input], hashes: ContentHashes) -> list[dict[str, Any]]:
-    """What each source holds and how its records are read: the part of a name that every product shares."""
+def describe_contents(inputs: Sequence[Input], hashes: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """What each source holds (by the hashes of its files) and how its records are read: what all products share."""
     return [
         {
             "kind": item.section.kind,
             "text_key": item.section.text_key,
             "max_documents": item.section.max_documents,
-            "files": [[file.format, hashes.find(file)] for file in item.files],
+            "max_record_bytes": item.max_record_bytes,
+            "files": [[file.format, found] for file, found in zip(item.files, by_file, strict=True)],
         }
-        for item in inputs
+        for item, by_file in zip(inputs, hashes, strict=True)
     ]
 
 
@@ -95,7 +64,8 @@ def fingerprint_store(
     data: DataSection, contents: list[dict[str, Any]], tokenizer_fingerprint: str, template: str | None
 ) -> str:
     """Name of the store. Not in it: paths, times, and what only reads the store (seq_len, packing, weight, seed)."""
-    options = data.model_dump(include=NAMED_OPTIONS)
+    unused = set() if data.deduplicate == "minhash" else {"minhash_similarity"}
+    options = data.model_dump(include=NAMED_OPTIONS - unused)
     limits = [[source.split, source.max_tokens] for source in data.sources]
     return name_of(
         {

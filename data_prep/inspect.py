@@ -2,8 +2,10 @@
 
     python -m data_prep.inspect STORE [--documents N] [--split train|validation]
 
-Counts, a histogram of lengths, decoded documents with the tokens that carry loss in green and the others dimmed, the
-longest documents, and bad records. Documents shown are spread evenly over the split.
+Counts, what was left out and why, a histogram of lengths, decoded documents with the tokens that carry loss in green
+and the others dimmed, the longest and the oddest documents, and bad records. Documents shown are spread evenly over the
+split. Odd are those with the rarest words (the highest mean -ln p of their tokens, by the split's own frequencies) and
+those that repeat themselves most (the lowest ln(distinct tokens) / ln(tokens)), among at most 20,000 spread evenly.
 """
 
 import argparse
@@ -19,18 +21,21 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from data_prep.errors import UserError
-from data_prep.store import DocumentTable, Manifest, Split, Store
+from data_prep.statistics import count_tokens, measure_oddness
+from data_prep.store import REJECTED_SPLITS, SPLITS, DocumentTable, Manifest, Split, Store, count_left_out
 from data_prep.summary import BAD_RECORDS
 
 BAR_WIDTH = 32
 SHOWN_TOKENS = 400
+LOOKED_AT = 20_000
+LEAST_TOKENS = 8  # in shorter documents neither measure of oddness says much
 
 
 def main(argv: list[str], console: Console | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_prep.inspect", description="Show what a token store holds.")
     parser.add_argument("store", type=Path, help="directory that data_prep.prepare printed")
     parser.add_argument("--documents", type=int, default=3, help="decoded documents to show")
-    parser.add_argument("--split", choices=["train", "validation"], default="train")
+    parser.add_argument("--split", choices=[*SPLITS, *REJECTED_SPLITS], default="train")
     options = parser.parse_args(argv)
     try:
         inspect(Store.open(options.store), options.split, options.documents, console or Console())
@@ -50,19 +55,34 @@ def inspect(store: Store, split: Split, num_documents: int, console: Console) ->
         _print_document(console, table, index, tokenizer, "document")
     for index in np.argsort(table.lengths, kind="stable")[::-1][:num_documents].tolist():
         _print_document(console, table, index, tokenizer, "among the longest: document")
+    _print_oddest(console, store, table, num_documents, tokenizer)
     _print_bad_records(console, store, num_documents)
+
+
+def _print_oddest(console: Console, store: Store, table: DocumentTable, shown: int, tokenizer: Tokenizer) -> None:
+    looked_at = np.linspace(0, len(table) - 1, min(LOOKED_AT, len(table))).astype(np.int64)
+    looked_at = looked_at[table.lengths[looked_at] >= LEAST_TOKENS]
+    surprise, richness = measure_oddness(table, looked_at, count_tokens(table, store.manifest.vocab_size))
+    for order, values, what in (
+        (-surprise, surprise, "rarest words, {:.1f} nats a token"),
+        (richness, richness, "most repetitive, Herdan's C {:.2f}"),
+    ):
+        for place in np.argsort(order, kind="stable")[:shown].tolist():
+            title = f"{what.format(values[place])}: document"
+            _print_document(console, table, int(looked_at[place]), tokenizer, title)
 
 
 def show_counts(manifest: Manifest) -> Table:
     """Splits and sources as one table."""
     title = f"store {manifest.fingerprint}, encoder {manifest.encoder}, vocabulary {manifest.vocab_size}"
-    table = Table("", "documents", "tokens", "text MB", "bytes/token", "unigram entropy", title=title)
+    table = Table("", "documents", "tokens", "text MB", "bytes/token", "unigram entropy", "left out", title=title)
     for name, counts in manifest.splits.items():
         entropy = "" if counts.unigram_entropy_nats is None else f"{counts.unigram_entropy_nats:.3f} nats"
-        table.add_row(name, *_numbers(counts.documents, counts.tokens, counts.text_bytes), entropy)
+        table.add_row(name, *_numbers(counts.documents, counts.tokens, counts.text_bytes), entropy, "")
     for source in manifest.sources:
         name = f"{source.path} ({source.kind})"
-        table.add_row(name, *_numbers(source.documents, source.tokens, source.text_bytes), "")
+        left_out = ", ".join(f"{count:,} {why}" for why, count in count_left_out(source).items() if count)
+        table.add_row(name, *_numbers(source.documents, source.tokens, source.text_bytes), "", left_out)
     return table
 
 

@@ -1,7 +1,7 @@
 """What a record is: its kind, found from its keys, and the text or conversation it holds.
 
 Every kind of conversation becomes one form, OpenAI messages, before anything else looks at it:
-`[{"role": "system|user|assistant|tool", "content": str, "tool_calls"?: [...]}]`.
+`[{"role": "system|user|assistant|tool", "content": str, "tool_calls"?: [...]}]`. A preference pair becomes two of them.
 A record that does not fit raises `RecordError` with the reason; the caller knows file and line.
 """
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from data_prep.files import MAX_RECORD_BYTES
 from data_prep.options import Kind
 
 ROLES = ("assistant", "developer", "system", "tool", "user")
@@ -27,6 +28,7 @@ SHAREGPT_ROLES = {
     "function_response": "tool",
     "function_call": "function_call",
 }
+PROMPT_KEYS = ("prompt", "question", "query")
 PROMPT_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
 TEXT_KEYS = ("text", "content")
 
@@ -44,12 +46,24 @@ class Conversation:
     without_loss: set[int] = field(default_factory=set)
 
 
+@dataclass
+class Preference:
+    """Two whole conversations that differ in how they end."""
+
+    chosen: Conversation
+    rejected: Conversation
+
+
+Content = str | Conversation | Preference
+
+
 @dataclass(frozen=True)
 class Shape:
-    """How to read the records of one source: its kind, and the key of a text."""
+    """How to read the records of one source: its kind, the key of a text, and the largest record."""
 
     kind: Kind
     text_key: str | None = None
+    max_record_bytes: int = MAX_RECORD_BYTES
 
 
 def find_shape(value: Any, kind: Kind, text_key: str | None) -> Shape:
@@ -67,7 +81,7 @@ def find_shape(value: Any, kind: Kind, text_key: str | None) -> Shape:
 
 def _find_chat_kind(value: dict[str, Any]) -> Kind | None:
     if "chosen" in value and "rejected" in value:
-        raise RecordError("preference pairs (chosen/rejected) are no training text: name a kind or another file")
+        return "preference"
     if isinstance(value.get("messages"), list):
         return "messages"
     if isinstance(turns := value.get("conversations"), list):
@@ -87,24 +101,28 @@ def _find_text_key(value: dict[str, Any]) -> str:
     raise RecordError(f"no key that is surely the text among {', '.join(value)}: set text_key or kind")
 
 
-def parse_record(value: Any, shape: Shape) -> str | Conversation:
-    """The text or conversation in a record. Raises RecordError."""
+def parse_record(value: Any, shape: Shape) -> Content:
+    """The text, conversation or pair of conversations in a record. Raises RecordError."""
+    if shape.kind == "text":
+        text = value.get(shape.text_key) if isinstance(value, dict) else value
+        if isinstance(text, str) and text and not text.isspace():
+            return text
+    return _parse_or_refuse(value, shape)
+
+
+def _parse_or_refuse(value: Any, shape: Shape) -> Content:
     if isinstance(value, str) and shape.kind == "text":
-        return _check_text(value)
+        raise RecordError("empty text")
     if not isinstance(value, dict):
         raise RecordError(f"a {shape.kind} record must be an object, not {type(value).__name__}")
     if shape.kind == "text":
-        assert shape.text_key is not None
-        return _check_text(_take(value, shape.text_key, str))
+        _take(value, str(shape.text_key), str)
+        raise RecordError("empty text")
+    if shape.kind == "preference":
+        return Preference(*(_parse_answer(value, key) for key in ("chosen", "rejected")))
     conversation = _PARSERS[shape.kind](value)
     _check_conversation(conversation)
     return conversation
-
-
-def _check_text(text: str) -> str:
-    if not text or text.isspace():
-        raise RecordError("empty text")
-    return text
 
 
 def _take(value: dict[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
@@ -207,10 +225,14 @@ def _parse_alpaca(value: dict[str, Any]) -> Conversation:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise RecordError("'history' holds something else than [question, answer] pairs")
         messages += _exchange(*pair)
+    return Conversation(messages + _exchange(_join_instruction(value), _take(value, "output", str)))
+
+
+def _join_instruction(value: dict[str, Any]) -> str:
     prompt = _take(value, "instruction", str)
-    if value.get("input"):
-        prompt = f"{prompt}\n{_take(value, 'input', str)}" if prompt else _take(value, "input", str)
-    return Conversation(messages + _exchange(prompt, _take(value, "output", str)))
+    if not value.get("input"):
+        return prompt
+    return f"{prompt}\n{_take(value, 'input', str)}" if prompt else _take(value, "input", str)
 
 
 def _exchange(question: str, answer: str) -> list[dict[str, Any]]:
@@ -228,6 +250,56 @@ def _parse_prompt_completion(value: dict[str, Any]) -> Conversation:
             return Conversation(_system_turn(value) + _exchange(prompt, answer))
     pairs = ", ".join(f"{prompt}/{answer}" for prompt, answer in PROMPT_PAIRS)
     raise RecordError(f"none of the pairs {pairs} is there (found: {', '.join(map(str, value)) or 'none'})")
+
+
+def _parse_answer(value: dict[str, Any], key: str) -> Conversation:
+    """The conversation that ends with `value[key]`: a text, a turn, turns, or a whole conversation with its prompt."""
+    answer = _take(value, key, (str, list, dict))
+    try:
+        end = _parse_turns([{"role": "assistant", "content": answer}] if isinstance(answer, str) else _listed(answer))
+        start = Conversation([]) if _has_prompt(end) else _parse_prompt(value)
+        _add_system_turn(start if start.messages else end, value)
+        before = len(start.messages)
+        without_loss = start.without_loss | {before + index for index in end.without_loss}
+        result = Conversation(start.messages + end.messages, _parse_tools(value), without_loss)
+        if result.messages[-1:] and result.messages[-1]["role"] != "assistant":
+            raise RecordError("does not end with an assistant turn")
+        _check_conversation(result)
+    except RecordError as error:
+        raise RecordError(f"{key!r}: {error}") from None
+    return result
+
+
+def _has_prompt(conversation: Conversation) -> bool:
+    return next((m["role"] != "assistant" for m in conversation.messages if m["role"] != "system"), False)
+
+
+def _add_system_turn(conversation: Conversation, value: dict[str, Any]) -> None:
+    """The record's own system prompt, where the turns bring none."""
+    system = _system_turn(value)
+    if system and not any(message["role"] == "system" for message in conversation.messages[:1]):
+        conversation.messages[:0] = system
+        conversation.without_loss = {index + 1 for index in conversation.without_loss}
+
+
+def _parse_prompt(value: dict[str, Any]) -> Conversation:
+    """What stands before the two answers of a preference pair; may be empty."""
+    for key in ("messages", "conversations", *PROMPT_KEYS):
+        if isinstance(value.get(key), list):
+            return _parse_turns(value[key])
+    for key in PROMPT_KEYS:
+        if key in value:
+            return Conversation([{"role": "user", "content": _take(value, key, str)}])
+    if "instruction" in value:
+        return Conversation([{"role": "user", "content": _join_instruction(value)}])
+    return Conversation([])
+
+
+def _parse_turns(turns: list[Any]) -> Conversation:
+    """Turns of either form, by the first: `from`/`value` or `role`/`content`."""
+    if turns and isinstance(turns[0], dict) and "from" in turns[0]:
+        return _parse_sharegpt({"conversations": turns})
+    return _parse_messages({"messages": turns})
 
 
 def _check_conversation(conversation: Conversation) -> None:

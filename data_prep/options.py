@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 EMBEDDED = "embedded"
 
-Kind = Literal["auto", "text", "messages", "alpaca", "sharegpt", "prompt_completion"]
+Kind = Literal["auto", "text", "messages", "alpaca", "sharegpt", "prompt_completion", "preference"]
 SplitChoice = Literal["auto", "train", "validation"]
 Packing = Literal["best_fit", "wrapped", "none"]
 LongDocuments = Literal["split", "truncate", "drop"]
 TrainOn = Literal["assistant", "last_assistant", "all"]
+Deduplicate = Literal["none", "exact", "minhash"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -47,9 +48,14 @@ class TokenizerSection(Section):
 
 
 class SourceSection(Section):
-    """One input: the embedded corpus, a file, a glob or a directory."""
+    """One input: the embedded corpus, a file, a glob, a directory or a Hugging Face dataset."""
 
-    path: str = Field(EMBEDDED, description='"embedded" (Python\'s own sources), a file, a glob or a directory')
+    path: str = Field(
+        EMBEDDED,
+        description='"embedded" (Python\'s own sources), a file, a glob, a directory (also of save_to_disk), '
+        '"hf:NAME" or "hf:NAME:CONFIG"',
+    )
+    hf_split: str = Field("train", description="split of a Hugging Face dataset, by name or saved on disk")
     kind: Kind = Field("auto", description="what a record is; auto: found from the first records and logged")
     text_key: str | None = Field(None, description="key or column that holds the text of a `text` record")
     text_unit: Literal["file", "line"] = Field("file", description="a text file is one document, or each line is one")
@@ -75,7 +81,54 @@ class DataSection(Section):
     chat_template: str | None = Field(
         None, description='absent: the tokenizer\'s own, else ChatML; "chatml"; or the path of a Jinja file'
     )
+    max_record_bytes: int = Field(
+        64 * 2**20, ge=1024, description="a larger line, JSON record, row or text file is a bad record"
+    )
     on_bad_record: Literal["error", "skip"] = "error"
     max_bad_share: Share = Field(0.01, description="with on_bad_record: skip, the share at which the build stops")
+    deduplicate: Deduplicate = Field(
+        "none", description="over all sources, the first stays; exact: equal content; minhash: similar content too"
+    )
+    minhash_similarity: float = Field(
+        0.8, ge=0.5, le=1.0, description="estimated Jaccard similarity of word 5-grams from which one is a duplicate"
+    )
+    min_document_tokens: int | None = Field(None, ge=1, description="shorter documents are left out and counted")
+    max_document_tokens: int | None = Field(None, ge=1, description="longer documents are left out and counted")
+    streaming: bool = Field(
+        False, description="train straight from data.sources, with no store first; needs training.max_steps"
+    )
+    validation_rows: int = Field(
+        256, ge=1, description="with streaming: most rows held out for evaluation, from the beginning of the sources"
+    )
     num_proc: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="processes that tokenize")
+    executor: Literal["processes", "ray"] = Field(
+        "processes", description="what tokenizes: processes of this machine, or a Ray cluster (requirements-ray.txt)"
+    )
+    ray_address: str | None = Field(
+        None, description='with executor: ray, HOST:PORT, "auto" or ray://…; absent: one on this machine'
+    )
     seed: int = Field(0, ge=0, description="order of the rows")
+    group_by_length: bool = Field(
+        False, description="with packing: none, rows of about one length come together: less padding"
+    )
+    max_tokens_per_batch: int | None = Field(
+        None,
+        ge=1,
+        description="with packing: none, a micro-batch holds as many rows as fit in this many tokens, padding "
+        "included, instead of training.per_device_train_batch_size; rows are grouped by length",
+    )
+    verify_packing: bool = Field(
+        True, description="before the first step, check that packed documents give the losses they give alone"
+    )
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="processes of each rank that prepare batches; auto: 0 on a CPU, half of its cores on a GPU"
+    )
+
+    @model_validator(mode="after")
+    def _check_left_out(self) -> "DataSection":
+        if self.streaming and self.deduplicate != "none":
+            raise ValueError(f"deduplicate: {self.deduplicate} needs all documents first, streaming none: keep one")
+        least, most = self.min_document_tokens, self.max_document_tokens
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"min_document_tokens: {least} is above max_document_tokens: {most}: no document is left")
+        return self

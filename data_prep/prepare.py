@@ -3,54 +3,62 @@
     python -m data_prep.prepare --config configs/X.yaml [data.validation_share=0.05 …]
 
 Steps: (1) find the files and hash them; (2) find or train the tokenizer; (3) name the store, and return at once when
-it is there; (4) plan parts, tokenize them in a pool, write the manifest. A run whose products are cached costs the
-hashing alone. Processes that ask for one product at once are put in a row by a lock file: one builds, the others
-find it. Bad records stop the build or, with `data.on_bad_record: skip`, are listed in `STORE/bad_records.jsonl`.
+it is there; (4) plan parts, take over those that another store has, tokenize the rest, write the manifest. A run whose
+products are cached costs a stat per file. Processes that ask for one product at once are put in a row by a lock file:
+one builds, the others find it. Bad records stop the build or, with `data.on_bad_record: skip`, are listed in
+`STORE/bad_records.jsonl`.
 """
 
 import fcntl
 import logging
-import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_prep.build import BuildSpec, build_part, load_result
+from data_prep.assembly import assemble_store
+from data_prep.build import BuildSpec
 from data_prep.chat import CHATML, ChatTemplate
+from data_prep.chunks import Content
+from data_prep.contents import find_contents
 from data_prep.documents import Document, find_source_shape, parse_records, read_documents, text_of
-from data_prep.encoding import EncoderName, choose_encoder
+from data_prep.duplicates import drop_duplicates, remove_signatures
+from data_prep.encoder_choice import choose_encoder, sample_documents
+from data_prep.encoding import EncoderName
 from data_prep.errors import UserError
-from data_prep.executor import find_num_processes, run_parts
-from data_prep.fingerprint import ContentHashes, describe_contents, fingerprint_store, fingerprint_trained_tokenizer
+from data_prep.fingerprint import describe_contents, fingerprint_store, fingerprint_trained_tokenizer
 from data_prep.kinds import Shape
 from data_prep.options import DataSection, TokenizerSection
+from data_prep.parts import Part, plan_parts
 from data_prep.recipe import load_data_recipe
 from data_prep.records import BadRecord, Span
-from data_prep.sources import PART_BYTES, Input, find_inputs, plan_parts
-from data_prep.store import MANIFEST, Manifest, Store
-from data_prep.summary import check_bad_share, write_manifest
+from data_prep.sources import Input, find_inputs
+from data_prep.store import MANIFEST, SPLITS, Manifest, Store, count_left_out
+from data_prep.stream import StreamPlan, plan_stream, plan_units, sample_texts
+from data_prep.summary import check_bad_share
 from data_prep.tokenizer import LoadedTokenizer, find_tokenizer, fingerprint_tokenizer, load_tokenizer, train_tokenizer
+from data_prep.writing import explain_write_errors
 
 logger = logging.getLogger("redline.data")
-
-SAMPLE_CHARACTERS = 512 * 1024
-SAMPLE_FILES = 64
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Where the products lie, and whether they were there before. `seconds` is the wall time of `prepare`."""
+    """Where the products lie, and whether they were there before. `seconds` is the wall time of `prepare`.
 
-    store_dir: Path
+    With `data.streaming` there is no store, but a `stream`.
+    """
+
+    store_dir: Path | None
     tokenizer_dir: Path
     store_cached: bool
     tokenizer_cached: bool
     seconds: float
+    stream: StreamPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class _Plan:
 
     inputs: list[Input]
     contents: list[dict[str, Any]]
+    files: list[tuple[Content, ...]]
 
     @cached_property
     def shapes(self) -> tuple[Shape, ...]:
@@ -70,28 +79,52 @@ def prepare(data: DataSection, tokenizer: TokenizerSection) -> Prepared:
 
     Safe to call from many processes at once; torch is not imported.
     """
+    if data.streaming:
+        return _prepare_stream(data, tokenizer)
     started = time.perf_counter()
     root = Path(data.store_dir)
-    inputs = find_inputs(data.sources)
-    contents = describe_contents(inputs, ContentHashes(root))
-    plan = _Plan(inputs, contents)
-    tokenizer_dir, tokenizer_cached = _prepare_tokenizer(tokenizer, plan, root)
+    inputs = find_inputs(data.sources, data.max_record_bytes)
+    files = [find_contents(item, root) for item in inputs]
+    hashes = [[content.hash for content in contents] for contents in files]
+    plan = _Plan(inputs, describe_contents(inputs, hashes), files)
+    tokenizer_dir, tokenizer_cached = _prepare_tokenizer(tokenizer, plan.contents, _texts(plan), root)
     store_dir, store_cached = _prepare_store(data, plan, tokenizer_dir)
     return Prepared(store_dir, tokenizer_dir, store_cached, tokenizer_cached, time.perf_counter() - started)
 
 
-def _prepare_tokenizer(options: TokenizerSection, plan: _Plan, root: Path) -> tuple[Path, bool]:
+def _prepare_stream(data: DataSection, options: TokenizerSection) -> Prepared:
+    """The tokenizer, and what a stream is read by. Reads a sample of the sources, whatever their size."""
+    started = time.perf_counter()
+    root = Path(data.store_dir)
+    plan = _Plan(find_inputs(data.sources, data.max_record_bytes, streaming=True), [], [])
+    texts = [] if options.path is not None else sample_texts(plan.inputs, plan.shapes, options.sample_bytes)
+    contents = [{"sample": texts}]
+    directory, cached = _prepare_tokenizer(options, contents, texts, root)
+    tokenizer = load_tokenizer(directory)
+    template = _choose_template(_read_template(data.chat_template), tokenizer, plan.shapes)
+    units = plan_units(plan.inputs)
+    parts = [share.part for unit in units for share in unit]
+    spec = _describe_build(data, plan, parts, root, tokenizer, fingerprint_tokenizer(directory), template)
+    stream = plan_stream(plan.inputs, data, spec)
+    size = sum(file.size for item in plan.inputs for file in item.files)
+    logger.info("stream: %.1f MB of files in %d units, read while training; no store", size / 1e6, len(stream.units))
+    return Prepared(None, directory, False, cached, time.perf_counter() - started, stream)
+
+
+def _prepare_tokenizer(
+    options: TokenizerSection, contents: list[dict[str, Any]], texts: Iterable[str], root: Path
+) -> tuple[Path, bool]:
     if options.path is not None:
         directory = find_tokenizer(options.path, root)
         logger.info("tokenizer: %s", directory)
         return directory, True
-    directory = root / "tokenizers" / fingerprint_trained_tokenizer(options, plan.contents)
+    directory = root / "tokenizers" / fingerprint_trained_tokenizer(options, contents)
     with _exclusive(directory):
         cached = directory.is_dir()
         if cached:
             logger.info("tokenizer: cached at %s", directory)
         else:
-            train_tokenizer(_texts(plan), options, directory)
+            train_tokenizer(texts, options, directory)
     return directory, cached
 
 
@@ -112,8 +145,10 @@ def _texts(plan: _Plan) -> Iterator[str]:
 @contextmanager
 def _exclusive(product: Path) -> Iterator[None]:
     """Holds the lock of a product; a process that dies lets go of it."""
-    product.parent.mkdir(parents=True, exist_ok=True)
-    with open(product.with_name(f".{product.name}.lock"), "w") as file:
+    with explain_write_errors(product.parent):
+        product.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(product.with_name(f".{product.name}.lock"), "w")  # noqa: SIM115  closed below
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -134,7 +169,6 @@ def _prepare_store(data: DataSection, plan: _Plan, tokenizer_dir: Path) -> tuple
             _log_store(f"store: cached at {directory}", manifest)
             return directory, True
         started = time.perf_counter()
-        directory.mkdir(parents=True, exist_ok=True)
         manifest = _build_store(data, plan, directory, load_tokenizer(tokenizer_dir), tokenizer_name, template)
     seconds = time.perf_counter() - started
     size = sum(source.text_bytes for source in manifest.sources)
@@ -149,18 +183,21 @@ def _find_complete(directory: Path) -> Manifest | None:
         return Store.open(directory).manifest
     except UserError as error:
         logger.warning("store: %s; building it anew", error)
-        shutil.rmtree(directory)
+        (directory / MANIFEST).unlink()
         return None
 
 
 def _log_store(what: str, manifest: Manifest) -> None:
-    tokens = sum(counts.tokens for counts in manifest.splits.values())
-    bad = f", {manifest.bad_records} bad records left out" if manifest.bad_records else ""
-    logger.info("%s: %d documents, %.2f M tokens%s", what, manifest.num_documents, tokens / 1e6, bad)
+    tokens = sum(manifest.splits[name].tokens for name in SPLITS)
+    left_out = "".join(f", {count} {name} left out" for name, count in count_left_out(manifest).items() if count)
+    logger.info("%s: %d documents, %.2f M tokens%s", what, manifest.num_documents, tokens / 1e6, left_out)
+    if manifest.fallbacks:
+        logger.info("  %d documents were encoded by tokenizers instead of gigatoken", manifest.fallbacks)
     for source in manifest.sources:
         ratio = f", {source.bytes_per_token:.2f} bytes/token" if source.bytes_per_token else ""
         counts = f"{source.documents} documents, {source.tokens} tokens{ratio}"
-        logger.info("  %s (%s): %s", source.path, source.kind, counts)
+        left_out = "".join(f", {count} {name}" for name, count in count_left_out(source).items() if count)
+        logger.info("  %s (%s): %s%s", source.path, source.kind, counts, left_out)
 
 
 def _read_template(option: str | None) -> str | None:
@@ -184,29 +221,36 @@ def _build_store(
     template: str | None,
 ) -> Manifest:
     template = _choose_template(template, tokenizer, plan.shapes)
-    spec = BuildSpec(
+    parts = plan_parts(plan.inputs, plan.files)
+    spec = _describe_build(data, plan, parts, directory, tokenizer, tokenizer_name, template)
+    manifest = assemble_store(drop_duplicates(parts, spec, data), spec, data, tokenizer)
+    remove_signatures(spec)
+    return manifest
+
+
+def _describe_build(
+    data: DataSection,
+    plan: _Plan,
+    parts: list[Part],
+    directory: Path,
+    tokenizer: LoadedTokenizer,
+    tokenizer_name: str,
+    template: str,
+) -> BuildSpec:
+    return BuildSpec(
         directory=directory,
         tokenizer_dir=tokenizer.directory,
         tokenizer_fingerprint=tokenizer_name,
         template=template,
-        encoder=_choose_encoder(plan, template, tokenizer, data),
+        encoder=_choose_encoder(plan, parts, template, tokenizer, data),
         train_on=data.train_on,
         validation_share=data.validation_share,
         skip_bad_records=data.on_bad_record == "skip",
         shapes=plan.shapes,
         splits=tuple(source.split for source in data.sources),
+        min_document_tokens=data.min_document_tokens,
+        max_document_tokens=data.max_document_tokens,
     )
-    parts = plan_parts(plan.inputs)
-    results = {part.index: found for part in parts if (found := load_result(directory, part.index))}
-    if results:
-        logger.info("store: going on with a stopped build, %d of %d parts are there", len(results), len(parts))
-    missing = [part for part in parts if part.index not in results]
-    # A pool costs about a second to start: not worth it for an input that one process tokenizes in as much.
-    small = sum(file.size for item in plan.inputs for file in item.files) < PART_BYTES
-    for result in run_parts(partial(build_part, spec=spec), missing, 1 if small else find_num_processes(data.num_proc)):
-        results[result.part] = result
-    ordered = [results[part.index] for part in parts]
-    return write_manifest(directory, ordered, data, spec, tokenizer)
 
 
 def _choose_template(template: str | None, tokenizer: LoadedTokenizer, shapes: tuple[Shape, ...]) -> str:
@@ -217,21 +261,15 @@ def _choose_template(template: str | None, tokenizer: LoadedTokenizer, shapes: t
     return found
 
 
-def _choose_encoder(plan: _Plan, template: str, tokenizer: LoadedTokenizer, data: DataSection) -> EncoderName:
-    """By a sample of about 512 kB, from the beginnings of files spread evenly over every source."""
+def _choose_encoder(
+    plan: _Plan, parts: list[Part], template: str, tokenizer: LoadedTokenizer, data: DataSection
+) -> EncoderName:
     chat = ChatTemplate(template, tokenizer.special_tokens)
-    sample: list[str] = []
-    for item, shape in zip(plan.inputs, plan.shapes, strict=True):
-        files = item.files[:: -(-len(item.files) // SAMPLE_FILES)]
-        for file in files:
-            left = SAMPLE_CHARACTERS // len(plan.inputs) // len(files)
-            for document in read_documents([Span(file.path, file.format)], shape, chat, data.train_on):
-                if isinstance(document, Document):
-                    sample.append(document.text[:left])
-                    left -= len(sample[-1])
-                if left <= 0:
-                    break
-    return choose_encoder(tokenizer, sample)
+
+    def read(part: Part) -> Iterator[Document | BadRecord]:
+        return read_documents(part.spans, plan.shapes[part.source], chat, data.train_on)
+
+    return choose_encoder(tokenizer, list(sample_documents(parts, read)))
 
 
 def main(argv: list[str]) -> int:
@@ -241,7 +279,7 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(prepared.store_dir)
+    print(prepared.store_dir or prepared.tokenizer_dir)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Token frequencies of a store and the losses that they bound. All in nats per token.
+"""Token frequencies of a store, the losses that they bound, and which documents stand out. All in nats per token.
 
 A model that ignores context can do no better than the unigram cross-entropy, so a validation loss below it shows that
 context is used.
@@ -10,15 +10,38 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.store import DocumentTable
 
+BLOCK = 2**16  # ids that stay in the cache while they are looked at three times
+
 
 def count_tokens(table: DocumentTable, vocab_size: int) -> NDArray[np.int64]:
-    """Occurrences of each id, shape (vocab_size,). Raises UserError for ids that no vocabulary has."""
+    """Occurrences of each id in a table, shape (vocab_size,). Raises UserError for ids that no vocabulary has."""
+    return sum((count_ids(ids, vocab_size) for ids in table.all_ids()), np.zeros(vocab_size, np.int64))
+
+
+def count_ids(ids: NDArray[np.int32], vocab_size: int) -> NDArray[np.int64]:
+    """As `count_tokens`, of an array."""
     counts = np.zeros(vocab_size, np.int64)
-    for ids in table.all_ids():
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
-            raise UserError(f"token ids up to {ids.max()} in a vocabulary of {vocab_size}: is it the right tokenizer?")
-        counts += np.bincount(ids, minlength=vocab_size)
+    for begin in range(0, len(ids), BLOCK):
+        block = ids[begin : begin + BLOCK]
+        if not 0 <= int(block.min()) <= int(block.max()) < vocab_size:
+            raise UserError(
+                f"token ids {ids.min()} to {ids.max()} in a vocabulary of {vocab_size}: the right tokenizer?"
+            )
+        counts += np.bincount(block, minlength=vocab_size)
     return counts
+
+
+def measure_oddness(
+    table: DocumentTable, documents: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each of some documents of two tokens and more, both (documents,): the mean -ln p of its tokens, where p is
+    their share in `counts` (high: words that hardly occur elsewhere), and Herdan's C, ln(distinct tokens) / ln(tokens)
+    (low: the same again and again; it hangs little on length. G. Herdan, Type-Token Mathematics, 1960)."""
+    surprise = np.log(counts.sum()) - np.log(np.maximum(counts, 1))
+    ids = [table.ids(document) for document in documents.tolist()]
+    means = np.array([surprise[words].mean() for words in ids], np.float64)
+    richness = np.array([np.log(len(np.unique(words))) / np.log(len(words)) for words in ids], np.float64)
+    return means, richness
 
 
 def measure_entropy(counts: NDArray[np.int64]) -> float | None:

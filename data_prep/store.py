@@ -1,32 +1,43 @@
 """The token store: documents as Arrow IPC streams under one manifest.
 
     STORE/manifest.json                     written last; without it there is no store
-    STORE/{train,validation}-00000.arrow    ids: list<int32>, loss_runs: list<int32> | null, source: int32,
-                                            hash: 16 bytes
+    STORE/{train,validation}-PART.arrow     ids: list<int32>, loss_runs: list<int32> | null, source: int32,
+                                            hash: 16 bytes; PART is the fingerprint of what the shard was made of
+    STORE/parts/PART.json                   what became of a part (`results`), from which other stores take it over
 
+The documents are those of the manifest's shards, in its order; a shard may come more than once.
+
+Of preference pairs the chosen answers are the documents of train and validation; the rejected ones lie in
+`train_rejected-PART.arrow`, in the same order and under the same hashes, and are no part of what is counted or
+trained on (`Store.split("train_rejected")`).
 `loss_runs` flattens [start, end) ranges of positions that carry loss; null means all. `datasets.Dataset.from_file`
-reads a shard. Every file is written beside its name, flushed to disk and renamed, so what bears a final name is whole.
-Reading is by memory map: ids come as views, nothing is copied or decoded. Opening costs one stat per shard; the
-lengths of all documents cost 4 bytes each, on first use.
+reads a shard. What bears a final name is whole (`writing`).
+Reading is by memory map: ids come as views, nothing is copied or decoded. Opening costs one stat per shard (about 5 µs
+with its entry in the manifest, so 1 ms for 1 GB of text); the lengths of all documents cost 4 bytes each, on first use.
 """
 
 import os
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_prep.arrow import find_nulls, view
 from data_prep.errors import UserError
 
-Split = Literal["train", "validation"]
+Ints = NDArray[np.integer[Any]]
+NO_INTS: Ints = np.empty(0, np.int64)
+Split = Literal["train", "validation", "train_rejected", "validation_rejected"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
+REJECTED = "_rejected"
+REJECTED_SPLITS: tuple[Split, Split] = ("train_rejected", "validation_rejected")
 MANIFEST = "manifest.json"
 SCHEMA = pa.schema(
     [
@@ -66,6 +77,10 @@ class SourceCounts:
     tokens: int
     text_bytes: int
     bytes_per_token: float | None
+    bad_records: int = 0
+    duplicates: int = 0
+    too_short: int = 0
+    too_long: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,8 @@ class Manifest:
     `unigram_entropy_nats` is the entropy of the whole corpus' token frequencies (both splits);
     `validation_unigram_cross_entropy_nats` scores the validation tokens under the add-one smoothed frequencies of the
     training tokens: the loss of the best model that ignores context. Null where a split is empty.
+    Records in = documents + bad_records + duplicates + too_short + too_long + what is beyond a source's limits.
+    `fallbacks` documents could not be encoded by gigatoken and were by tokenizers.
     """
 
     format: int
@@ -91,10 +108,14 @@ class Manifest:
     unigram_entropy_nats: float | None
     validation_unigram_cross_entropy_nats: float | None
     shards: list[Shard] = field(default_factory=list)
+    duplicates: int = 0
+    too_short: int = 0
+    too_long: int = 0
+    fallbacks: int = 0
 
     @property
     def num_documents(self) -> int:
-        return sum(counts.documents for counts in self.splits.values())
+        return sum(counts.documents for name, counts in self.splits.items() if name in SPLITS)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Manifest":
@@ -109,87 +130,68 @@ class Manifest:
         return orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """A file that is either whole or absent, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-class ShardWriter:
-    """Writes the documents of one part and split; nothing under the final name until `close`, no file when empty."""
-
-    def __init__(self, directory: Path, split: Split, index: int):
-        self._path = directory / f"{split}-{index:05d}.arrow"
-        self._temporary = directory / f".{self._path.name}.{os.getpid()}.tmp"
-        self._file: pa.OSFile | None = None
-        self._writer: pa.RecordBatchStreamWriter | None = None
-        self._split: Split = split
-        self._counts = [0, 0, 0]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        if self._writer is not None and self._file is not None and kind is not None:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
-
-    def write(self, batch: pa.RecordBatch, text_bytes: int) -> None:
-        if not batch.num_rows:
-            return
-        if self._writer is None:
-            self._file = pa.OSFile(str(self._temporary), "wb")
-            self._writer = pa.ipc.new_stream(self._file, SCHEMA)
-        self._writer.write_batch(batch)
-        tokens = len(batch.column("ids").flatten())
-        self._counts = [a + b for a, b in zip(self._counts, (batch.num_rows, tokens, text_bytes), strict=True)]
-
-    def close(self) -> Shard | None:
-        if self._writer is None or self._file is None:
-            return None
-        self._writer.close()
-        self._file.close()
-        with open(self._temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(self._temporary, self._path)
-        sync_directory(self._path.parent)
-        documents, tokens, text_bytes = self._counts
-        return Shard(self._path.name, self._split, documents, tokens, text_bytes, self._path.stat().st_size)
-
-
-def _view(array: pa.Array, dtype: str) -> NDArray[Any]:
-    """The values of a primitive array without nulls, as a view."""
-    return np.asarray(array.to_numpy(zero_copy_only=True), dtype=dtype)
+def count_left_out(counts: Manifest | SourceCounts) -> dict[str, int]:
+    """Records that are not in the store, by the reason."""
+    return {
+        "bad records": counts.bad_records,
+        "duplicates": counts.duplicates,
+        "too short": counts.too_short,
+        "too long": counts.too_long,
+    }
 
 
 class DocumentTable:
-    """The documents of one split, by number, as views of the mapped files."""
+    """Documents by number: those of one split, as views of the mapped files, or some that are held in memory.
 
-    def __init__(self, paths: list[Path]):
-        self._batches = [batch for path in paths for batch in _read_batches(path)]
-        self._starts = np.concatenate([[0], np.cumsum([len(batch.offsets) - 1 for batch in self._batches])])
+    The former pickle as their paths, so worker processes map the files themselves. A file is mapped when the first of
+    its documents is asked for, all of them (0.2 ms each) for what concerns the whole table.
+    """
+
+    def __init__(self, batches: Iterable[pa.RecordBatch] = (), paths: list[Path] | None = None, counts: Ints = NO_INTS):
+        self._paths, self._counts = paths, counts
+        self._shard_starts = [0, *np.cumsum(counts).tolist()]
+        self._mapped: dict[int, list[_Batch]] = {}
+        if paths is None:
+            self._mapped[0] = [_view_batch(batch) for batch in batches]
+            self._shard_starts = [0, sum(len(batch.offsets) - 1 for batch in self._mapped[0])]
+
+    @classmethod
+    def open(cls, paths: list[Path], counts: Ints) -> "DocumentTable":
+        """Of files of `counts[i]` documents each."""
+        return cls(paths=paths, counts=counts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._paths is not None:
+            return DocumentTable.open, (self._paths, self._counts)
+        return object.__reduce_ex__(self, 2)  # type: ignore[return-value]
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._shard_starts[-1]
+
+    def _map(self, shard: int) -> "list[_Batch]":
+        if shard not in self._mapped:
+            assert self._paths is not None
+            self._mapped[shard] = [_view_batch(batch) for batch in _read_batches(self._paths[shard])]
+        return self._mapped[shard]
+
+    @cached_property
+    def _batches(self) -> "list[_Batch]":
+        return [batch for shard in range(len(self._shard_starts) - 1) for batch in self._map(shard)]
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum([len(batch.offsets) - 1 for batch in self._batches], dtype=np.int64)])
 
     def _find(self, index: int) -> "tuple[_Batch, int]":
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
-        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._batches[batch], index - int(self._starts[batch])
+        shard = bisect_right(self._shard_starts, index) - 1
+        row = index - self._shard_starts[shard]
+        for batch in self._map(shard):
+            if row < len(batch.offsets) - 1:
+                return batch, row
+            row -= len(batch.offsets) - 1
+        raise IndexError(f"document {index}: shard {shard} holds fewer documents than its manifest says")
 
     def ids(self, index: int) -> NDArray[np.int32]:
         """Token ids of a document: a read-only view."""
@@ -202,6 +204,54 @@ class DocumentTable:
         if batch.run_offsets is None or batch.runs_missing[row]:
             return None
         return batch.runs[batch.run_offsets[row] : batch.run_offsets[row + 1]]
+
+    def gather_ids(self, documents: Ints, begins: Ints, ends: Ints) -> NDArray[np.int32]:
+        """Tokens [begins[i], ends[i]) of documents[i], end to end."""
+        first = self._first_tokens[documents]
+        spans = (first + begins).tolist(), (first + ends).tolist()
+        pieces = zip(self._find_batches(documents).tolist(), *spans, strict=True)
+        return np.concatenate([self._ids[batch][begin:end] for batch, begin, end in pieces])
+
+    def gather_loss_runs(self, documents: Ints) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Ranges [start, end) of each document that carry loss, end to end, shape (runs, 2), and how many each has."""
+        begins, ends = (offsets[documents] for offsets in self._run_offsets)
+        pieces = zip(self._find_batches(documents).tolist(), begins.tolist(), ends.tolist(), strict=True)
+        runs = [self._batches[batch].runs[begin:end] for batch, begin, end in pieces]
+        counts = (ends - begins) // 2
+        for index in np.flatnonzero(~self.has_loss_runs[documents]).tolist():
+            runs[index] = np.array([0, self.lengths[documents[index]]], np.int32)
+            counts[index] = 1
+        return np.concatenate(runs).reshape(-1, 2), counts
+
+    def find_loss(self, documents: Ints, begins: Ints, ends: Ints) -> NDArray[np.bool_]:
+        """Whether any of tokens [begins[i], ends[i]) of documents[i] carries loss."""
+        found = ends > begins
+        batches = self._find_batches(documents)
+        order = np.argsort(batches, kind="stable")
+        cuts = np.flatnonzero(np.diff(batches[order])) + 1
+        for where in np.split(order, cuts) if len(order) else ():
+            number = int(batches[where[0]])
+            rows = documents[where] - self._starts[number]
+            found[where] &= self._batches[number].find_loss(rows, begins[where], ends[where])
+        return found
+
+    def _find_batches(self, documents: Ints) -> NDArray[np.int64]:
+        return np.searchsorted(self._starts, documents, side="right") - 1
+
+    @cached_property
+    def _ids(self) -> list[NDArray[np.int32]]:
+        return [batch.ids for batch in self._batches]
+
+    @cached_property
+    def _first_tokens(self) -> NDArray[np.int32]:
+        """Where each document begins in the ids of its batch."""
+        return _concatenate([batch.offsets[:-1] for batch in self._batches])
+
+    @cached_property
+    def _run_offsets(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Where the runs of each document begin and end in those of its batch; equal where it has none."""
+        offsets = [np.zeros_like(b.offsets) if b.run_offsets is None else b.run_offsets for b in self._batches]
+        return _concatenate([each[:-1] for each in offsets]), _concatenate([each[1:] for each in offsets])
 
     def all_ids(self) -> Iterator[NDArray[np.int32]]:
         """Ids of all documents, a batch at a time."""
@@ -242,22 +292,37 @@ class _Batch:
     sources: NDArray[np.int32]
     hashes: NDArray[np.uint64]
 
+    def find_loss(self, rows: Ints, begins: Ints, ends: Ints) -> NDArray[np.bool_]:
+        """Whether tokens [begin, end) of each row carry loss: whether the last run that starts before `end` lies in
+        this row and ends after `begin`."""
+        if self.run_offsets is None:
+            return np.ones(len(rows), np.bool_)
+        run_rows = np.repeat(np.arange(len(self.run_offsets) - 1), np.diff(self.run_offsets) // 2)
+        keys = (run_rows << 32) + self.runs[::2]
+        last = np.searchsorted(keys, (rows.astype(np.int64) << 32) + ends) - 1
+        in_row = last >= self.run_offsets[rows] // 2
+        reaches = self.runs[1::2][np.maximum(last, 0)] > begins if len(keys) else in_row
+        return self.runs_missing[rows] | (in_row & reaches)
 
-def _read_batches(path: Path) -> Iterator[_Batch]:
+
+def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
-        for batch in reader:
-            ids, runs, sources, hashes = batch.columns
-            missing = np.asarray(runs.is_null().to_numpy(zero_copy_only=False))
-            words = np.frombuffer(hashes.buffers()[1], np.uint64).reshape(-1, 2)
-            yield _Batch(
-                ids=_view(ids.values, "int32"),
-                offsets=_view(ids.offsets, "int32"),
-                runs=_view(runs.values, "int32"),
-                run_offsets=None if missing.all() else _view(runs.offsets, "int32"),
-                runs_missing=missing,
-                sources=_view(sources, "int32"),
-                hashes=words[: batch.num_rows, 0],
-            )
+        yield from reader
+
+
+def _view_batch(batch: pa.RecordBatch) -> _Batch:
+    ids, runs, sources, hashes = batch.columns
+    missing = find_nulls(runs)
+    words = np.frombuffer(hashes.buffers()[1], np.uint64).reshape(-1, 2)
+    return _Batch(
+        ids=view(ids.values),
+        offsets=view(ids.offsets),
+        runs=view(runs.values),
+        run_offsets=None if missing.all() else view(runs.offsets),
+        runs_missing=missing,
+        sources=view(sources),
+        hashes=words[hashes.offset : hashes.offset + batch.num_rows, 0],
+    )
 
 
 class Store:
@@ -279,15 +344,16 @@ class Store:
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{path / MANIFEST} cannot be read ({error}): delete {path} and prepare again") from None
         for shard in manifest.shards:
-            file = path / shard.name
-            if not file.is_file() or file.stat().st_size != shard.file_bytes:
+            file = f"{path}/{shard.name}"  # a Path costs more than the stat
+            if not os.path.exists(file) or os.stat(file).st_size != shard.file_bytes:
                 raise UserError(f"{file} is missing or not {shard.file_bytes} bytes: delete {path} and prepare again")
         return cls(path, manifest)
 
     def split(self, name: Split) -> DocumentTable:
         if name not in self._tables:
-            paths = [self.path / shard.name for shard in self.manifest.shards if shard.split == name]
-            self._tables[name] = DocumentTable(paths)
+            shards = [shard for shard in self.manifest.shards if shard.split == name]
+            counts = np.array([shard.documents for shard in shards], np.int64)
+            self._tables[name] = DocumentTable.open([self.path / shard.name for shard in shards], counts)
         return self._tables[name]
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,46 +1,53 @@
 """The last step of a build: results of all parts to `bad_records.jsonl` and the manifest, which makes the store whole.
 
-Reads every shard once, to count tokens; so a shard that cannot be read, or an id outside the vocabulary, is found here.
+Reads no shard: tokens were counted as they were written. Bad records go from part to file, one part at a time.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import orjson
 
-from data_prep.build import BuildSpec, PartResult, result_path
+from data_prep.build import BuildSpec
 from data_prep.errors import UserError
 from data_prep.fingerprint import NAMED_OPTIONS, STORE_FORMAT
 from data_prep.options import DataSection
-from data_prep.statistics import count_tokens, measure_cross_entropy, measure_entropy
-from data_prep.store import (
-    MANIFEST,
-    SPLITS,
-    DocumentTable,
-    Manifest,
-    Shard,
-    SourceCounts,
-    SplitCounts,
-    write_atomically,
-)  # fmt: skip
+from data_prep.parts import Part
+from data_prep.results import PartResult, TokenCounts, load_result
+from data_prep.statistics import measure_cross_entropy, measure_entropy
+from data_prep.store import MANIFEST, SPLITS, Manifest, Shard, SourceCounts, SplitCounts
 from data_prep.tokenizer import LoadedTokenizer
+from data_prep.writing import write_atomically
 
 BAD_RECORDS = "bad_records.jsonl"
 
 
 def write_manifest(
-    directory: Path, results: list[PartResult], data: DataSection, spec: BuildSpec, tokenizer: LoadedTokenizer
+    parts: Sequence[Part],
+    found: dict[str, PartResult],
+    token_counts: TokenCounts,
+    data: DataSection,
+    spec: BuildSpec,
+    tokenizer: LoadedTokenizer,
 ) -> Manifest:
-    """Check the whole and declare it complete. Raises UserError when too much is bad or nothing is left."""
-    shards = [shard for result in results for shard in result.shards]
-    bad = [record for result in results for record in result.bad_records]
-    write_atomically(directory / BAD_RECORDS, b"".join(orjson.dumps(asdict(record)) + b"\n" for record in bad))
+    """Check the whole and declare it complete. `found` goes by fingerprint, `token_counts` are of all parts together.
+
+    Raises UserError when too much is bad or nothing is left, WriteError.
+    """
+    directory = spec.directory
+    results = [found[part.fingerprint] for part in parts]
+    everything = [shard for result in results for shard in result.shards]
+    shards = [shard for shard in everything if shard.split in SPLITS]
+    bad = _sum_left_out(results)["bad_records"]
+    write_atomically(directory / BAD_RECORDS, _list_bad_records(parts, found, directory))
     documents = sum(shard.documents for shard in shards)
-    check_bad_share(len(bad), documents, data.max_bad_share, directory)
+    check_bad_share(bad, documents, data.max_bad_share, directory)
     if not documents:
         raise UserError("data.sources: no document is left to train on")
-    paths = {split: [directory / shard.name for shard in shards if shard.split == split] for split in SPLITS}
-    counts = {split: count_tokens(DocumentTable(paths[split]), tokenizer.vocab_size) for split in SPLITS}
+    names = (*SPLITS, *sorted({shard.split for shard in everything} - set(SPLITS)))
+    counts = {name: token_counts.get(name, np.zeros(tokenizer.vocab_size, np.int64)) for name in names}
     manifest = Manifest(
         format=STORE_FORMAT,
         fingerprint=directory.name,
@@ -50,17 +57,24 @@ def write_manifest(
         eos_id=tokenizer.eos_id,
         encoder=spec.encoder,
         options=data.model_dump(mode="json", include=NAMED_OPTIONS | {"chat_template"}),
-        splits={name: _count_split(shards, name, measure_entropy(counts[name])) for name in SPLITS},
+        splits={name: _count_split(everything, name, measure_entropy(counts[name])) for name in names},
         sources=[_count_source(results, data, spec, index) for index in range(len(data.sources))],
-        bad_records=len(bad),
         unigram_entropy_nats=measure_entropy(counts["train"] + counts["validation"]),
         validation_unigram_cross_entropy_nats=measure_cross_entropy(counts["validation"], counts["train"]),
-        shards=shards,
+        shards=everything,
+        fallbacks=sum(result.fallbacks for result in results),
+        **_sum_left_out(results),
     )
     write_atomically(directory / MANIFEST, manifest.to_json())
-    for result in results:
-        result_path(directory, result.part).unlink()
     return manifest
+
+
+def _list_bad_records(parts: Sequence[Part], found: dict[str, PartResult], directory: Path) -> Iterator[bytes]:
+    for part in parts:
+        if found[part.fingerprint].num_bad_records:
+            result = load_result(directory, part)
+            assert result is not None, f"{directory}: a result went missing while its lock was held"
+            yield from (orjson.dumps(asdict(record)) + b"\n" for record in result.bad_records)
 
 
 def check_bad_share(bad: int, documents: int, limit: float, directory: Path) -> None:
@@ -80,7 +94,13 @@ def _count_split(shards: list[Shard], split: str, entropy: float | None) -> Spli
 
 
 def _count_source(results: list[PartResult], data: DataSection, spec: BuildSpec, index: int) -> SourceCounts:
-    shards = [shard for result in results if result.source == index for shard in result.shards]
+    shards = [shard for result in results if result.source == index for shard in result.shards if shard.split in SPLITS]
     documents, tokens, size = (sum(getattr(s, name) for s in shards) for name in ("documents", "tokens", "text_bytes"))
     ratio = size / tokens if tokens else None
-    return SourceCounts(data.sources[index].path, spec.shapes[index].kind, documents, tokens, size, ratio)
+    left_out = _sum_left_out([result for result in results if result.source == index])
+    return SourceCounts(data.sources[index].path, spec.shapes[index].kind, documents, tokens, size, ratio, **left_out)
+
+
+def _sum_left_out(results: list[PartResult]) -> dict[str, int]:
+    sums = {name: sum(getattr(result, name) for result in results) for name in ("duplicates", "too_short", "too_long")}
+    return {"bad_records": sum(result.num_bad_records for result in results), **sums}

@@ -68,6 +68,8 @@ def load_tokenizer(directory: Path) -> LoadedTokenizer:
     if eos_id is None:
         raise UserError(f"tokenizer.path: {directory} names no eos_token of its vocabulary: add it to its config")
     empty = backend.encode("").ids
+    # Only that is asked of it: what it adds is never wanted, and it may cut white space off the offsets of tokens.
+    backend.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
     bos_id = backend.token_to_id(special["bos_token"]) if "bos_token" in special else None
     return LoadedTokenizer(
         directory=directory,
@@ -137,6 +139,13 @@ def _convert_gpt2(directory: Path, store_dir: Path) -> Path:
         _save(backend, {"eos_token": eos, "bos_token": eos, "pad_token": eos, "unk_token": eos}, target)
         logger.info("tokenizer: converted %s to %s", directory, target)
     return target
+
+
+def byte_symbols() -> list[str]:
+    """The characters by which byte-level vocabularies write bytes 0 to 255 (GPT-2's `bytes_to_unicode`)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
 def _set_byte_level(backend: Tokenizer) -> None:

@@ -6,8 +6,11 @@ from typing import Any
 
 import orjson
 import pytest
+import xxhash
 
+from data_prep import chunks, executor
 from data_prep.options import DataSection, TokenizerSection
+from data_prep.store import Store
 from data_prep.tokenizer import LoadedTokenizer, load_tokenizer, train_tokenizer
 
 WORDS = "the cat sat on a mat and said hello to its dog; what is two plus two? four, of course. search weather in Paris"
@@ -24,6 +27,7 @@ def make_texts(count: int, salt: str = "") -> list[str]:
 
 
 def write_jsonl(path: Path, records: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
     return path
 
@@ -55,3 +59,21 @@ def recipe(tmp_path: Path, tokenizer_dir: Path) -> Callable[..., tuple[DataSecti
         return DataSection.model_validate(values), TokenizerSection(path=str(tokenizer_dir))
 
     return build
+
+
+def set_part_bytes(patch: pytest.MonkeyPatch, least: int, most: int) -> None:
+    """Parts of a size that tests can afford many of, and a pool for any input."""
+    patch.setattr(chunks, "MIN_BYTES", least)
+    patch.setattr(chunks, "MAX_BYTES", most)
+    patch.setattr(executor, "POOL_FROM_BYTES", 0)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_part_bytes(monkeypatch, 2000, 6000)
+
+
+def hash_shards(directory: Path) -> list[str]:
+    """Of every byte of every shard, in the order of the manifest."""
+    shards = Store.open(directory).manifest.shards
+    return [f"{shard.split} {xxhash.xxh3_128_hexdigest((directory / shard.name).read_bytes())}" for shard in shards]

@@ -1,10 +1,17 @@
 import os
 import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
 
+import psutil
 import pytest
 
 from data_prep.errors import UserError
-from data_prep.executor import find_num_processes, run_parts
+from data_prep.executor import choose_executor, find_num_processes, run_bounded, run_parts
+from data_prep.options import DataSection
 
 
 def square(number: int) -> int:
@@ -15,9 +22,9 @@ def square(number: int) -> int:
     return number * number
 
 
-def test_results_come_in_order_from_one_process_or_two():
+def test_results_come_from_one_process_or_two():
     for processes in (1, 2):
-        assert list(run_parts(square, range(5), processes)) == [0, 1, 4, 9, 16]
+        assert dict(run_parts(square, range(9), processes)) == {i: i * i for i in range(9)}
 
 
 def test_errors_and_killed_workers_reach_the_user():
@@ -27,6 +34,82 @@ def test_errors_and_killed_workers_reach_the_user():
         list(run_parts(square, [1, 666, 2], 2))
 
 
+class Cluster:
+    """Finishes the part that was submitted last, and fails as `square` does."""
+
+    def __init__(self):
+        self.running: list[int] = []
+        self.most = 0
+
+    def submit(self, part: int) -> int:
+        self.running.append(part)
+        self.most = max(self.most, len(self.running))
+        return part
+
+    def find_done(self, tasks: list[int], block: bool) -> list[int]:
+        assert sorted(tasks) == sorted(self.running)
+        return self.running[-2:] if tasks else []
+
+    def get(self, task: int) -> int:
+        self.running.remove(task)
+        return square(task)
+
+
+def test_few_parts_are_under_way_and_a_slow_one_holds_up_no_other():
+    cluster = Cluster()
+    found = list(run_bounded(cluster.submit, cluster.find_done, cluster.get, range(12), 2))
+    assert dict(found) == {i: i * i for i in range(12)}
+    assert [index for index, _ in found[-2:]] == [0, 1]
+    assert cluster.most == 4
+
+
+def test_an_error_comes_at_once_but_after_what_is_done():
+    cluster = Cluster()
+    found = run_bounded(cluster.submit, cluster.find_done, cluster.get, [1, 2, 13, 3, *range(20, 90)], 2)
+    assert next(found) == (3, 9)
+    with pytest.raises(UserError, match="thirteen"):
+        next(found)
+    assert cluster.running == [1, 2]
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from data_prep.executor import run_parts
+from tests.data_prep.test_executor import wait_for_ever
+if __name__ == "__main__":
+    list(run_parts(wait_for_ever, [Path(sys.argv[1])] * 2, 2))
+"""
+
+
+def wait_for_ever(directory: Path) -> None:
+    (directory / str(os.getpid())).write_text("")
+    time.sleep(1000)
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    parent = subprocess.Popen([sys.executable, str(script), str(pids)], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    while len(list(pids.iterdir())) < 2:
+        assert parent.poll() is None
+        time.sleep(0.05)
+    workers = [psutil.Process(int(path.name)) for path in pids.iterdir()]
+    parent.kill()
+    parent.wait()
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
 def test_number_of_processes():
     assert find_num_processes(3) == 3
     assert 1 <= find_num_processes("auto") <= 16
+
+
+def test_a_pool_is_started_for_much_input_only():
+    data = DataSection(num_proc=5)
+    for size, processes in ((1000, 1), (2**30, 5)):
+        chosen = choose_executor(data, size)
+        assert isinstance(chosen, partial)
+        assert chosen.keywords == {"processes": processes}

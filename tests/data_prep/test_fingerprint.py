@@ -4,10 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import fingerprint
-from data_prep.fingerprint import ContentHashes, hash_file
 from data_prep.prepare import prepare
-from data_prep.sources import SourceFile
 from tests.data_prep.conftest import make_texts, write_jsonl
 
 
@@ -68,19 +65,3 @@ def test_another_tokenizer_is_a_miss(source: Path, recipe, tokenizer_dir: Path, 
     config = other / "tokenizer_config.json"
     config.write_text(config.read_text().replace("<|endoftext|>", "</s>"))
     assert prepare(data, tokenizer.model_copy(update={"path": str(other)})).store_dir != first.store_dir
-
-
-def test_large_files_are_hashed_once_until_they_change(source: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(fingerprint, "REMEMBERED_FROM_BYTES", 1)
-    reads = []
-    monkeypatch.setattr(fingerprint, "hash_file", lambda path: (reads.append(path), hash_file(path))[1])
-    file = SourceFile(str(source), "jsonl", source.stat().st_size)
-    first = ContentHashes(tmp_path).find(file)
-    assert ContentHashes(tmp_path).find(file) == first
-    assert len(reads) == 1
-    stat = source.stat()
-    data = bytearray(source.read_bytes())
-    data[5] ^= 1
-    source.write_bytes(data)
-    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size, same mtime
-    assert ContentHashes(tmp_path).find(file) != first

@@ -34,6 +34,21 @@ def test_command_shows_a_store_and_its_bad_records(tmp_path: Path, recipe):
         assert expected in out.getvalue()
 
 
+def test_the_oddest_documents_and_what_was_left_out_are_shown(tmp_path: Path, recipe):
+    odd = ["of course " * 60, "Zürich 猫坐在垫子上 qqq"]
+    records = [{"text": text} for text in [*make_texts(60), *odd, "said", odd[0]]]
+    path = write_jsonl(tmp_path / "a.jsonl", records)
+    options = {"deduplicate": "exact", "min_document_tokens": 6, "validation_share": 0}
+    store = prepare(*recipe(path, options)).store_dir
+    out = io.StringIO()
+    assert main([str(store), "--documents", "1"], Console(file=out, width=160)) == 0
+    shown = out.getvalue()
+    assert "1 duplicates, 1 too short" in shown
+    rarest, repeated = shown[shown.index("rarest words") :], shown[shown.index("most repetitive") :]
+    assert "Zürich" in rarest[: rarest.index("most repetitive")]
+    assert "of course of course" in repeated
+
+
 def test_what_is_no_store_is_an_error(tmp_path: Path, capsys):
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")

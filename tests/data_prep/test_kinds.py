@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.kinds import Conversation, RecordError, Shape, find_shape, parse_record
+from data_prep.kinds import Conversation, Preference, RecordError, Shape, find_shape, parse_record
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
@@ -69,7 +69,7 @@ def test_texts_are_found(record: object, text_key: str | None, expected: Shape):
     assert find_shape(record, "auto", text_key) == expected
 
 
-@pytest.mark.parametrize("record", [{"a": "x", "b": "y"}, {"n": 1}, 7, ["x"], {"chosen": "a", "rejected": "b"}])
+@pytest.mark.parametrize("record", [{"a": "x", "b": "y"}, {"n": 1}, 7, ["x"]])
 def test_what_is_not_clear_is_not_guessed(record: object):
     with pytest.raises(RecordError):
         find_shape(record, "auto", None)
@@ -93,11 +93,53 @@ def test_what_is_not_clear_is_not_guessed(record: object):
         ({"instruction": "q", "output": "a", "history": ["x"]}, Shape("alpaca"), "'history'"),
         ({"question": "q"}, Shape("prompt_completion"), "none of the pairs"),
         ({"messages": [USER, ASSISTANT], "tools": "["}, Shape("messages"), "tools: malformed JSON"),
+        ({"chosen": "a"}, Shape("preference"), "'rejected' is missing"),
+        ({"chosen": 1, "rejected": "b"}, Shape("preference"), "'chosen' is a int"),
+        ({"chosen": "a", "rejected": " "}, Shape("preference"), "'rejected': message 1: the assistant says nothing"),
+        ({"chosen": [ASSISTANT, USER], "rejected": "b"}, Shape("preference"), "'chosen': does not end with an"),
+        ({"chosen": {"from": "alien", "value": "a"}, "rejected": "b"}, Shape("preference"), "'chosen': turn 1: from"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, Shape("preference"), "'prompt' is a int"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_says_why(record: object, shape: Shape, reason: str):
     with pytest.raises(RecordError, match=reason):
         parse_record(record, shape)
+
+
+SYSTEM, WORSE = {"role": "system", "content": "s"}, {"role": "assistant", "content": "b"}
+CHOSEN, REJECTED = {"from": "gpt", "value": "a"}, {"from": "gpt", "value": "b"}
+PAIRS = [
+    ({"prompt": "q", "chosen": "a", "rejected": "b"}, [USER]),
+    ({"question": "q", "chosen": "a", "rejected": "b", "system": "s"}, [SYSTEM, USER]),
+    ({"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}, [USER]),
+    ({"chosen": "a", "rejected": "b"}, []),
+    ({"prompt": [SYSTEM, USER], "chosen": [ASSISTANT], "rejected": [WORSE]}, [SYSTEM, USER]),
+    ({"prompt": "q", "chosen": [USER, ASSISTANT], "rejected": [USER, WORSE]}, [USER]),
+    ({"system": "s", "chosen": [USER, ASSISTANT], "rejected": [USER, WORSE]}, [SYSTEM, USER]),
+    ({"system": "t", "chosen": [SYSTEM, USER, ASSISTANT], "rejected": [SYSTEM, USER, WORSE]}, [SYSTEM, USER]),
+    ({"messages": [USER], "chosen": ASSISTANT, "rejected": WORSE}, [USER]),
+    ({"conversations": TURNS[:1], "chosen": CHOSEN, "rejected": REJECTED}, [USER]),
+    ({"conversations": [*TURNS, TURNS[0]], "chosen": CHOSEN, "rejected": REJECTED}, [USER, ASSISTANT, USER]),
+    ({"conversations": TURNS[:1], "system": "s", "chosen": [CHOSEN], "rejected": [REJECTED]}, [SYSTEM, USER]),
+]
+
+
+@pytest.mark.parametrize(("record", "before"), PAIRS)
+def test_preference_pairs_are_two_conversations(record: dict, before: list):
+    shape = find_shape(record, "auto", None)
+    assert shape == Shape("preference")
+    parsed = parse_record(record, shape)
+    assert isinstance(parsed, Preference)
+    assert parsed.chosen.messages == [*before, ASSISTANT]
+    assert parsed.rejected.messages == [*before, WORSE]
+
+
+def test_turns_without_loss_keep_their_place_behind_the_prompt():
+    prompt = [USER, {**ASSISTANT, "weight": 0}, USER]
+    answer = [{**ASSISTANT, "weight": 0}, USER, ASSISTANT]
+    parsed = parse_record({"system": "s", "messages": prompt, "chosen": answer, "rejected": "b"}, Shape("preference"))
+    assert isinstance(parsed, Preference)
+    assert (parsed.chosen.without_loss, parsed.rejected.without_loss) == ({2, 4}, {2})
 
 
 @pytest.mark.parametrize("key", ["weight", "loss_weight"])
@@ -119,7 +161,9 @@ def nodes(value: Any, path: tuple = ()) -> Iterator[tuple]:
         yield from nodes(item, (*path, key))
 
 
-@pytest.mark.parametrize(("record", "kind"), [case[:2] for case in GOOD] + [({"text": "t"}, "text")])
+@pytest.mark.parametrize(
+    ("record", "kind"), [case[:2] for case in GOOD] + [({"text": "t"}, "text")] + [(p, "preference") for p, _ in PAIRS]
+)
 def test_no_mutation_of_a_record_crashes_a_parser(record: dict, kind: str):
     """Every value replaced by every oddity, and left out: an answer or a reason, nothing else."""
     refused = 0

@@ -1,6 +1,5 @@
 import json
 import logging
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +8,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from data_prep import build, sources
 from data_prep.errors import UserError
 from data_prep.options import DataSection, TokenizerSection
 from data_prep.prepare import main, prepare
 from data_prep.store import Store
-from tests.data_prep.conftest import make_texts, write_jsonl
+from tests.data_prep.conftest import make_texts, set_part_bytes, write_jsonl
 
 
 def decode(store: Store, split: str = "train") -> list[str]:
@@ -66,8 +64,7 @@ def test_everything_cached_is_said(tmp_path: Path, recipe, caplog):
 def test_parts_and_processes_do_not_change_the_documents(tmp_path: Path, recipe, monkeypatch):
     source = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(300)])
     whole = decode(Store.open(prepare(*recipe(source)).store_dir))
-    monkeypatch.setattr(sources.plan_parts, "__defaults__", (4000,))
-    monkeypatch.setattr("data_prep.prepare.PART_BYTES", 4000)
+    set_part_bytes(monkeypatch, 2000, 6000)
     store = Store.open(prepare(*recipe(source, {"store_dir": str(tmp_path / "other"), "num_proc": 2})).store_dir)
     assert len({shard.name for shard in store.manifest.shards}) > 4
     assert decode(store) == whole
@@ -140,53 +137,6 @@ def test_conversations_store_their_mask(tmp_path: Path, recipe, tokenizer):
     everything = Store.open(prepare(*recipe(source, {"validation_share": 0, "train_on": "all"})).store_dir)
     assert everything.split("train").loss_runs(0) is None
     assert everything.split("train").ids(0).tolist() == table.ids(0).tolist()
-
-
-KILLED = """
-import os, signal, sys
-from data_prep import build, prepare
-from data_prep.options import DataSection, TokenizerSection
-if sys.argv[2] == "part":  # after two parts
-    real = build.build_part
-    def stop(part, spec):
-        if part.index == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(part, spec)
-    prepare.build_part = stop
-else:  # in the middle of a part's shard
-    from data_prep.store import ShardWriter
-    real = ShardWriter.write
-    def stop(self, batch, size):
-        real(self, batch, size)
-        os.kill(os.getpid(), signal.SIGKILL)
-    ShardWriter.write = stop
-data, tokenizer = (c.model_validate_json(t) for c, t in zip((DataSection, TokenizerSection), sys.argv[3:]))
-prepare.plan_parts.__defaults__ = (int(sys.argv[1]),)
-prepare.prepare(data, tokenizer)
-"""
-
-
-@pytest.mark.parametrize("where", ["part", "shard"])
-def test_a_killed_build_is_never_taken_for_whole_and_goes_on(tmp_path: Path, recipe, monkeypatch, caplog, where: str):
-    caplog.set_level(logging.INFO)
-    source = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(300)])
-    sections = recipe(source)
-    command = [sys.executable, "-c", KILLED, "8000", where, *(section.model_dump_json() for section in sections)]
-    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
-    directory = next(path for path in (tmp_path / "stores").iterdir() if path.is_dir() and path.name != "tokenizers")
-    with pytest.raises(UserError, match="no complete token store"):
-        Store.open(directory)
-    monkeypatch.setattr(sources.plan_parts, "__defaults__", (8000,))
-    built = []
-    real = build.build_part
-    counted = lambda part, spec: (built.append(part.index), real(part, spec))[1]  # noqa: E731
-    monkeypatch.setattr("data_prep.prepare.build_part", counted)
-    again = prepare(*sections)
-    assert not again.store_cached
-    assert again.store_dir == directory
-    assert built == list(range(2 if where == "part" else 0, max(built) + 1))
-    store = Store.open(directory)
-    assert sorted(decode(store) + decode(store, "validation")) == sorted(make_texts(300))
 
 
 def test_a_damaged_store_is_built_anew(tmp_path: Path, recipe):

@@ -1,11 +1,16 @@
+import subprocess
+import sys
 from pathlib import Path
 
+import datasets
 import pytest
 
 from data_prep.errors import UserError
+from data_prep.huggingface import count_shards
 from data_prep.options import SourceSection
-from data_prep.records import Span
-from data_prep.sources import Input, Part, find_inputs, plan_parts
+from data_prep.records import BadRecord, Record, Span, read_records
+from data_prep.sources import Input, find_inputs
+from tests.data_prep.conftest import write_jsonl
 
 
 def find(path: Path | str, **options) -> Input:
@@ -41,20 +46,92 @@ def test_nothing_found_names_the_key(tmp_path: Path, name: str):
         find(tmp_path / name)
 
 
-def test_plan_groups_small_files_and_cuts_large_ones(tmp_path: Path):
-    (tmp_path / "a.txt").write_text("x" * 40)
-    (tmp_path / "b.txt").write_text("x" * 40)
-    (tmp_path / "c.jsonl").write_text("x" * 250)
-    a, b, c = (str(tmp_path / name) for name in ("a.txt", "b.txt", "c.jsonl"))
-    assert plan_parts([find(tmp_path)], part_bytes=100) == [
-        Part(0, 0, (Span(a, "text"), Span(b, "text"))),
-        Part(1, 0, (Span(c, "jsonl", 0, 100),)),
-        Part(2, 0, (Span(c, "jsonl", 100, 200),)),
-        Part(3, 0, (Span(c, "jsonl", 200, 250),)),
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that `load_dataset` takes for a dataset; its cache lies in the test's directory; the hub is off."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    (tmp_path / "set").mkdir()
+    for split, count in (("train", 30), ("test", 5)):
+        write_jsonl(tmp_path / "set" / f"{split}.jsonl", [{"text": f"{split} {i}", "id": i} for i in range(count)])
+    return tmp_path / "set"
+
+
+def read_texts(item: Input) -> list[str]:
+    records = [record for file in item.files for record in read_records(Span(file.path, file.format))]
+    assert all(isinstance(record, Record) for record in records), records
+    return [record.value["text"] for record in records]  # type: ignore[union-attr]
+
+
+def test_a_dataset_by_name_is_the_arrow_files_of_its_cache(hub: Path):
+    assert read_texts(find(f"hf:{hub}")) == [f"train {i}" for i in range(30)]
+    item = find(f"hf:{hub}", hf_split="test")
+    assert read_texts(item) == [f"test {i}" for i in range(5)]
+    assert [file.format for file in item.files] == ["arrow"]
+    assert Path(item.files[0].path).is_relative_to(hub.parent / "cache")
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("hf:no-such/set", "train", "data.sources.0.path: hf:no-such/set, split train, is neither in the cache"),
+        ("hf:{}", "dev", "Unknown split"),
+        ("hf:{}:french", "train", "'french' not found"),
+        ("hf:{}", "train[:10]", "data.sources.0.hf_split: 'train[:10]' is no plain name of a split"),
+    ],
+)
+def test_a_dataset_that_is_not_to_be_had_is_one_line(hub: Path, name: str, split: str, message: str):
+    with pytest.raises(UserError) as caught:
+        find(name.format(hub), hf_split=split)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_dataset_is_one_line(hub: Path):
+    (hub / "train.jsonl").write_text('{"text": "one"}\n{"text": ')
+    with pytest.raises(UserError, match=r"data\.sources\.0\.path: hf:.*, split train"):
+        find(f"hf:{hub}")
+
+
+def test_what_save_to_disk_wrote_is_recognised(hub: Path, tmp_path: Path):
+    train = datasets.Dataset.from_list([{"text": f"train {i}"} for i in range(30)])
+    train.save_to_disk(tmp_path / "one", num_shards=3)
+    datasets.DatasetDict({"train": train, "test": train.select([4, 2])}).save_to_disk(tmp_path / "more")
+    assert [file.format for file in find(tmp_path / "one").files] == ["arrow"] * 3
+    for path in ("one", "more"):
+        assert read_texts(find(tmp_path / path)) == [f"train {i}" for i in range(30)]
+    assert read_texts(find(tmp_path / "more", hf_split="test")) == ["train 4", "train 2"]
+    with pytest.raises(UserError, match=r"data\.sources\.0\.hf_split: .* holds no split 'dev', but: train, test"):
+        find(tmp_path / "more", hf_split="dev")
+
+
+def test_a_streamed_dataset_is_read_by_shard_and_kept_nowhere(hub: Path):
+    (hub / "data").mkdir()
+    for shard in range(3):
+        write_jsonl(hub / "data" / f"train-{shard}.jsonl", [{"text": f"{shard} {i}"} for i in range(4)])
+    section = SourceSection.model_validate({"path": f"hf:{hub / 'data'}"})
+    file = find_inputs([section], streaming=True)[0].files[0]
+    assert (file.format, count_shards(file.path)) == ("hf_stream", 3)
+    found = list(read_records(Span(file.path, "hf_stream", 1, 3), column="text"))
+    expected = [(f"{shard} {i}", f"shard {shard}, record", i + 1) for shard in (1, 2) for i in range(4)]
+    assert [(r.value["text"], r.unit, r.number) for r in found if isinstance(r, Record)] == expected
+    long = list(read_records(Span(file.path, "hf_stream", 0, 1), max_record_bytes=2))
+    assert [(bad.number, "over data.max_record_bytes" in bad.reason) for bad in long if isinstance(bad, BadRecord)] == [
+        (i, True) for i in range(1, 5)
     ]
+    assert not list((hub.parent / "cache").rglob("*.arrow"))
 
 
-def test_a_limited_source_is_one_part(tmp_path: Path):
-    path = tmp_path / "c.jsonl"
-    path.write_text("x" * 250)
-    assert plan_parts([find(path, max_documents=3)], part_bytes=100) == [Part(0, 0, (Span(str(path), "jsonl"),), 3)]
+def test_a_fault_in_a_streamed_dataset_is_a_bad_record(hub: Path):
+    (hub / "train.jsonl").write_text('{"text": "one"}\n{"text": \n')
+    file = find_inputs([SourceSection.model_validate({"path": f"hf:{hub}"})], streaming=True)[0].files[0]
+    *_, last = read_records(Span(file.path, "hf_stream"))
+    assert isinstance(last, BadRecord)
+    assert last.unit == "shard 0, record"
+    assert "cannot be read on" in last.reason
+
+
+def test_datasets_is_imported_only_when_asked_for():
+    code = "import sys; from data_prep import prepare, records; sys.exit('datasets' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -9,7 +9,8 @@ from data_prep.build import build_record_batch
 from data_prep.encoding import EncodedBatch
 from data_prep.errors import UserError
 from data_prep.prepare import prepare
-from data_prep.store import DocumentTable, Shard, ShardWriter, Store
+from data_prep.store import DocumentTable, Shard, Store
+from data_prep.writing import ShardWriter
 from tests.data_prep.conftest import make_texts, write_jsonl
 
 RUNS = [None, np.array([1, 3], np.int32), np.array([0, 1, 2, 4], np.int32)]
@@ -29,7 +30,7 @@ def write(directory: Path, index: int = 0, batches: int = 1) -> Shard:
 
 def test_table_gives_back_what_was_written_over_shards_and_batches(tmp_path: Path):
     paths = [tmp_path / write(tmp_path, index, batches=2).name for index in range(2)]
-    table = DocumentTable(paths)
+    table = DocumentTable.open(paths, np.array([6, 6]))
     assert len(table) == 12
     assert table.lengths.tolist() == [3, 4, 4] * 4
     assert table.sources.tolist() == [5] * 12
@@ -45,7 +46,7 @@ def test_table_gives_back_what_was_written_over_shards_and_batches(tmp_path: Pat
 
 
 def test_ids_are_views_of_the_file_and_read_only(tmp_path: Path):
-    table = DocumentTable([tmp_path / write(tmp_path).name])
+    table = DocumentTable.open([tmp_path / write(tmp_path).name], np.array([3]))
     ids = table.ids(1)
     assert not ids.flags.owndata
     assert ids.base is table.ids(2).base or np.shares_memory(next(table.all_ids()), ids)

@@ -1,0 +1,250 @@
+"""Records that are rows: CSV and TSV, Parquet, Arrow IPC.
+
+CSV is read from bounded lines, so a quote that is never closed costs `data.max_record_bytes` and not the file, and the
+line at which a bad row begins is named. Parquet is read a page at a time and Arrow by memory map, both turned into
+Python objects some MB at a time; where only one column of texts is wanted, the others are not read.
+A Parquet row is named by the byte at which its row group begins and its number in the file. Of a row group that cannot
+be decoded each row is a bad record, so that counts stay exact, and reading goes on with the next.
+"""
+
+import csv
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.files import (
+    BLOCK_BYTES,
+    COMPRESSIONS,
+    READ_ERRORS,
+    BadRecord,
+    Reading,
+    Record,
+    find_text_fault,
+    one_line,
+    open_binary,
+)  # fmt: skip
+from data_prep.lines import read_line_blocks
+
+ROWS_AT_A_TIME = 1024
+BYTES_AT_A_TIME = 8 * 2**20
+ARROW_FILE_MAGIC = b"ARROW1"
+CONVERSION_ERRORS = (ValueError, OverflowError, pa.ArrowException)
+# Of these faults in the footer Arrow makes an exception when it reads, but ends the process when it is asked for them.
+ABORTING_FAULTS = ("histogram", "ColumnMetaData", "data bytes")
+
+
+class _CsvLines:
+    """Lines for `csv.reader`, in stretches that end at the end of the file or before a line that is `bad`.
+
+    `first` is the number of the line at which the row begins, `size` its characters so far; both are set by the reader.
+    """
+
+    def __init__(self, reading: Reading):
+        self.bad: BadRecord | None = None
+        self.first, self.size = 1, 0
+        self._reading = reading
+        self._lines = chain.from_iterable(_decode_lines(reading))
+
+    def stretch(self) -> Iterator[str]:
+        self.bad = None
+        for line in self._lines:
+            if isinstance(line, BadRecord):
+                self.bad = line
+                return
+            self.size += len(line)
+            if self.size > self._reading.limit:
+                self.bad = self._reading.refuse(self._reading.explain_size("a row", self.size), self.first)
+                return
+            yield line
+
+
+def _decode_lines(reading: Reading) -> Iterator[list[str | BadRecord]]:
+    """Lines with their line feeds, many at a time: decoded together where none of them is bad."""
+    for item in read_line_blocks(reading):
+        if isinstance(item, BadRecord):
+            yield [item]
+            continue
+        number, lines = item
+        data = b"\n".join(lines)
+        if find_text_fault(data) is None:
+            yield [line + "\n" for line in data.decode().split("\n")]
+            continue
+        faults = [find_text_fault(line) for line in lines]
+        yield [
+            line.decode() + "\n" if fault is None else reading.refuse(fault[1], at)
+            for at, (line, fault) in enumerate(zip(lines, faults, strict=True), number)
+        ]
+
+
+def read_csv(reading: Reading) -> Iterator[Record | BadRecord]:
+    """Rows as dicts by the header. A bad header is one bad record: without it no row means anything."""
+    csv.field_size_limit(sys.maxsize)
+    lines = _CsvLines(reading)
+    header: list[str] | None = None
+    passed = 0
+    while True:
+        rows = csv.reader(lines.stretch(), delimiter="\t" if reading.span.format == "tsv" else ",", strict=True)
+        while True:
+            lines.first, lines.size = passed + rows.line_num + 1, 0
+            try:
+                row = next(rows)
+            except StopIteration:
+                break
+            except csv.Error as error:
+                if lines.bad is not None:  # it stands in the middle of this row
+                    break
+                yield reading.refuse(f"malformed {reading.span.format.upper()} ({error})", lines.first)
+                if header is None:
+                    return
+                continue
+            if header is None:
+                header = row or None
+            elif len(row) == len(header):
+                yield Record(dict(zip(header, row, strict=True)), reading.span.path, "line", lines.first)
+            elif row:
+                fault = f"{len(row)} fields where the header has {len(header)}"
+                yield reading.refuse(fault, lines.first)
+        if lines.bad is None:
+            return
+        yield lines.bad
+        if header is None:
+            return
+        passed += rows.line_num + 1
+
+
+def read_parquet(reading: Reading) -> Iterator[Record | BadRecord]:
+    reading.unit = "row"
+    span = reading.span
+    with ExitStack() as stack:
+        raw: Any = stack.enter_context(open_binary(span.path))
+        if Path(span.path).suffix.lower() in COMPRESSIONS:  # the footer comes last: it takes a file to seek in
+            whole = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(raw, whole, BLOCK_BYTES)
+            raw = whole
+        file = pq.ParquetFile(raw, buffer_size=BLOCK_BYTES, page_checksum_verification=True)
+        rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        if min(rows, default=0) < 0 or sum(rows) != file.metadata.num_rows:
+            raise pa.ArrowInvalid("the footer contradicts itself on the number of rows")
+        columns = [reading.column] if reading.column and reading.column in file.schema_arrow.names else None
+        end = file.num_row_groups if span.end is None else span.end
+        reading.number = sum(rows[: span.start])
+        for group in range(span.start, end):
+            yield from _read_row_group(file, group, columns, reading)
+
+
+def _read_row_group(
+    file: pq.ParquetFile, group: int, columns: list[str] | None, reading: Reading
+) -> Iterator[Record | BadRecord]:
+    about = file.metadata.row_group(group)
+    last = reading.number + about.num_rows
+    batch_rows = min(ROWS_AT_A_TIME, max(1, BYTES_AT_A_TIME * about.num_rows // max(1, about.total_byte_size)))
+    fault = "the footer counts it, the data does not hold it"
+    reading.unit = f"row group {group + 1}, row"
+    try:
+        for batch in file.iter_batches(batch_rows, row_groups=[group], columns=columns):
+            reading.unit = _name_rows(file, group, columns)
+            yield from _read_batch(batch, reading)
+    except READ_ERRORS as error:
+        fault = f"the row group cannot be decoded from here on ({type(error).__name__}: {one_line(error)})"
+        if not any(words in fault for words in ABORTING_FAULTS):
+            reading.unit = _name_rows(file, group, columns)
+    while reading.number < last:
+        reading.number += 1
+        yield reading.refuse(fault)
+
+
+def _name_rows(file: pq.ParquetFile, group: int, columns: list[str] | None) -> str:
+    """The byte at which a row group, or the column of it that is read, begins. Only once Arrow took its description."""
+    leaves = [file.schema.column(i).path.partition(".")[0] for i in range(len(file.schema))]
+    chunk = file.metadata.row_group(group).column(leaves.index(columns[0]) if columns else 0)
+    return f"row group at byte {chunk.dictionary_page_offset or chunk.data_page_offset}, row"
+
+
+def read_arrow(reading: Reading) -> Iterator[Record | BadRecord]:
+    """Rows of an Arrow IPC stream (what `datasets` caches and saves) or file."""
+    reading.unit = "row"
+    span = reading.span
+    with ExitStack() as stack:
+        compressed = Path(span.path).suffix.lower() in COMPRESSIONS
+        raw = stack.enter_context(cast(Any, open_binary(span.path) if compressed else pa.memory_map(span.path)))
+        for index, batch in enumerate(_open_arrow(raw, compressed)):
+            if span.end is not None and index >= span.end:
+                return
+            if index < span.start:
+                reading.number += batch.num_rows
+                continue
+            if reading.column in batch.schema.names:
+                batch = batch.select([reading.column])
+            size = max(1, batch.get_total_buffer_size())
+            rows = min(ROWS_AT_A_TIME, max(1, BYTES_AT_A_TIME * batch.num_rows // size))
+            for start in range(0, batch.num_rows, rows):
+                yield from _read_batch(batch.slice(start, rows), reading)
+
+
+def _open_arrow(raw: Any, compressed: bool) -> Iterator[pa.RecordBatch]:
+    if compressed or raw.read_at(len(ARROW_FILE_MAGIC), 0) != ARROW_FILE_MAGIC:
+        yield from pa.ipc.open_stream(raw)
+        return
+    file = pa.ipc.open_file(raw)
+    for index in range(file.num_record_batches):
+        yield file.get_batch(index)
+
+
+def _read_batch(batch: pa.RecordBatch, reading: Reading) -> Iterator[Record | BadRecord]:
+    path, unit = reading.span.path, reading.unit
+    values = _convert(batch, reading.limit)
+    for row in range(batch.num_rows):
+        reading.number += 1
+        if values is None:
+            yield _convert_row(batch.slice(row, 1), reading)
+        else:
+            yield Record(values[row], path, unit, reading.number)
+
+
+def _convert(batch: pa.RecordBatch, limit: int) -> list[dict[str, Any]] | None:
+    """Rows as dicts; None where one of them may be damaged or over the limit. One column of texts takes half the time.
+
+    Validated before anything else looks at it: the offsets of a damaged batch lead outside of the file.
+    """
+    try:
+        batch.validate(full=True)
+        if batch.nbytes > limit:
+            return None
+        if batch.num_columns == 1 and pa.types.is_string(batch.schema.field(0).type):
+            name, texts = batch.schema.names[0], batch.column(0).to_numpy(zero_copy_only=False)
+            return [{name: text} for text in texts.tolist()]
+        return batch.to_pylist()
+    except CONVERSION_ERRORS:
+        return None
+
+
+def _convert_row(row: pa.RecordBatch, reading: Reading) -> Record | BadRecord:
+    try:
+        row.validate(full=True)
+        if row.nbytes > reading.limit:
+            return reading.refuse(reading.explain_size("a row", row.nbytes))
+        return Record(row.to_pylist()[0], reading.span.path, reading.unit, reading.number)
+    except CONVERSION_ERRORS as error:
+        return reading.refuse(_explain_row(row, error))
+
+
+def _explain_row(row: pa.RecordBatch, error: Exception) -> str:
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        if pa.types.is_string(column.type) and column.null_count == 0:
+            data = column.view(pa.binary())
+            try:
+                data.validate(full=True)  # what an offset points at may lie outside of the file
+                data[0].as_py().decode()
+            except UnicodeDecodeError as fault:
+                return f"invalid UTF-8 at byte {fault.start} of {name!r} ({fault.reason})"
+            except pa.ArrowException:
+                continue
+    return f"cannot be decoded ({type(error).__name__}: {one_line(error)})"

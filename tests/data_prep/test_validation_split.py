@@ -1,0 +1,32 @@
+"""The validation split goes by content, so that it never leaks when data grows."""
+
+import random
+
+from data_prep.prepare import prepare
+from data_prep.store import SPLITS, Split, Store
+from tests.data_prep.conftest import make_texts, write_jsonl
+
+
+def test_growing_data_moves_no_document_between_the_splits(recipe, tmp_path):
+    texts = make_texts(120)
+    before = split_texts(recipe, write_jsonl(tmp_path / "before" / "a.jsonl", [{"text": text} for text in texts]))
+    grown = make_texts(150, salt="new ") + texts + texts[:10]  # the old ones further down, some of them twice
+    random.Random(0).shuffle(grown)
+    write_jsonl(tmp_path / "after" / "b.jsonl", [{"text": text} for text in grown[:90]])
+    write_jsonl(tmp_path / "after" / "a.jsonl", [{"text": text} for text in grown[90:]])
+    after = split_texts(recipe, tmp_path / "after")
+    assert before["validation"] and len(before["train"] | before["validation"]) == len(texts)
+    assert before["validation"] <= after["validation"]
+    assert before["train"] <= after["train"]
+    assert not after["train"] & after["validation"]
+
+
+def split_texts(recipe, path) -> dict[Split, set[tuple[int, ...]]]:
+    """Documents of each split, as ids: both stores have the same tokenizer."""
+    store_dir = prepare(*recipe(path)).store_dir
+    assert store_dir is not None
+    found: dict[Split, set[tuple[int, ...]]] = {}
+    for name in SPLITS:
+        table = Store.open(store_dir).split(name)
+        found[name] = {tuple(table.ids(index).tolist()) for index in range(len(table))}
+    return found

@@ -17,8 +17,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from data_prep.errors import UserError
+from data_prep.options import DataSection
 from data_prep.prepare import Prepared
 from data_prep.store import Store
+from data_prep.stream import StreamPlan
 from training.callbacks.cache_clearing import CacheClearing
 from training.callbacks.gpu_monitor import GpuMonitor
 from training.callbacks.plotting import Plotting
@@ -27,16 +29,19 @@ from training.callbacks.run_events import RunEvents
 from training.callbacks.sinks import build_sinks
 from training.config import Config, LoadedConfig
 from training.data.collator import Collator
-from training.data.dataset import build_datasets
-from training.data.order import RowSampler
-from training.launch import World
+from training.data.dataset import RowDataset, build_datasets
+from training.data.loader import LoaderOptions, StoreBatches, TrainBatches, build_batching, choose_num_workers
+from training.data.streaming import StreamBatches, read_first_rows, read_validation_rows
+from training.launch import World, count_cores
 from training.metrics.flops import ModelFlops
 from training.metrics.peaks import Peak, find_peak, measure_matmul_peak
 from training.metrics.phase_timer import build_phase_timer
 from training.metrics.throughput import Meter
+from training.models.attention import takes_varlen
 from training.models.build import build_model
 from training.run_dir import RunDir
-from training.trainers.profiled_trainer import ProfiledTrainer, sum_over_ranks
+from training.trainers.collectives import sum_over_ranks
+from training.trainers.profiled_trainer import ProfiledTrainer
 
 logger = logging.getLogger("redline.build")
 
@@ -52,7 +57,12 @@ FORCED_ARGUMENTS: dict[str, Any] = {
 }
 
 
-def build_training_arguments(loaded: LoadedConfig, run_dir: RunDir, device: torch.device) -> TrainingArguments:
+PREFETCH_FACTOR = 4  # batches that each worker prepares ahead
+
+
+def build_training_arguments(
+    loaded: LoadedConfig, run_dir: RunDir, device: torch.device, world: World
+) -> TrainingArguments:
     """`training:` as `TrainingArguments`, with what other sections own and what is forced."""
     config = loaded.config
     given = {key: value for key, value in config.training.items() if key != "report_to"}
@@ -63,12 +73,36 @@ def build_training_arguments(loaded: LoadedConfig, run_dir: RunDir, device: torc
         "use_cpu": device.type == "cpu",
         "deepspeed": loaded.deepspeed,
     }
-    if device.type == "cpu":
-        given["dataloader_pin_memory"] = False  # there is nothing to copy to
+    given |= find_loader_arguments(config, device, world)
     try:
         return TrainingArguments(**given)
     except (ValueError, TypeError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
+
+
+def find_loader_arguments(config: Config, device: torch.device, world: World) -> dict[str, Any]:
+    """`dataloader_*` by the machine, where the recipe leaves them open: the number of workers, kept and reading ahead.
+
+    Raises UserError for arguments that only workers can have, where there are none.
+    """
+    given = config.training
+    asked = given.get("dataloader_num_workers")
+    if asked is None:
+        asked = config.data.num_workers
+    cores = count_cores()
+    workers = choose_num_workers(asked, device_type=device.type, cores=cores, local_ranks=world.local_size)
+    pinned = device.type == "cuda" and given.get("dataloader_pin_memory", True)  # on a CPU there is no copy
+    found = {"dataloader_num_workers": workers, "dataloader_pin_memory": pinned}
+    if workers:
+        found["dataloader_persistent_workers"] = given.get("dataloader_persistent_workers", True)
+        found["dataloader_prefetch_factor"] = given.get("dataloader_prefetch_factor", PREFETCH_FACTOR)
+    for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
+        if given.get(name) and not workers:
+            raise UserError(f"training.{name}: needs workers, and data.num_workers: auto is 0 on a CPU: set a number")
+    ahead = f", {found['dataloader_prefetch_factor']} batches ahead each" if workers else ""
+    why = "asked for" if asked != "auto" else f"{device.type}, {cores} cores for {world.local_size} ranks"
+    logger.info("loader: %d workers a rank%s%s (%s)", workers, ahead, ", pinned memory" * pinned, why)
+    return found
 
 
 def build_trainer(
@@ -77,24 +111,27 @@ def build_trainer(
     """Everything a run needs, wired. Collective: the ceiling is measured on all ranks at once."""
     config = loaded.config
     tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_dir)
-    store = Store.open(prepared.store_dir)
-    train_dataset, eval_dataset = build_datasets(store, config.data)
+    store = Store.open(prepared.store_dir) if prepared.store_dir else None
+    train_dataset, eval_dataset = find_datasets(prepared.stream or store, config)
     model = build_run_model(config, tokenizer, args)
     meter = build_meter(config, model, args) if config.perf.enabled else None
+    collator = Collator(
+        pad_token_id=_pad_id(tokenizer),
+        seq_len=config.data.seq_len,
+        pad_to_multiple_of=config.data.pad_to_multiple_of,
+        packing=config.data.packing,
+        varlen=takes_varlen(model),
+    )
     trainer = ProfiledTrainer(
         model=model,
         args=args,
-        data_collator=Collator(
-            pad_token_id=_pad_id(tokenizer),
-            seq_len=config.data.seq_len,
-            pad_to_multiple_of=config.data.pad_to_multiple_of,
-            packing=config.data.packing,
-        ),
+        data_collator=collator,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         run_dir=run_dir,
-        train_sampler=RowSampler(len(train_dataset), config.data.seed),
+        train_batches=build_train_batches(prepared.stream or train_dataset, config.data, args, collator, run_dir),
+        verify_packing=config.data.verify_packing and config.data.packing != "none",
         meter=meter,
         log_every=config.perf.log_every,
         flops_profile_every=config.perf.flops_profile_every,
@@ -103,7 +140,8 @@ def build_trainer(
         raise RuntimeError("accelerate did not take the DeepSpeed set-up: training would go on without ZeRO")
     for stock in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(stock)
-    for callback in build_callbacks(config, trainer, run_dir, args, store):
+    entropy = store.manifest.unigram_entropy_nats if store else None
+    for callback in build_callbacks(config, trainer, run_dir, args, entropy):
         trainer.add_callback(callback)
     if world.is_main:
         trainer.on_start(
@@ -112,6 +150,61 @@ def build_trainer(
             )
         )
     return trainer
+
+
+def find_datasets(source: StreamPlan | Store | None, config: Config) -> tuple[Any, Any]:
+    """Rows to train on and to evaluate on, the latter None where no document is held out.
+
+    Of a stream the former are only something to look at, where there is nothing to evaluate on. Raises UserError when
+    a stream is to be evaluated on and no document of its beginning is held out.
+    """
+    if isinstance(source, Store):
+        return build_datasets(source, config.data)
+    assert source is not None
+    validation = read_validation_rows(source, config.data)
+    if validation is None and config.argument("eval_strategy") != "no":
+        raise UserError(
+            "data.validation_share: no document is held out in the beginning of data.sources: raise it, or set "
+            "training.eval_strategy: no"
+        )
+    return (read_first_rows(source, config.data) if validation is None else None), validation
+
+
+def build_train_batches(
+    source: StreamPlan | RowDataset, data: DataSection, args: TrainingArguments, collator: Collator, run_dir: RunDir
+) -> TrainBatches:
+    """This rank's share of the training rows, in the order and the batches that the recipe asks for."""
+    workers: Any = args.dataloader_num_workers
+    options = LoaderOptions(
+        workers,
+        args.dataloader_prefetch_factor,
+        args.dataloader_persistent_workers,
+        args.dataloader_pin_memory,
+        args.dataloader_multiprocessing_context,
+    )
+    if isinstance(source, StreamPlan):
+        return StreamBatches(
+            source,
+            data,
+            collator,
+            options,
+            args.train_batch_size,
+            run_dir.path,
+            rank=args.process_index,
+            world_size=args.world_size,
+            device=args.device,
+            sum_over_ranks=partial(sum_over_ranks, device=args.device),
+        )
+    return StoreBatches(
+        source,
+        build_batching(source.row_lengths, data, args.train_batch_size),
+        collator,
+        options,
+        rank=args.process_index,
+        world_size=args.world_size,
+        device=args.device,
+        drop_last=args.dataloader_drop_last,
+    )
 
 
 def build_run_model(
@@ -174,7 +267,7 @@ def find_or_measure_peak(args: TrainingArguments) -> Peak:
 
 
 def build_callbacks(
-    config: Config, trainer: ProfiledTrainer, run_dir: RunDir, args: TrainingArguments, store: Store
+    config: Config, trainer: ProfiledTrainer, run_dir: RunDir, args: TrainingArguments, entropy: float | None
 ) -> list[TrainerCallback]:
     """One callback for each thing that was asked for."""
     callbacks: list[TrainerCallback] = []
@@ -186,7 +279,6 @@ def build_callbacks(
     if config.monitor.gpu_every and args.device.type == "cuda":
         callbacks.append(GpuMonitor(trainer, args.device, config.monitor.gpu_every))
     if args.process_index == 0:
-        entropy = store.manifest.unigram_entropy_nats
         callbacks.append(RunEvents(trainer, run_dir, entropy))
         callbacks.append(Plotting(trainer, run_dir, config.monitor.plot_every, entropy))
     return callbacks

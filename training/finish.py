@@ -40,6 +40,7 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
     """Save, check, sample, sum up, report. Collective; rank 0 writes and prints."""
     run_dir = trainer.run_dir
     totals = trainer.meter.run_totals() if trainer.meter else {}
+    data = describe_data(prepared, trainer)
     trainer.save_model(str(run_dir.final))
     batch = _one_row(trainer)
     reference = _forward_in_memory(trainer, batch)
@@ -56,7 +57,7 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
             check_same_logits(model, batch, reference, trainer)
             sample = write_sample(model, trainer, loaded.config.monitor.sample_prompt)
         run_dir.append_event("final", trainer.state.global_step, "final/ written" + " and checked" * bool(sample))
-        summary = summarize(loaded, prepared, trainer, totals, sample)
+        summary = summarize(loaded, data, trainer, totals, sample)
         run_dir.write_json(run_dir.summary, summary)
         plot_losses(run_dir.path, final=True, unigram_entropy_nats=summary["unigram_entropy_nats"])
         build_report(run_dir.path)
@@ -65,14 +66,14 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
         dist.barrier()
 
 
-def _one_row(trainer: ProfiledTrainer) -> dict[str, torch.Tensor]:
+def _one_row(trainer: ProfiledTrainer) -> dict[str, Any]:
     """One validation row (or training row) as a batch on the device."""
     dataset: Any = trainer.eval_dataset or trainer.train_dataset
     batch = trainer.data_collator([dataset[0]])
     return {
-        key: value.to(trainer.args.device)
+        key: value.to(trainer.args.device) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
-        if key not in (BATCH_INFO, "labels") and isinstance(value, torch.Tensor)
+        if key not in (BATCH_INFO, "labels")
     }
 
 
@@ -83,7 +84,7 @@ def _forward_in_memory(trainer: ProfiledTrainer, batch: dict[str, torch.Tensor])
     return _logits(model, batch, trainer)
 
 
-def _logits(model: Any, batch: dict[str, torch.Tensor], trainer: ProfiledTrainer) -> torch.Tensor:
+def _logits(model: Any, batch: dict[str, Any], trainer: ProfiledTrainer) -> torch.Tensor:
     dtype = compute_dtype(trainer.args)
     autocast = dtype != torch.float32 and not trainer.is_deepspeed_enabled
     with torch.no_grad(), torch.autocast(trainer.args.device.type, dtype=dtype, enabled=autocast):
@@ -92,7 +93,7 @@ def _logits(model: Any, batch: dict[str, torch.Tensor], trainer: ProfiledTrainer
 
 
 def check_same_logits(
-    model: torch.nn.Module, batch: dict[str, torch.Tensor], reference: torch.Tensor, trainer: ProfiledTrainer
+    model: torch.nn.Module, batch: dict[str, Any], reference: torch.Tensor, trainer: ProfiledTrainer
 ) -> None:
     """Compare a forward pass of the model from disk with the one in memory.
 
@@ -134,9 +135,31 @@ def write_sample(model: Any, trainer: ProfiledTrainer, prompt: str | None) -> di
     return {"prompt": tokenizer.decode(written[:length]), "text": tokenizer.decode(written[length:])}
 
 
+def describe_data(prepared: Prepared, trainer: ProfiledTrainer) -> dict[str, Any]:
+    """What was trained on. Of a stream, no more is known than what was counted on the way. Collective."""
+    position = trainer.train_batches.position
+    if prepared.store_dir is None:
+        counts = position["counts"]
+        return {
+            "store": None,
+            "streamed": True,
+            "unigram_entropy_nats": None,
+            "bad_records": counts["bad_records"],
+            "left_out": {key: counts[key] for key in ("too_short", "too_long")},
+        }
+    manifest = Store.open(prepared.store_dir).manifest
+    return {
+        "store": str(prepared.store_dir),
+        "streamed": False,
+        "unigram_entropy_nats": manifest.unigram_entropy_nats,
+        "bad_records": manifest.bad_records,
+        "left_out": {"duplicates": manifest.duplicates, "too_short": manifest.too_short, "too_long": manifest.too_long},
+    }
+
+
 def summarize(
     loaded: LoadedConfig,
-    prepared: Prepared,
+    data: dict[str, Any],
     trainer: ProfiledTrainer,
     totals: dict[str, float],
     sample: dict[str, str] | None,
@@ -146,7 +169,6 @@ def summarize(
     losses = run.metrics.series(names.TRAIN_LOSS).finite().values
     eval_losses = run.metrics.series(names.EVAL_LOSS).finite().values
     peak_memory = run.metrics.series(names.PERF_MEMORY_PEAK_GIB).finite().values
-    manifest = Store.open(prepared.store_dir).manifest
     peak = trainer.meter.peak if trainer.meter else None
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     share = trainable_share(model)
@@ -163,8 +185,7 @@ def summarize(
         "loss_last": _at(losses, -1),
         "eval_loss_first": _at(eval_losses, 0),
         "eval_loss_last": _at(eval_losses, -1),
-        "unigram_entropy_nats": manifest.unigram_entropy_nats,
-        "bad_records": manifest.bad_records,
+        **data,
         "tokens_per_second": totals.get(names.PERF_TOKENS_PER_SECOND),
         "mfu_pct": totals.get(names.PERF_MFU_PCT),
         "mfu_palm_pct": totals.get(names.PERF_MFU_PALM_PCT),
@@ -177,7 +198,6 @@ def summarize(
         "parameters": share.total,
         "trainable_parameters": share.trainable,
         "attn_implementation": getattr(model.config, "_attn_implementation", None),
-        "store": str(prepared.store_dir),
         "recipe": loaded.recipe,
         "sample": sample,
         "report": "report.html",

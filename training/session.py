@@ -10,11 +10,9 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +25,8 @@ from data_prep.prepare import Prepared
 from training.build import build_trainer, build_training_arguments, find_run_path
 from training.checkpoints.manifest import Manifest, find_checkpoints, find_resumable, read_manifest, verify_checkpoint
 from training.config import LoadedConfig, dump_resolved
-from training.launch import World, count_cores, join_world, leave_world
+from training.environment import describe_machine
+from training.launch import World, join_world, leave_world
 from training.run_dir import RunDir, write_text_atomic
 
 logger = logging.getLogger("redline.train")
@@ -48,13 +47,17 @@ def run_training(loaded: LoadedConfig, prepared: Prepared, world: World) -> None
     run_dir = RunDir(find_run_path(config, loaded.recipe))
     try:
         checkpoint = on_main_rank(world, lambda: find_start(loaded, run_dir, world))
-        args = build_training_arguments(loaded, run_dir, device)
+        args = build_training_arguments(loaded, run_dir, device, world)
         if checkpoint is not None and 0 < args.max_steps <= (step := read_manifest(checkpoint).step):
             logger.info(
                 "%s is complete at step %d of %d: raise training.max_steps to go on", checkpoint, step, args.max_steps
             )
             return
         trainer = build_trainer(loaded, prepared, run_dir, args, world)
+        trainer.start_data(checkpoint)
+        if checkpoint is not None and args.max_steps <= (step := read_manifest(checkpoint).step):
+            logger.info("%s is complete at step %d: raise training.num_train_epochs to go on", checkpoint, step)
+            return
         # Only now, when all that a recipe can get wrong has been built, is anything on disk touched.
         on_main_rank(world, lambda: open_run(loaded, run_dir, world, checkpoint))
         try:
@@ -190,52 +193,12 @@ def describe_environment(world: World) -> dict[str, Any]:
     """Versions, machine and command of this session."""
     packages = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "peft", "bitsandbytes", "flash-attn")
     return {
-        "python": sys.version.split()[0],
-        **{name: _find_version(name) for name in packages},
-        "platform": " ".join(_uname()),
-        "cpu": _find_cpu_name(),
-        "cpu_count": count_cores(),
+        **describe_machine(packages),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
-        "git_commit": _find_commit(),
         "command": " ".join(sys.argv),
         "launcher": world.launcher,
         "world_size": world.size,
         "num_threads": torch.get_num_threads(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def _find_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _uname() -> tuple[str, str, str]:
-    import platform
-
-    return platform.system(), platform.release(), platform.machine()
-
-
-def _find_cpu_name() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
-
-
-def _find_commit() -> str | None:
-    """Commit of the code that trains, with `+changes` when the tree differs from it."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
-
-    try:
-        commit = git("rev-parse", "HEAD").strip()
-        return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no").strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -73,8 +73,15 @@ def test_progress_keeps_float32_sums_exactly(tmp_path):
     import numpy as np
 
     loss = float(np.float32(10.123456789))
-    Progress(loss_sums=[loss, 0.1], last_logged_step=7, tokens=12345, seconds=1.5).write(tmp_path)
-    assert Progress.read(tmp_path) == Progress([loss, 0.1], 7, 12345, 1.5)
+    progress = Progress([loss, 0.1], last_logged_step=7, tokens=12345, seconds=1.5, position=64, order="shuffled")
+    progress.write(tmp_path)
+    assert Progress.read(tmp_path) == progress
+
+
+def test_progress_without_a_position_is_an_error(tmp_path):
+    Progress(tokens=1).write(tmp_path)
+    with pytest.raises(UserError, match="where the data stood"):
+        Progress.read(tmp_path)
 
 
 def test_progress_that_is_damaged_is_an_error(tmp_path):

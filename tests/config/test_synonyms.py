@@ -17,8 +17,8 @@ def value(loaded: LoadedConfig, dotted: str) -> Any:
     [
         (["--batch_size", "3"], "training.per_device_train_batch_size", 3),
         (["--batch-size=3"], "training.per_device_train_batch_size", 3),
-        (["--num_workers", "2"], "training.dataloader_num_workers", 2),
-        (["--dataloader_workers", "2"], "training.dataloader_num_workers", 2),
+        (["--num_workers", "2"], "data.num_workers", 2),
+        (["--dataloader_workers", "2"], "data.num_workers", 2),
         (["--pin_memory"], "training.dataloader_pin_memory", True),
         (["--pin-memory", "false"], "training.dataloader_pin_memory", False),
         (["--max_sequence_length", "64"], "data.seq_len", 64),

@@ -8,7 +8,8 @@ import pytest
 
 from data_prep.build import build_record_batch
 from data_prep.encoding import EncodedBatch
-from data_prep.store import MANIFEST, Manifest, Shard, ShardWriter, Split, SplitCounts, Store, write_atomically
+from data_prep.store import MANIFEST, Manifest, Shard, Split, SplitCounts, Store
+from data_prep.writing import ShardWriter, write_atomically
 
 Documents = Sequence[Sequence[int]]
 

@@ -7,7 +7,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from data_prep.options import DataSection
 from training.data.batch import BATCH_INFO, BatchInfo
-from training.data.collator import Collator
+from training.data.collator import VARLEN_KEYS, Collator
 from training.data.dataset import Row, build_datasets
 
 
@@ -23,7 +23,11 @@ def test_packed_rows_have_a_static_shape_and_padding_is_its_own_document():
     assert batch["labels"].tolist() == [[-100, 2, 3, -100, 5, -100, -100, -100], [-100] + [6] * 7]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], list(range(8))]
     assert batch[BATCH_INFO] == BatchInfo(2, 8, 16, 13, 10, [3, 2, 8])
-    assert set(batch) == {"input_ids", "labels", "position_ids", BATCH_INFO}
+    assert set(batch) == {"input_ids", "labels", "position_ids", BATCH_INFO, *VARLEN_KEYS}
+    assert batch["cu_seq_lens_q"].tolist() == batch["cu_seq_lens_k"].tolist() == [0, 3, 5, 8, 16]
+    assert batch["cu_seq_lens_q"].dtype == torch.int32
+    assert batch["max_length_q"] is batch["max_length_k"] == 8 and type(batch["max_length_q"]) is int
+    assert set(Collator(9, 8, 4, "best_fit", varlen=False)([row([1, 2])])).isdisjoint(VARLEN_KEYS)
     assert {batch[key].dtype for key in ("input_ids", "labels", "position_ids")} == {torch.int64}
 
 
@@ -38,6 +42,17 @@ def test_unpacked_rows_are_padded_to_a_multiple_with_a_mask():
 def test_no_mask_without_padding_and_no_padding_past_the_row_length():
     assert "attention_mask" not in Collator(9, 16, 4, "none")([row([1] * 8), row([2] * 8)])
     assert Collator(9, 10, 64, "none")([row([1] * 9)])["input_ids"].shape == (1, 10)
+
+
+def test_boundaries_are_what_transformers_would_find_in_the_positions():
+    """The keys of its attention functions, found by its own code; in 5.17 to 5.23 they come before the positions."""
+    from transformers.modeling_flash_attention_utils import FlashAttentionKwargs, prepare_fa_kwargs_from_position_ids
+
+    batch = Collator(9, 8, 4, "best_fit")([row([1, 2, 3], [4, 5]), row([6] * 8), row([1], [2], [3] * 6)])
+    (query, key), (longest, _) = prepare_fa_kwargs_from_position_ids(batch["position_ids"])
+    assert batch["cu_seq_lens_q"].tolist() == query.tolist() == batch["cu_seq_lens_k"].tolist() == key.tolist()
+    assert batch["max_length_q"] == int(longest)
+    assert set(FlashAttentionKwargs.__annotations__) >= set(VARLEN_KEYS)
 
 
 @pytest.fixture(scope="module")

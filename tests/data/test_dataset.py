@@ -2,12 +2,9 @@ import pickle
 
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader
 
 from data_prep.options import DataSection, SourceSection
-from training.data.collator import Collator
 from training.data.dataset import RowDataset, build_datasets, choose_documents
-from training.data.order import RowSampler
 
 DOCUMENTS = [list(range(100 * i, 100 * i + length)) for i, length in enumerate([3, 21, 8, 8, 10, 2, 16, 7], 1)]
 
@@ -70,17 +67,15 @@ def test_pickles_small_and_reads_the_same(make_store):
     assert same(pickle.loads(data), train)
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_give_what_one_process_gives(make_store, context: str):
-    train, _ = build_datasets(make_store(DOCUMENTS), section())
-    collate = Collator(0, 8, 4, "best_fit")
-    plain = DataLoader(train, 3, sampler=RowSampler(len(train), 1), collate_fn=collate)
-    workers = DataLoader(
-        train, 3, sampler=RowSampler(len(train), 1), collate_fn=collate, num_workers=1, multiprocessing_context=context
-    )
-    one, two = list(plain), list(workers)
-    assert [batch["batch_info"] for batch in one] == [batch["batch_info"] for batch in two]
-    assert all((a["input_ids"] == b["input_ids"]).all() for a, b in zip(one, two, strict=True))
+def test_several_rows_at_once_are_the_rows_one_by_one(make_store):
+    runs = [None, [0, 5, 10, 20], None, [1, 8], [0, 10], None, [0, 16], [6, 7]]
+    train, _ = build_datasets(make_store(DOCUMENTS, runs=runs), section(packing="wrapped"))
+    order = [3, 0, len(train) - 1, 3]
+    for row, index in zip(train.__getitems__(order), order, strict=True):
+        assert row.input_ids.tolist() == train[index].input_ids.tolist()
+        assert row.labels.tolist() == train[index].labels.tolist()
+        assert row.document_lengths == train[index].document_lengths
+        assert len(row.input_ids) == train.row_lengths[index]
 
 
 def test_weights_repeat_and_choose_by_content(make_store):

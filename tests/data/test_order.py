@@ -1,12 +1,8 @@
-import itertools
-
 import numpy as np
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
-from torch.utils.data import BatchSampler
 
-from training.data.order import BLOCK, RowSampler, permute
+from training.data.order import BLOCK, WINDOW, LengthGroupedRows, ShuffledRows, permute
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 1000, 4097])
@@ -33,39 +29,41 @@ def test_never_changes():
 FROZEN = [46, 71, 54, 95, 90, 76, 34, 41]
 
 
-def test_sampler_is_a_function_of_seed_epoch_and_position():
-    sampler = RowSampler(BLOCK + 100, seed=7)
+def test_rows_are_a_function_of_seed_and_position():
+    order = ShuffledRows(1000, seed=7)
     torch.manual_seed(1)
-    first = list(sampler)
+    stream = order.rows_at(np.arange(2500))
     torch.manual_seed(2)
-    assert list(sampler) == list(RowSampler(BLOCK + 100, seed=7)) == first
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert sorted(second) == sorted(first) == list(range(BLOCK + 100))
-    assert second != first
-    sampler.position = BLOCK + 10
-    sampler.set_epoch(1)  # the Trainer sets the epoch that it is in: the position stays
-    assert list(sampler) == second[BLOCK + 10 :]
-    assert len(sampler) == 90
-    sampler.set_epoch(0)
-    assert list(sampler) == first
+    again = ShuffledRows(1000, seed=7)
+    for begin, end in ((0, 1), (990, 1010), (1999, 2500)):
+        assert again.rows_at(np.arange(begin, end)).tolist() == stream[begin:end].tolist()
+    epochs = stream[:1000], stream[1000:2000]
+    assert all(sorted(epoch.tolist()) == list(range(1000)) for epoch in epochs)
+    assert (epochs[0] == epochs[1]).mean() < 0.02
+    assert (ShuffledRows(1000, seed=8).rows_at(np.arange(1000)) == epochs[0]).mean() < 0.02
+    assert epochs[0].tolist() == permute(np.arange(1000), 1000, (7, 0)).tolist()
 
 
 def test_position_costs_nothing():
-    sampler = RowSampler(10**9, seed=0)
-    sampler.position = 10**8
-    some = list(itertools.islice(sampler, 5))
-    assert some == permute(np.arange(10**8, 10**8 + 5), 10**9, (0, 0)).tolist()
+    some = np.arange(5) + 10**14 + 10**8
+    assert ShuffledRows(10**9, seed=0).rows_at(some).tolist() == permute(some % 10**9, 10**9, (0, 10**5)).tolist()
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 4])
-def test_ranks_of_accelerate_share_the_same_order(num_ranks: int):
-    """A global batch of 8 holds the same rows for any number of ranks."""
-    micro = 8 // num_ranks
-    shards = [
-        list(BatchSamplerShard(BatchSampler(RowSampler(64, 3), micro, drop_last=True), num_ranks, rank))
-        for rank in range(num_ranks)
-    ]
-    global_batches = [sorted(sum((shard[step] for shard in shards), [])) for step in range(8)]
-    order = list(RowSampler(64, 3))
-    assert global_batches == [sorted(order[i : i + 8]) for i in range(0, 64, 8)]
+def test_length_groups_hold_each_row_once_an_epoch_and_neighbours_are_equally_long():
+    size = 2 * WINDOW + 1000
+    lengths = np.random.default_rng(0).lognormal(5, 1, size).astype(np.int32)
+    order = LengthGroupedRows(lengths, seed=3)
+    rows = order.rows_at(np.arange(2 * size))
+    for epoch in (rows[:size], rows[size:]):
+        assert sorted(epoch.tolist()) == list(range(size))
+    assert (rows[:size] == rows[size:]).mean() < 0.02
+
+    def padding(order_of_rows: np.ndarray) -> float:
+        groups = lengths[order_of_rows[: size // 16 * 16]].reshape(-1, 16)
+        return 1 - groups.sum() / (16 * groups.max(axis=1)).sum()
+
+    assert padding(rows[:size]) < 0.06 < 0.5 < padding(np.arange(size))
+    firsts = lengths[rows[: size // BLOCK * BLOCK : BLOCK]].astype(float)  # blocks come in random order, not by length
+    assert abs(np.corrcoef(firsts[:-1], firsts[1:])[0, 1]) < 0.2
+    fresh = LengthGroupedRows(lengths, seed=3)
+    assert fresh.rows_at(np.arange(WINDOW + 5, WINDOW + 9)).tolist() == rows[WINDOW + 5 : WINDOW + 9].tolist()

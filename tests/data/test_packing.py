@@ -1,9 +1,11 @@
+from bisect import bisect_left, insort
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.packing import RowPlan, cut_long, pack_best_fit, plan_rows
+from training.data.packing import Pieces, RowPlan, cut_long, find_silent, pack_best_fit, plan_rows
 
 
 def brute_force_bfd(lengths: list[int], capacity: int) -> list[list[int]]:
@@ -36,6 +38,45 @@ def test_best_fit_on_natural_lengths(capacity: int):
     rows, num_rows = pack_best_fit(lengths, capacity)
     assert num_rows == len(brute_force_bfd(lengths.tolist(), capacity))
     assert np.bincount(rows, weights=lengths).max() <= capacity
+
+
+def count_bins_bfd(lengths: np.ndarray, capacity: int) -> int:
+    """Bins of best-fit-decreasing, one item at a time, with the gaps in a sorted list: O(n log n)."""
+    gaps: list[int] = []
+    bins = 0
+    for length in np.sort(lengths)[::-1].tolist():
+        at = bisect_left(gaps, length)
+        if at == len(gaps):
+            bins += 1
+            gap = capacity
+        else:
+            gap = gaps.pop(at)
+        if gap > length:
+            insort(gaps, gap - length)
+    return bins
+
+
+LENGTHS = {
+    "web": lambda rng: rng.lognormal(6.2, 1.1, 60_000),
+    "chat": lambda rng: rng.lognormal(5.3, 0.7, 60_000),
+    "poems": lambda rng: rng.normal(60, 15, 60_000),
+    "two kinds": lambda rng: np.where(
+        rng.random(60_000) < 0.3, rng.normal(3000, 40, 60_000), rng.normal(90, 30, 60_000)
+    ),
+    "uniform": lambda rng: rng.uniform(1, 4096, 60_000),
+}
+
+
+@pytest.mark.parametrize("capacity", [1024, 4096])
+@pytest.mark.parametrize("name", list(LENGTHS))
+def test_as_many_bins_as_one_at_a_time_on_many_documents(name: str, capacity: int):
+    lengths = np.clip(LENGTHS[name](np.random.default_rng(3)), 1, capacity).astype(np.int64)
+    rows, num_rows = pack_best_fit(lengths, capacity)
+    filled = np.bincount(rows, weights=lengths, minlength=num_rows)
+    assert num_rows == count_bins_bfd(lengths, capacity)
+    assert filled.max() <= capacity and filled.min() > 0
+    if name in ("web", "chat") and capacity == 4096:
+        assert lengths.sum() / (num_rows * capacity) >= 0.999
 
 
 def covered(plan: RowPlan) -> list[tuple[int, int]]:
@@ -99,3 +140,28 @@ def test_pieces_and_rows_without_loss_are_left_out(make_store):
     wrapped = plan_rows(table, np.array([0]), 8, "wrapped", "split", 0)
     assert wrapped.pieces.start.tolist() == [16]
     assert wrapped.num_rows == 1
+
+
+def test_silent_pieces_are_those_that_a_plain_search_finds(make_store):
+    """Documents of random runs, some without, cut into random pieces; several batches in the table."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 40, 200).tolist()
+    edges = [np.unique(rng.integers(0, length + 1, 2 * rng.integers(1, 4))) for length in lengths]
+    runs = [None if rng.random() < 0.2 or len(e) < 2 else e[: len(e) // 2 * 2].tolist() for e in edges]
+    table = make_store([[1] * length for length in lengths], runs=runs).split("train")
+    documents = rng.integers(0, 200, 1000)
+    starts = np.array([rng.integers(0, lengths[d]) for d in documents])
+    ends = np.array([rng.integers(s, lengths[d]) + 1 for d, s in zip(documents, starts, strict=True)])
+    found = find_silent(Pieces.of(documents, starts, ends - starts), table)
+
+    def carries_loss(document: int, token: int) -> bool:
+        run = runs[document]
+        return run is None or any(a <= token < b for a, b in zip(run[::2], run[1::2], strict=True))
+
+    for d, s, e, silent in zip(documents.tolist(), starts.tolist(), ends.tolist(), found.tolist(), strict=True):
+        assert silent == (not any(carries_loss(d, token) for token in range(s + 1, e)))
+
+
+def test_a_plan_takes_twelve_bytes_a_piece(make_store):
+    plan = plan_rows(make_store(DOCUMENTS).split("train"), np.arange(8), 8, "best_fit", "split", 0)
+    assert {a.dtype for a in (plan.pieces.document, plan.pieces.start, plan.pieces.length)} == {np.dtype(np.int32)}

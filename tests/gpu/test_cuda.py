@@ -1,9 +1,12 @@
 """What only a GPU can show. Skipped, with the reason, where there is none."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from tests.integration.conftest import Launch, launch, recipe  # noqa: F401  (fixtures)
+from training.data.device_copy import CudaCopies, copy_ahead
 from training.metrics import names
 from training.metrics.phase_timer import CudaClock, PhaseTimer
 
@@ -39,6 +42,24 @@ def test_phases_are_device_time_and_the_host_never_waits():
         forward = step.seconds[names.FORWARD]
         assert step.seconds[names.BACKWARD] == pytest.approx(2 * forward, rel=0.05)
         assert step.seconds[names.OPTIMIZER] == pytest.approx(forward / 2, rel=0.05)
+
+
+def test_batches_are_copied_while_the_device_computes():
+    """The copy of the next batch is over before the work that was queued for the current one."""
+    copies = CudaCopies(torch.device("cuda"))
+    host = [{"input_ids": torch.full((64, 4096), n).pin_memory(), "n": n} for n in range(3)]
+    batches = copy_ahead(iter(host), copies, nullcontext)
+    first = next(batches)  # the copy of the second is under way
+    copied = torch.cuda.Event()
+    copied.record(copies._stream)
+    spin(200)
+    done = torch.cuda.Event()
+    done.record()
+    copied.synchronize()
+    assert not done.query()
+    for n, batch in enumerate([first, *batches]):
+        assert batch["input_ids"].is_cuda and batch["n"] == n
+        assert (batch["input_ids"] == n).all()
 
 
 @pytest.mark.launch

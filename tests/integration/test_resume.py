@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 
+from data_prep.store import Store
 from tests.integration.conftest import ROOT
 from training.metrics import names
 
@@ -42,7 +43,7 @@ def check_same(straight, resumed, step, last):
 
 
 def check_unmeasured_is_equal(measured, unmeasured, last):
-    """Instrumentation changes no bit of what is trained."""
+    """Instrumentation changes no bit of what is trained, nor do workers or the packing check."""
     assert unmeasured.values(names.TRAIN_LOSS) == measured.values(names.TRAIN_LOSS)
     assert state_of(unmeasured, last) == state_of(measured, last)
     assert unmeasured.values(names.PERF_STEP_MS) == []
@@ -65,7 +66,7 @@ def test_plain_with_accumulation_across_the_end_of_an_epoch(launch, tmp_path):
         resumed = resume_at(launch, "python", straight, step, f"resumed-{step}", *flags)
         check_same(straight, resumed, step, 9)
 
-    unmeasured = launch("python", "unmeasured", *flags, "--disable_monitoring")
+    unmeasured = launch("python", "unmeasured", *flags, "--disable_monitoring", "--num_workers", "2")
     check_unmeasured_is_equal(straight, unmeasured, 9)
 
 
@@ -76,7 +77,9 @@ def test_two_zero2_ranks(launch):
     resumed = resume_at(launch, "deepspeed", straight, 3, "resumed", *flags)
     check_same(straight, resumed, 3, 6)
 
-    unmeasured = launch("deepspeed", "unmeasured", *flags, "perf.enabled=false")
+    unmeasured = launch("deepspeed", "unmeasured", *flags, "perf.enabled=false", "data.verify_packing=false")
+    assert "packing: under sdpa" in straight.output and "packing: under sdpa" in resumed.output
+    assert "packing: under sdpa" not in unmeasured.output
     check_unmeasured_is_equal(straight, unmeasured, 6)
 
 
@@ -91,3 +94,23 @@ def test_a_damaged_checkpoint_is_passed_over(launch):
     assert "not resuming from checkpoint-6" in resumed.output and "content differs" in resumed.output
     assert "(step 3)" in resumed.output
     assert len(resumed.values(names.TRAIN_LOSS)) == 6
+
+
+@pytest.mark.launch
+def test_another_world_and_micro_batch_end_the_epoch_with_each_row_trained_once(launch, tmp_path):
+    """Documents of 20 different lengths: the tokens trained on say which rows came."""
+    documents = [{"text": " ".join(f"{number}" for number in range(9 * n, 10 * n + 3))} for n in range(20)]
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    flags = [f"data.sources=[{{path: {tmp_path / 'documents.jsonl'}}}]", "data.packing=none", "data.validation_share=0"]
+    flags += ["data.seq_len=512", "--group_by_length", "--save_strategy", "steps", "--save_steps", "1"]
+    flags += ["--gradient_accumulation_steps", "1"]
+    launch("torchrun", "run", *flags, "--max_steps", "2")  # 2 x 2 rows a step: 8 of 20
+    epoch = ["training.max_steps=-1", "--num_train_epochs", "1", "--resume", "auto"]
+    alone = launch("python", "run", *flags, *epoch, "--batch_size", "3")  # 12 left: 4 steps of 3
+    assert len(alone.values(names.TRAIN_LOSS)) == 6
+    assert "written by 2 ranks, this launch has 1" in alone.output
+    summary = alone.json("summary.json")
+    assert summary["tokens"] == Store.open(summary["store"]).manifest.splits["train"].tokens
+    assert summary["epochs"] == 1.0 and summary["steps"] == 6
+    again = launch("python", "run", *flags, *epoch, "--batch_size", "3")
+    assert "is complete at step 6" in again.output

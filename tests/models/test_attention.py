@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from data_prep.errors import UserError
+from tests.models.tiny import tiny_minigpt
 from training.models import attention
-from training.models.attention import choose_attention
+from training.models.attention import choose_attention, takes_varlen
 
 CUDA_BF16: dict[str, Any] = {"device_type": "cuda", "dtype": torch.bfloat16, "packed": True}
 CPU: dict[str, Any] = {"device_type": "cpu", "dtype": torch.bfloat16, "packed": False}
@@ -79,3 +81,13 @@ def test_explicit_ones_that_cannot_run_are_refused(
     pretend(monkeypatch, set(), (9, 0))
     with pytest.raises(UserError, match=message):
         choose_attention(name, **settings)
+
+
+def test_only_models_that_hand_arguments_on_get_the_boundaries_of_documents():
+    class Plain(torch.nn.Module):
+        def forward(self, input_ids, position_ids=None):
+            return input_ids
+
+    model = tiny_minigpt()
+    assert takes_varlen(model) and takes_varlen(get_peft_model(model, LoraConfig(target_modules=["q_proj"])))
+    assert not takes_varlen(Plain())

@@ -116,6 +116,8 @@ def test_partial_summaries_and_malformed_inputs(write_run):
 
 def test_bad_records_have_a_section_only_when_there_are_some(write_run):
     assert "bad-records" not in page_of(write_run(summary={**SUMMARY, "bad_records": 0}, name="a")).sections
+    filtered = page_of(write_run(summary={**SUMMARY, "left_out": {"duplicates": 5, "too_short": 0}}, name="c"))
+    assert "5 left out: duplicates" in filtered.text and "too_short" not in filtered.text
     page = page_of(write_run(summary={**SUMMARY, "bad_records": 7}, name="b"))
     assert "bad-records" in page.sections and "7 record(s)" in page.text
 

@@ -23,7 +23,7 @@ def test_data_bound_shows_its_arithmetic(write_run):
     finding = findings["Data-bound: the loop waits for batches"]
     assert "20.0 ms of 100.0 ms = 20.0 % of the step (limit 10 %)" in finding.arithmetic
     assert "100 / (100 - 20.0) = 1.25 times" in finding.arithmetic
-    assert "dataloader_num_workers" in finding.advice
+    assert "data.num_workers" in finding.advice
 
 
 @pytest.mark.parametrize("rule", PHASE_RULES, ids=lambda rule: rule.phase)

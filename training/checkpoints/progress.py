@@ -2,7 +2,7 @@
 
 The Trainer forgets the losses between the last logged step and the save, so a resumed run would log another mean than
 the straight one. Here each rank's running sum is kept exactly (a float32 is a JSON number without loss), together with
-the tokens trained on and the seconds spent, so both go on where they were.
+the tokens trained on and the seconds spent, so both go on where they were, and where the data stands.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data_prep.errors import UserError
 from training.run_dir import write_text_atomic
@@ -19,12 +20,17 @@ PROGRESS = "progress.json"
 
 @dataclass
 class Progress:
-    """`loss_sums[r]`: rank r's losses since `last_logged_step`; `tokens`: over all ranks, without padding."""
+    """`loss_sums[r]`: rank r's losses since `last_logged_step`; `tokens`: over all ranks, without padding.
+
+    `position` is where the data stands in its `order`: for a store the number of rows done, over all ranks and epochs.
+    """
 
     loss_sums: list[float] = field(default_factory=list)
     last_logged_step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    position: Any = None
+    order: str = ""
 
     def write(self, checkpoint: Path) -> None:
         write_text_atomic(checkpoint / PROGRESS, json.dumps(asdict(self)) + "\n")
@@ -33,6 +39,9 @@ class Progress:
     def read(cls, checkpoint: Path) -> Progress:
         """Raises UserError when the file is missing or damaged."""
         try:
-            return cls(**json.loads((checkpoint / PROGRESS).read_text()))
+            progress = cls(**json.loads((checkpoint / PROGRESS).read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{checkpoint / PROGRESS}: cannot be read ({error}); not a Redline checkpoint?") from None
+        if progress.position is None:
+            raise UserError(f"{checkpoint / PROGRESS}: does not say where the data stood; of an older Redline?")
+        return progress

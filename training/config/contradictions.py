@@ -13,6 +13,7 @@ from training.config.sections import Config
 EXCLUSIVE: tuple[tuple[KeyPath, ...], ...] = (
     (("training", "max_steps"), ("training", "num_train_epochs")),
     (("training", "bf16"), ("training", "fp16")),
+    (("data", "num_workers"), ("training", "dataloader_num_workers")),
 )
 
 Broken = Iterator[tuple[tuple[str, ...], str]]  # the keys at odds, and what to do
@@ -92,11 +93,33 @@ def _evaluation(config: Config) -> Broken:
 
 
 def _loader(config: Config) -> Broken:
-    if config.argument("dataloader_num_workers") > 0:
+    asked, other = config.data.num_workers, config.training.get("dataloader_num_workers")
+    if asked != "auto" and other is not None:
+        yield ("data.num_workers", "training.dataloader_num_workers"), "are both set: keep one"
+    if asked != 0 and (other is None or other > 0):
         return
     for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
         if config.training.get(name):
-            yield (f"training.{name}",), "needs training.dataloader_num_workers above 0"
+            yield (f"training.{name}",), "needs data.num_workers above 0"
+
+
+def _unpacked(config: Config) -> Broken:
+    for name in ("group_by_length", "max_tokens_per_batch"):
+        if getattr(config.data, name) and config.data.packing != "none":
+            yield (f"data.{name}", "data.packing"), "packed rows are all equally long: set data.packing to none"
+
+
+def _streaming(config: Config) -> Broken:
+    if not config.data.streaming:
+        return
+    if (config.argument("max_steps") or -1) <= 0:
+        yield ("data.streaming", "training.num_train_epochs"), "a pass has no known length: set training.max_steps"
+    for name in ("eval_strategy", "save_strategy"):
+        if config.argument(name) == "epoch":
+            yield ("data.streaming", f"training.{name}"), "streaming knows no end of an epoch: go by steps"
+    for name in ("group_by_length", "max_tokens_per_batch"):
+        if getattr(config.data, name):
+            yield ("data.streaming", f"data.{name}"), "needs the lengths of all rows: use a store"
 
 
 def _one_checkpointing(config: Config) -> Broken:
@@ -127,6 +150,8 @@ RULES: tuple[Callable[[Config], Broken], ...] = (
     _best_model,
     _evaluation,
     _loader,
+    _unpacked,
+    _streaming,
     _one_checkpointing,
     _owned,
 )

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 REFUSED = {
     "auto_find_batch_size": "a smaller batch leaves accumulation alone, so the global batch shrinks unseen: set "
     "training.per_device_train_batch_size",
+    "dataloader_in_order": "batches always come in order: a resumed run sees the same ones",
     "deepspeed": "write `deepspeed: zero2_bf16` at the top level of the recipe, or --deepspeed",
     "do_eval": "evaluation follows training.eval_strategy",
     "do_predict": "use python -m training.generate",
@@ -24,8 +25,10 @@ REFUSED = {
     "enable_jit_checkpoint": "ranks do not agree on the step, a signal to one of them hangs the run; signals are "
     "handled without it",
     "hub_token": "it would be written to the run directory: set the environment variable HF_TOKEN",
+    "ignore_data_skip": "the data goes on where it stood, at no cost",
     "include_num_input_tokens_seen": "costs a gather and a sync per micro-batch; tokens are counted in metrics.jsonl "
     "without it",
+    "length_column_name": "lengths are known: use data.group_by_length",
     "local_rank": "the launcher sets it",
     "logging_dir": "everything of a run is below training.output_dir",
     "logging_nan_inf_filter": "true hides NaN losses and syncs every micro-step; it is always false here, leave it out",
@@ -34,11 +37,12 @@ REFUSED = {
     "parallelism_config": "it is a Python object; parallelism comes from the launcher and --deepspeed",
     "resume_from_checkpoint": "use --resume auto|PATH|never",
     "torch_empty_cache_steps": "clears the cache between forward and backward: use perf.empty_cache_every",
+    "train_sampling_strategy": "rows come in a random order of data.seed: use data.group_by_length",
 }
 REMOVED = {
     "evaluation_strategy": "use training.eval_strategy",
     "fp16_backend": "use training.fp16",
-    "group_by_length": "use data.packing: best_fit (or training.train_sampling_strategy: group_by_length)",
+    "group_by_length": "use data.packing: best_fit (or data.group_by_length)",
     "half_precision_backend": "use training.fp16 or training.bf16",
     "no_cuda": "use training.use_cpu",
     "overwrite_output_dir": "a run directory is continued with --resume auto",
@@ -67,7 +71,7 @@ DEFAULTS: dict[str, Any] = {
     "save_steps": 60,
     "save_total_limit": 2,  # one good checkpoint remains if the newest is torn
     "report_to": "none",  # metrics.jsonl and report.html are always written
-    "dataloader_drop_last": True,  # every step has the same global batch
+    "dataloader_drop_last": True,  # whole epochs: the rows at the very end that fill no step are left out
 }
 
 

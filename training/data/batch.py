@@ -4,8 +4,14 @@ The collator puts a `BatchInfo` into the batch under `BATCH_INFO`; the Trainer t
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 BATCH_INFO = "batch_info"
+
+Lengths = TypeVar("Lengths", int, NDArray[np.int64])
 
 
 @dataclass(frozen=True)
@@ -23,3 +29,14 @@ class BatchInfo:
     useful_tokens: int
     loss_tokens: int
     document_lengths: list[int]
+
+
+def padded_width(length: Lengths, multiple: int, seq_len: int) -> Lengths:
+    """Width of a padded batch whose longest row has `length` tokens: the next multiple, but not past `seq_len`, which
+    no row exceeds. Takes an int or an array."""
+    width = -(-length // multiple) * multiple
+    return (
+        np.maximum(np.minimum(width, seq_len), length)
+        if isinstance(length, np.ndarray)
+        else max(min(width, seq_len), length)
+    )

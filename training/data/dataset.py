@@ -1,12 +1,14 @@
 """Packed rows of a store as a map-style dataset.
 
-`__getitem__` costs a few views of mapped memory and two copies of `seq_len` numbers. The dataset pickles as the
-store's path and the plan's arrays, so worker processes, forked or spawned, read the same pages of the same files.
+The rows of a batch are gathered at once: a view of mapped memory for each document, then two copies of the tokens. The
+dataset pickles as the store's paths and the plan's arrays, so worker processes, forked or spawned, read the same pages
+of the same files.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from training.data.packing import RowPlan, plan_rows
 logger = logging.getLogger("redline.data")
 
 NO_LOSS = -100
+Ints = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -35,31 +38,60 @@ class Row:
 
 
 class RowDataset(Dataset[Row]):
-    """Rows of one split. `plan` says how documents became rows."""
+    """Rows of some documents. `plan` says how documents became rows."""
 
-    def __init__(self, store: Store, split: Split, plan: RowPlan, seq_len: int):
-        self.store = store
-        self.split: Split = split
+    def __init__(self, table: DocumentTable, plan: RowPlan, seq_len: int):
+        self.table = table
         self.plan = plan
         self.seq_len = seq_len
 
     def __len__(self) -> int:
         return self.plan.num_rows
 
+    @property
+    def row_lengths(self) -> Ints:
+        """Tokens of each row, shape (rows,)."""
+        return self.plan.row_lengths
+
     def __getitem__(self, index: int) -> Row:
-        table, plan = self.store.split(self.split), self.plan
-        begin, end = int(plan.row_offsets[index]), int(plan.row_offsets[index + 1])
-        lengths = plan.pieces.length[begin:end].tolist()
-        input_ids = np.empty(sum(lengths), np.int32)
-        labels = np.empty_like(input_ids)
-        at = 0
-        for piece, length in enumerate(lengths, begin):
-            document, start = int(plan.pieces.document[piece]), int(plan.pieces.start[piece])
-            ids = table.ids(document)[start : start + length]
-            input_ids[at : at + length] = ids
-            _fill_labels(labels[at : at + length], ids, table.loss_runs(document), start)
-            at += length
-        return Row(input_ids, labels, lengths)
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
+        """Several rows, gathered at once; the loader takes this way."""
+        table, plan = self.table, self.plan
+        begins, ends = plan.row_offsets[indices], plan.row_offsets[np.asarray(indices) + 1]
+        counts = ends - begins
+        chosen = np.arange(counts.sum()) + np.repeat(ends - np.cumsum(counts), counts)
+        documents, starts, lengths = (a[chosen] for a in (plan.pieces.document, plan.pieces.start, plan.pieces.length))
+        input_ids = table.gather_ids(documents, starts, starts + lengths)
+        firsts = np.cumsum(lengths, dtype=np.int64) - lengths
+        labels = _make_labels(input_ids, table, documents, starts, lengths, firsts)
+        rows, at, document = [], 0, 0
+        all_lengths = lengths.tolist()
+        for count in counts.tolist():
+            row_lengths = all_lengths[document : document + count]
+            end = at + sum(row_lengths)
+            rows.append(Row(input_ids[at:end], labels[at:end], row_lengths))
+            at, document = end, document + count
+        return rows
+
+
+def _make_labels(
+    ids: NDArray[np.int32], table: DocumentTable, documents: Ints, starts: Ints, lengths: Ints, firsts: Ints
+) -> NDArray[np.int32]:
+    """Labels of pieces that lie end to end in `ids`, each from `firsts[i]` on."""
+    if table.has_loss_runs[documents].any():
+        runs, counts = table.gather_loss_runs(documents)
+        # Where each run lies in `ids`; of a run that reaches out of its piece, what lies within.
+        begin, end = np.repeat(firsts, counts), np.repeat(firsts + lengths, counts)
+        edges = np.clip(runs + np.repeat(firsts - starts, counts)[:, None], begin[:, None], end[:, None]).ravel()
+        spans = np.diff(edges, prepend=0, append=len(ids))
+        has_loss = np.repeat(np.arange(len(spans)) % 2 == 1, spans)
+        labels = np.where(has_loss, ids, np.int32(NO_LOSS))
+    else:
+        labels = ids.copy()
+    labels[firsts] = NO_LOSS
+    return labels
 
 
 class EvenRows(Dataset[Row]):
@@ -79,16 +111,6 @@ class EvenRows(Dataset[Row]):
             return self.rows[index]
         row = self.rows[0]
         return Row(row.input_ids, np.full_like(row.labels, NO_LOSS), row.document_lengths)
-
-
-def _fill_labels(labels: NDArray[np.int32], ids: NDArray[np.int32], runs: NDArray[np.int32] | None, start: int) -> None:
-    if runs is None:
-        labels[:] = ids
-    else:
-        labels[:] = NO_LOSS
-        for first, end in np.clip(runs.reshape(-1, 2) - start, 0, len(ids)).tolist():
-            labels[first:end] = ids[first:end]
-    labels[0] = NO_LOSS
 
 
 def choose_documents(table: DocumentTable, sources: Sequence[SourceSection]) -> NDArray[np.int64]:
@@ -112,7 +134,7 @@ def build_datasets(store: Store, data: DataSection) -> tuple[RowDataset, RowData
 def _build(store: Store, split: Split, documents: NDArray[np.int64], data: DataSection) -> RowDataset:
     plan = plan_rows(store.split(split), documents, data.seq_len, data.packing, data.long_documents, data.seed)
     _log(split, plan, len(documents), data)
-    return RowDataset(store, split, plan, data.seq_len)
+    return RowDataset(store.split(split), plan, data.seq_len)
 
 
 def _log(split: str, plan: RowPlan, num_documents: int, data: DataSection) -> None:

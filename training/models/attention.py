@@ -6,11 +6,14 @@ is looked up, never imported here.
 """
 
 import difflib
+import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import (
     is_flash_attn_2_available,
@@ -59,6 +62,13 @@ def choose_attention(requested: str, *, device_type: str, dtype: torch.dtype, pa
         implementation, reason = requested, "asked for"
     logger.info("attention: %s (%s)", implementation, reason)
     return implementation, reason
+
+
+def takes_varlen(model: torch.nn.Module) -> bool:
+    """Whether `forward` hands unknown arguments on, as models do whose attention takes `cu_seq_lens_q` and its kin."""
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    parameters = inspect.signature(inner.forward).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _choose_best(device_type: str, dtype: torch.dtype, packed: bool) -> tuple[str, str]:

@@ -52,6 +52,7 @@ class RunFacts:
     eval_loss_first: float | None = None
     eval_loss_last: float | None = None
     unigram_entropy_nats: float | None = None
+    streamed: bool = False
     tokens_per_second: float | None = None
     mfu_pct: float | None = None
     mfu_palm_pct: float | None = None
@@ -83,7 +84,8 @@ class RunFacts:
         if loss is None:
             return "Validation loss was not measured."
         if entropy is None:
-            return f"Validation loss is {loss:.3f}; the unigram entropy to hold it against was not measured."
+            why = " (the data was streamed, no store was built)" if self.streamed else ""
+            return f"Validation loss is {loss:.3f}; the unigram entropy to hold it against was not measured{why}."
         if loss < entropy:
             return (
                 f"Validation loss {loss:.3f} is {entropy - loss:.3f} nats below the unigram entropy {entropy:.3f}: "
@@ -108,6 +110,7 @@ def facts_from_summary(summary: Mapping[str, Any]) -> RunFacts:
     facts = RunFacts(
         status=_text(summary.get("status")) or "unfinished",
         attn_implementation=_text(summary.get("attn_implementation")),
+        streamed=summary.get("streamed") is True,
         peak=_peak(summary.get("peak")),
         phases=recorded_phases(_mapping(summary.get("phases_ms")), _mapping(summary.get("phases_pct"))),
         sample_prompt=_text(sample.get("prompt")),

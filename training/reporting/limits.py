@@ -30,7 +30,7 @@ class PhaseRule:
 PHASE_RULES = (
     PhaseRule(
         names.DATA_WAIT, 10, "Data-bound: the loop waits for batches",
-        "Raise training.dataloader_num_workers, or training.dataloader_prefetch_factor when it is above 0 already.",
+        "Raise data.num_workers, or training.dataloader_prefetch_factor when it is above 0 already.",
     ),
     PhaseRule(
         names.H2D, 5, "Copying batches to the device shows",

@@ -4,8 +4,10 @@ No part of the training loop is copied. The seams, none of which changes a numbe
 
 | seam | what happens there |
 |---|---|
-| `get_batch_samples` | `data_wait`: the loop blocks in the loader |
-| `_prepare_inputs` | the collator's `BatchInfo` is taken out and counted; `h2d`: the copy to the device |
+| `get_train_dataloader` | the batches of `training/data/loader.py`, which end no epoch: their position does |
+| `get_batch_samples` | `data_wait`: the loop blocks in the loader; on CUDA also `h2d`: it waits for a copy |
+| `_prepare_for_training` | the packing check, on the model as it will train |
+| `_prepare_inputs` | the collator's `BatchInfo` is taken out and counted; `h2d` of evaluation |
 | `compute_loss_context_manager` | `forward`, while training |
 | `accelerator.backward` | `backward`; under DeepSpeed this also runs `engine.step`, which is `optimizer` |
 | `optimizer.step`, `_clip_grad_norm`, `_get_grad_norm` | `optimizer` |
@@ -16,6 +18,8 @@ No part of the training loop is copied. The seams, none of which changes a numbe
 from __future__ import annotations
 
 import functools
+import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -24,21 +28,25 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from training.callbacks.sinks import Sink
-from training.checkpoints.manifest import write_manifest
+from training.checkpoints.manifest import read_manifest, write_manifest
 from training.checkpoints.progress import Progress
 from training.data.batch import BATCH_INFO, BatchInfo
 from training.data.dataset import EvenRows
-from training.data.order import RowSampler
+from training.data.loader import TrainBatches
+from training.data.packing_check import EPSILON, check_packing, measure_crosstalk
 from training.metrics import names
 from training.metrics.flops import measure_flops
 from training.metrics.memory import measure_allocated_bytes, measure_memory
 from training.metrics.throughput import Meter
 from training.run_dir import RunDir
+from training.trainers.collectives import gather_floats, sum_over_ranks
+
+logger = logging.getLogger("redline.train")
 
 # What the Trainer calls a thing -> what the run calls it. Everything else it logs is left out of the record.
 TRAINER_KEYS = {
@@ -56,8 +64,10 @@ class ProfiledTrainer(Trainer):
         meter: counts work against time; None trains without any measuring (`perf.enabled: false`).
         log_every: optimizer steps between `perf/` records.
         flops_profile_every: optimizer steps between counts of executed FLOPs against the analytic ones; 0: never.
-        train_sampler: order of the training rows, a pure function of (seed, epoch).
+        train_batches: where training batches come from; they know where they stand.
+        verify_packing: check before the first step that packed documents leave each other alone.
 
+    `start_data` comes before `train`: it takes the data to where the checkpoint stood and settles the number of steps.
     Rank 0 gets its sinks through `on_start`, which is called when the number of steps is known.
     """
 
@@ -65,7 +75,8 @@ class ProfiledTrainer(Trainer):
         self,
         *args: Any,
         run_dir: RunDir,
-        train_sampler: RowSampler,
+        train_batches: TrainBatches,
+        verify_packing: bool = False,
         meter: Meter | None = None,
         log_every: int = 10,
         flops_profile_every: int = 0,
@@ -76,7 +87,8 @@ class ProfiledTrainer(Trainer):
         self.progress = Progress()
         self._log_every = log_every
         self._flops_profile_every = flops_profile_every
-        self._train_sampler = train_sampler
+        self.train_batches = train_batches
+        self._verify_packing = verify_packing
         self._sinks: list[Sink] = []
         self._build_sinks: Callable[[int], list[Sink]] = lambda max_steps: []
         self._record: dict[str, Any] = {}
@@ -104,6 +116,8 @@ class ProfiledTrainer(Trainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
+        if self._verify_packing:
+            self._check_packing()
         if self.meter:
             self.accelerator.backward = self._timed(self.accelerator.backward, names.BACKWARD)
             if self.is_deepspeed_enabled:
@@ -245,13 +259,53 @@ class ProfiledTrainer(Trainer):
 
     # ---- data ----
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int]:
-        return self._train_sampler
+    def start_data(self, checkpoint: Path | None) -> None:
+        """Take the data to where the checkpoint stood (None: to its beginning), and turn epochs into steps.
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # accelerate does not hand the epoch on to the sampler of a loader that skips batches after a resume
-        self._train_sampler.set_epoch(kwargs["epoch"])
-        super()._run_epoch(*args, **kwargs)
+        Afterwards `args.max_steps` is set. Raises UserError when the checkpoint does not say where the data stood.
+        """
+        progress = Progress.read(checkpoint) if checkpoint else Progress()
+        batches, args = self.train_batches, self.args
+        if checkpoint is not None:
+            self._resumed_progress = progress
+            if progress.order != batches.order:
+                logger.warning(
+                    "%s stood at %s of %s, this is %s: rows may repeat or be left out until the epoch ends",
+                    checkpoint.name, progress.position, progress.order, batches.order,
+                )  # fmt: skip
+        batches.start(progress.position, lambda: self.span(names.H2D))
+        if args.max_steps <= 0:
+            done = read_manifest(checkpoint).step if checkpoint else 0
+            args.max_steps = done + batches.count_steps(args.num_train_epochs, args.gradient_accumulation_steps)
+
+    def get_train_dataloader(self) -> Any:
+        """Batches without end and without a length: the Trainer counts steps only, accelerate has no part in them."""
+        return self.train_batches
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        super()._init_training_state(*args, **kwargs)
+        return int(self.train_batches.epoch), 0  # no batches to skip: the data stands where it should
+
+    def _check_packing(self) -> None:
+        """Collective: every rank does the same forwards, so ZeRO-3 can gather."""
+        model: Any = self.deepspeed if self.is_deepspeed_enabled else self.model
+        config = cast(Any, self.model).config.get_text_config()
+        computed_in = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+        dtypes = {computed_in, *(parameter.dtype for parameter in model.parameters())}.intersection(EPSILON)
+
+        def forward(batch: dict[str, Any]) -> torch.Tensor:
+            inputs: Any = self._prepare_input(batch)
+            return model(**inputs, use_cache=False).logits
+
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
+            crosstalk = measure_crosstalk(
+                forward, vocab_size=config.vocab_size, varlen=getattr(self.data_collator, "varlen", False)
+            )
+        model.train(was_training)
+        worst = max(gather_floats(crosstalk, self.args.device), key=lambda value: (math.isnan(value), value))
+        check_packing(worst, max(dtypes, key=lambda dtype: EPSILON[dtype]), str(config._attn_implementation))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Every validation row once: the tail is neither dropped nor repeated to make batches even over the ranks."""
@@ -324,6 +378,7 @@ class ProfiledTrainer(Trainer):
         self._update_progress()
         self.progress.loss_sums = gather_floats(float(self._tr_loss.item()), self.args.device)
         self.progress.last_logged_step = self._globalstep_last_logged
+        self.progress.position, self.progress.order = self.train_batches.position, self.train_batches.order
         if self.args.should_save:
             self.progress.write(checkpoint)
         if dist.is_initialized():
@@ -336,11 +391,6 @@ class ProfiledTrainer(Trainer):
                 save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(resume_from_checkpoint, str):
-            self._resumed_progress = Progress.read(Path(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def on_start(self, build_sinks: Callable[[int], list[Sink]]) -> None:
         """Have the sinks built from the number of optimizer steps once it is known."""
@@ -357,6 +407,7 @@ class _ProgressKeeper(TrainerCallback):
 
     def __init__(self, trainer: ProfiledTrainer) -> None:
         self._trainer = trainer
+        self._epochs_done = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self._trainer
@@ -369,8 +420,15 @@ class _ProgressKeeper(TrainerCallback):
         trainer._sinks = trainer._build_sinks(state.max_steps)
         trainer._started = time.monotonic()
         trainer._last_measured_step = state.global_step
+        self._epochs_done = int(trainer.train_batches.epoch)
         if trainer.meter:
             trainer.meter.timer.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An epoch is over with the step that takes its last row; the next rows of that step are of the next epoch."""
+        state.epoch = self._trainer.train_batches.epoch
+        control.should_epoch_stop = control.should_epoch_stop or int(state.epoch) > self._epochs_done
+        self._epochs_done = int(state.epoch)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._trainer.meter:
@@ -380,21 +438,3 @@ class _ProgressKeeper(TrainerCallback):
         if self._trainer.meter:
             with self._trainer.span(names.LOGGING):
                 self._trainer.add_to_record(self._trainer.meter.epoch())
-
-
-def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
-    """Element-wise sum over the ranks in float64 (FLOPs of a window do not fit float32). Collective."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return values
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
-
-
-def gather_floats(value: float, device: torch.device) -> list[float]:
-    """This value of every rank, by rank. Collective."""
-    if not dist.is_initialized():
-        return [value]
-    values = [0.0] * dist.get_world_size()
-    values[dist.get_rank()] = value
-    return sum_over_ranks(values, device)

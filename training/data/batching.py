@@ -1,0 +1,129 @@
+"""Which rows a micro-batch holds, and where the stream stands after it.
+
+A *round* is one micro-batch on each rank. Both ways of batching cut the one stream of `order.py`, so the rows of an
+optimizer step do not depend on how many ranks or workers share them, and a position taken at the end of a round is all
+that another launch needs: other ranks and another micro-batch go on from there, no row repeated or skipped. A batch
+runs on into the next epoch where an epoch ends: every step is full and no row is dropped.
+
+| | rows of a micro-batch | length of an epoch |
+|---|---|---|
+| `FixedBatches` | always `micro_batch_size` | known |
+| `BudgetBatches` | as many as fit: rows x padded width <= `max_tokens` | counted, some 3 ms per 8192 rows |
+
+A token budget takes sorted windows from the longest row down, so rows of a batch are about equally long, and the
+batches of a window come in random order. Its batches, and so its positions, belong to one budget.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.errors import UserError
+from training.data.batch import padded_width
+from training.data.order import Ints, RowOrder, Windows
+
+ROWS_AT_A_TIME = 4096
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """Rows of this rank's next micro-batch; `end`: position of the stream after the round."""
+
+    rows: list[int]
+    end: int
+
+
+class Batching(Protocol):
+    """How a stream of rows is cut into micro-batches."""
+
+    num_rows: int
+    name: str
+
+    def cut(self, position: int, rank: int, world_size: int) -> Iterator[RankBatch]:
+        """The micro-batches of a rank from `position` on, without end."""
+        ...
+
+    def count_rounds(self, begin: int, end: int, world_size: int) -> float:
+        """Rounds between two positions; the last one may be broken."""
+        ...
+
+
+class FixedBatches:
+    """`micro_batch_size` rows each: rank r's are next to each other, after those of rank r - 1."""
+
+    def __init__(self, order: RowOrder, micro_batch_size: int):
+        self.num_rows = order.num_rows
+        self.name = order.name
+        self._order = order
+        self._size = micro_batch_size
+
+    def cut(self, position: int, rank: int, world_size: int) -> Iterator[RankBatch]:
+        stride = self._size * world_size
+        rounds = max(1, ROWS_AT_A_TIME // self._size)
+        mine = rank * self._size + np.arange(self._size)
+        while True:
+            positions = position + stride * np.arange(rounds)[:, None] + mine
+            for rows in self._order.rows_at(positions.ravel()).reshape(rounds, -1).tolist():
+                position += stride
+                yield RankBatch(rows, position)
+
+    def count_rounds(self, begin: int, end: int, world_size: int) -> float:
+        return (end - begin) / (self._size * world_size)
+
+
+class BudgetBatches:
+    """As many rows as `max_tokens` hold when padded to the longest of them, rounded up to `multiple`.
+
+    Raises UserError when one row alone is over the budget.
+    """
+
+    def __init__(self, lengths: NDArray[np.integer], seed: int, *, max_tokens: int, multiple: int, seq_len: int):
+        self.num_rows = len(lengths)
+        self.name = f"{self.num_rows} rows in batches of {max_tokens} tokens (multiples of {multiple}), seed {seed}"
+        self._windows = Windows(lengths, seed)
+        self._widths = padded_width(lengths.astype(np.int64), multiple, seq_len)
+        self._max_tokens = max_tokens
+        widest = int(self._widths.max(initial=0))
+        if widest > max_tokens:
+            raise UserError(
+                f"data.max_tokens_per_batch = {max_tokens}: the longest row takes {widest} tokens when padded: "
+                f"raise it to {widest} or more, or lower data.seq_len"
+            )
+
+    def cut(self, position: int, rank: int, world_size: int) -> Iterator[RankBatch]:
+        batches = self._batches(position)
+        while True:
+            group = list(islice(batches, world_size))
+            yield RankBatch(group[rank][0].tolist(), group[-1][1])
+
+    def count_rounds(self, begin: int, end: int, world_size: int) -> float:
+        count = 0
+        for _, position in self._batches(begin):
+            count += 1
+            if position >= end:
+                break
+        return count / world_size
+
+    def _batches(self, position: int) -> Iterator[tuple[Ints, int]]:
+        """Rows of each batch and the position after it, without end."""
+        window = int(self._windows.find(np.array([position]))[0][0])
+        end = self._windows.begin(window)
+        while True:
+            for rows in self._cut_window(window):
+                end += len(rows)
+                if end > position:  # of a batch that another budget had begun, only the rest
+                    yield rows[-(end - position) :], end
+            window += 1
+
+    def _cut_window(self, window: int) -> list[Ints]:
+        rows = self._windows.sorted_rows(window)
+        widths = self._widths[rows].tolist()
+        begins = [0]
+        while (begin := begins[-1] + self._max_tokens // widths[begins[-1]]) < len(rows):
+            begins.append(begin)
+        batches = np.split(rows, begins[1:])
+        return [batches[index] for index in self._windows.shuffle(window, len(batches))]

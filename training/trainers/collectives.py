@@ -1,0 +1,22 @@
+"""Sums over the ranks of a run; with one rank the values themselves."""
+
+import torch
+import torch.distributed as dist
+
+
+def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
+    """Element-wise sum over the ranks in float64 (FLOPs of a window do not fit float32). Collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def gather_floats(value: float, device: torch.device) -> list[float]:
+    """This value of every rank, by rank. Collective."""
+    if not dist.is_initialized():
+        return [value]
+    values = [0.0] * dist.get_world_size()
+    values[dist.get_rank()] = value
+    return sum_over_ranks(values, device)

@@ -1,6 +1,7 @@
 """One tiny recipe, one token store and one way to launch, for all integration tests.
 
-A launch costs some ten seconds of imports, so each one is made to show several things.
+A launch costs some ten seconds of imports, so each one is made to show several things, and runs that only
+have to exist share one.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.integration.several_runs import THEN
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -95,17 +98,28 @@ def launch(recipe: Path, tmp_path: Path) -> Launch:
     """`launch("torchrun", "run-name", *flags)`: start, wait, and hand back what is there afterwards."""
 
     def start(launcher: str, name: str, *flags: str, config: Path = recipe, expect: int | None = 0) -> Finished:
-        run_dir = tmp_path / name
-        command = [
-            *LAUNCHERS[launcher],
-            *_own_port(launcher),
-            str(ROOT / "training" / "train.py"),
-            "--config",
-            str(config),
-        ]
-        return run(command + ["--output_dir", str(run_dir), *flags], run_dir, expect)
+        command = [*LAUNCHERS[launcher], *_own_port(launcher), str(ROOT / "training" / "train.py")]
+        return run([*command, *_arguments(config, tmp_path / name, flags)], tmp_path / name, expect)
 
     return start
+
+
+@pytest.fixture
+def launch_all(recipe: Path, tmp_path: Path) -> Callable[..., list[Finished]]:
+    """`launch_all("deepspeed", {"one": flags, "two": flags})`: runs that share one launch, one after another."""
+
+    def start(launcher: str, runs: dict[str, list[str]], config: Path = recipe) -> list[Finished]:
+        command = [*LAUNCHERS[launcher], *_own_port(launcher), str(ROOT / "tests" / "integration" / "several_runs.py")]
+        for name, flags in runs.items():
+            command += [*_arguments(config, tmp_path / name, flags), THEN]
+        done = run(command, tmp_path / next(iter(runs)))
+        return [replace(done, path=tmp_path / name) for name in runs]
+
+    return start
+
+
+def _arguments(config: Path, run_dir: Path, flags: Iterable[str]) -> list[str]:
+    return ["--config", str(config), "--output_dir", str(run_dir), *flags]
 
 
 def _own_port(launcher: str) -> list[str]:

@@ -8,7 +8,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 
 from data_prep.prepare import prepare
 from data_prep.recipe import load_data_recipe
-from tests.integration.conftest import ROOT
 from training.export import export
 from training.metrics import names
 from training.models.trained import load_trained
@@ -50,27 +49,24 @@ def sft_recipe(recipe, tmp_path_factory):
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("four_bit", [False, True], ids=["lora", "qlora"])
 @pytest.mark.parametrize("launcher", ["python", "deepspeed"])
-def test_adapters_train_save_reload_and_merge(launch, sft_recipe, tmp_path, launcher, four_bit):
-    flags = ["adapter.load_in_4bit=true"] if four_bit else ["adapter.dora=true"]
-    if launcher == "deepspeed":
-        flags += ["--deepspeed", str(ROOT / "ds_configs" / "zero2_bf16.json")]
-    finished = launch(launcher, "run", *flags, config=sft_recipe)
-    losses = finished.values(names.TRAIN_LOSS)
-    assert losses[-1] < losses[0] - 0.1
-    assert "trainable parameters:" in finished.output
-    summary = finished.json("summary.json")
-    assert 0 < summary["trainable_parameters"] < 0.2 * summary["parameters"]
-    assert "logits equal those in memory" in finished.output
-    final = finished.path / "final"
-    assert (final / "adapter_model.safetensors").exists() and not (final / "model.safetensors").exists()
+def test_adapters_train_save_reload_and_merge(launch_all, sft_recipe, tmp_path, launcher):
+    json_file = ["--deepspeed", "zero2_bf16"] if launcher == "deepspeed" else []
+    runs = {"lora": ["adapter.dora=true", *json_file], "qlora": ["adapter.load_in_4bit=true", *json_file]}
+    lora, qlora = launch_all(launcher, runs, config=sft_recipe)
+    for finished in (lora, qlora):
+        losses = finished.values(names.TRAIN_LOSS)
+        assert losses[-1] < losses[0] - 0.1
+        summary = finished.json("summary.json")
+        assert 0 < summary["trainable_parameters"] < 0.2 * summary["parameters"]
+        final = finished.path / "final"
+        assert (final / "adapter_model.safetensors").exists() and not (final / "model.safetensors").exists()
+    assert lora.output.count("trainable parameters:") == 2
+    assert lora.output.count("logits equal those in memory") == 2
 
-    if four_bit:
-        return
-    export(final, tmp_path / "merged", "merged")
+    export(lora.path / "final", tmp_path / "merged", "merged")
     ids = torch.arange(2, 34)[None]
     with torch.no_grad():
-        adapted = load_trained(final, device=torch.device("cpu"), dtype=torch.float32)(ids).logits
+        adapted = load_trained(lora.path / "final", device=torch.device("cpu"), dtype=torch.float32)(ids).logits
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)(ids).logits
     torch.testing.assert_close(merged, adapted, atol=1e-3, rtol=1e-3)

@@ -66,12 +66,13 @@ def test_launcher(launch, launcher):
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("name", ["zero1_bf16", "zero3_bf16", "zero3_bf16_offload"])
-def test_deepspeed_jsons_swap_freely(launch, name):
-    finished = launch("deepspeed", "run", "--deepspeed", name, "--max_steps", "2", "--save_strategy", "steps")
-    got = finished.json("ds_config.json")
-    asked = json.loads((ROOT / "ds_configs" / f"{name}.json").read_text())["zero_optimization"]
-    assert got["zero_optimization"]["stage"] == asked["stage"]
-    assert ("offload_optimizer" in got["zero_optimization"]) == ("offload" in name)
-    assert len(finished.values(names.TRAIN_LOSS)) == 2
-    assert "logits equal those in memory" in finished.output
+def test_deepspeed_jsons_swap_freely(launch_all):
+    jsons = ["zero1_bf16", "zero3_bf16", "zero3_bf16_offload"]
+    flags = ["--max_steps", "2", "--save_strategy", "steps", "--deepspeed"]
+    for name, finished in zip(jsons, launch_all("deepspeed", {name: [*flags, name] for name in jsons}), strict=True):
+        got = finished.json("ds_config.json")
+        asked = json.loads((ROOT / "ds_configs" / f"{name}.json").read_text())["zero_optimization"]
+        assert got["zero_optimization"]["stage"] == asked["stage"]
+        assert ("offload_optimizer" in got["zero_optimization"]) == ("offload" in name)
+        assert len(finished.values(names.TRAIN_LOSS)) == 2
+        assert finished.output.count("logits equal those in memory") == len(jsons)

@@ -22,13 +22,12 @@ def state_of(finished, step):
     return {name: digest for name, digest in files.items() if name not in NOT_STATE}
 
 
-def resume_at(launch, launcher, straight, step, name, *flags):
-    """Copy what a run killed right after the save of `step` would have left, and go on."""
+def copy_killed_at(straight, step, name):
+    """What a run killed right after the save of `step` would have left."""
     target = straight.path.parent / name
     target.mkdir()
     shutil.copytree(straight.path / f"checkpoint-{step}", target / f"checkpoint-{step}")
     shutil.copy(straight.path / "metrics.jsonl", target)  # with records past the step: they must be dropped
-    return launch(launcher, name, "--resume", "auto", *flags)
 
 
 def check_same(straight, resumed, step, last):
@@ -50,50 +49,52 @@ def check_unmeasured_is_equal(measured, unmeasured, last):
 
 
 SAVE_EACH_STEP = ["--save_strategy", "steps", "--save_steps", "1", "training.save_total_limit=null"]
+RESUME = ["--resume", "auto"]
 
 
 @pytest.mark.launch
-def test_plain_with_accumulation_across_the_end_of_an_epoch(launch, tmp_path):
+def test_plain_with_accumulation_across_the_end_of_an_epoch(launch_all, tmp_path):
     """7 micro-batches an epoch under accumulation 2, dropout on, a loss logged every 3 steps: nothing lines up."""
     documents = [{"text": " ".join(f"x{n} = {n * m}" for n in range(3 + m % 4))} for m in range(15)]
     (tmp_path / "documents.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
     flags = [*SAVE_EACH_STEP, "--max_steps", "9", "--train_every", "3", "data.packing=none", "data.validation_share=0"]
     flags += [f"data.sources=[{{path: {tmp_path / 'documents.jsonl'}}}]"]
-    straight = launch("python", "straight", *flags)
+    runs = {"straight": flags, "unmeasured": [*flags, "--disable_monitoring", "--num_workers", "2"]}
+    straight, unmeasured = launch_all("python", runs)
     epochs = [record["epoch"] for record in straight.metrics()]
     assert epochs[-1] > 2 and any(epoch % 1 for epoch in epochs)
-    for step in (4, 7):
-        resumed = resume_at(launch, "python", straight, step, f"resumed-{step}", *flags)
-        check_same(straight, resumed, step, 9)
-
-    unmeasured = launch("python", "unmeasured", *flags, "--disable_monitoring", "--num_workers", "2")
     check_unmeasured_is_equal(straight, unmeasured, 9)
 
-
-@pytest.mark.launch
-def test_two_zero2_ranks(launch):
-    flags = [*SAVE_EACH_STEP, "--train_every", "2", "--deepspeed", str(ROOT / "ds_configs" / "zero2_bf16.json")]
-    straight = launch("deepspeed", "straight", *flags)
-    resumed = resume_at(launch, "deepspeed", straight, 3, "resumed", *flags)
-    check_same(straight, resumed, 3, 6)
-
-    unmeasured = launch("deepspeed", "unmeasured", *flags, "perf.enabled=false", "data.verify_packing=false")
-    assert "packing: under sdpa" in straight.output and "packing: under sdpa" in resumed.output
-    assert "packing: under sdpa" not in unmeasured.output
-    check_unmeasured_is_equal(straight, unmeasured, 6)
+    steps = {"resumed-4": 4, "resumed-7": 7}
+    for name, step in steps.items():
+        copy_killed_at(straight, step, name)
+    damage(straight.path / "checkpoint-9" / "model.safetensors")
+    resumed = launch_all("python", {name: [*flags, *RESUME] for name in (*steps, "straight")})
+    for finished, step in zip(resumed, steps.values(), strict=False):
+        check_same(straight, finished, step, 9)
+    assert "not resuming from checkpoint-9" in resumed[-1].output and "content differs" in resumed[-1].output
+    assert "step 8)" in resumed[-1].output
+    assert [record["step"] for record in straight.metrics()][-1] == 9
 
 
-@pytest.mark.launch
-def test_a_damaged_checkpoint_is_passed_over(launch):
-    straight = launch("python", "run", "--save_strategy", "steps", "--save_steps", "3")
-    weights = straight.path / "checkpoint-6" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
+def damage(file):
+    content = bytearray(file.read_bytes())
     content[-1] ^= 1
-    weights.write_bytes(content)
-    resumed = launch("python", "run", "--resume", "auto", "--save_strategy", "steps", "--save_steps", "3")
-    assert "not resuming from checkpoint-6" in resumed.output and "content differs" in resumed.output
-    assert "(step 3)" in resumed.output
-    assert len(resumed.values(names.TRAIN_LOSS)) == 6
+    file.write_bytes(content)
+
+
+@pytest.mark.launch
+def test_two_zero2_ranks(launch, launch_all):
+    flags = [*SAVE_EACH_STEP, "--train_every", "2", "--deepspeed", str(ROOT / "ds_configs" / "zero2_bf16.json")]
+    runs = {"straight": flags, "unmeasured": [*flags, "perf.enabled=false", "data.verify_packing=false"]}
+    straight, unmeasured = launch_all("torchrun", runs)
+    check_unmeasured_is_equal(straight, unmeasured, 6)
+    assert straight.output.count("packing: under sdpa") == 1
+
+    copy_killed_at(straight, 3, "resumed")
+    resumed = launch("deepspeed", "resumed", *flags, *RESUME)
+    assert "packing: under sdpa" in resumed.output
+    check_same(straight, resumed, 3, 6)
 
 
 @pytest.mark.launch
@@ -105,12 +106,10 @@ def test_another_world_and_micro_batch_end_the_epoch_with_each_row_trained_once(
     flags += ["data.seq_len=512", "--group_by_length", "--save_strategy", "steps", "--save_steps", "1"]
     flags += ["--gradient_accumulation_steps", "1"]
     launch("torchrun", "run", *flags, "--max_steps", "2")  # 2 x 2 rows a step: 8 of 20
-    epoch = ["training.max_steps=-1", "--num_train_epochs", "1", "--resume", "auto"]
-    alone = launch("python", "run", *flags, *epoch, "--batch_size", "3")  # 12 left: 4 steps of 3
+    epoch = [*flags, "training.max_steps=-1", "--num_train_epochs", "1", "--batch_size", "3", *RESUME]
+    alone = launch("python", "run", *epoch)  # 12 left: 4 steps of 3
     assert len(alone.values(names.TRAIN_LOSS)) == 6
     assert "written by 2 ranks, this launch has 1" in alone.output
     summary = alone.json("summary.json")
     assert summary["tokens"] == Store.open(summary["store"]).manifest.splits["train"].tokens
     assert summary["epochs"] == 1.0 and summary["steps"] == 6
-    again = launch("python", "run", *flags, *epoch, "--batch_size", "3")
-    assert "is complete at step 6" in again.output

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.integration.conftest import ROOT
-from tests.integration.test_resume import SAVE_EACH_STEP, check_same, resume_at
+from tests.integration.test_resume import SAVE_EACH_STEP, check_same, copy_killed_at
 from training.metrics import names
 
 
@@ -17,7 +17,7 @@ def test_two_ranks_resume_a_stream(launch, tmp_path):
     flags = [*SAVE_EACH_STEP, "--max_steps", "4", "--deepspeed", str(ROOT / "ds_configs" / "zero2_bf16.json")]
     flags += ["data.streaming=true", f"data.sources=[{{path: {tmp_path / 'texts.jsonl'}}}]", "data.validation_rows=8"]
     flags += ["data.on_bad_record=skip", "--eval_strategy", "steps", "--eval_steps", "2"]
-    straight = launch("deepspeed", "straight", *flags)
+    straight = launch("torchrun", "straight", *flags)
     assert "no store" in straight.output and "each unit is read by 2 of them" in straight.output
     assert len(straight.values(names.EVAL_LOSS)) == 2
     assert min(straight.values(names.PERF_USEFUL_TOKENS_PCT)) > 90
@@ -28,6 +28,7 @@ def test_two_ranks_resume_a_stream(launch, tmp_path):
     report = (straight.path / "report.html").read_text()
     assert "1 record(s) were left out" in report and "streamed" in report
 
-    resumed = resume_at(launch, "deepspeed", straight, 2, "resumed", *flags, "checkpoint.verify_final=false")
+    copy_killed_at(straight, 2, "resumed")
+    resumed = launch("torchrun", "resumed", *flags, "checkpoint.verify_final=false", "--resume", "auto")
     check_same(straight, resumed, 2, 4)
     assert resumed.json("summary.json")["bad_records"] == 1

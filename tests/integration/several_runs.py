@@ -1,0 +1,24 @@
+"""Trains several runs one after another in one launch: `several_runs.py ARGUMENTS --then ARGUMENTS …`.
+
+What has to start in a fresh process, such as a resume, is launched by itself; other runs share one launch's imports.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+THEN = "--then"
+
+
+def main(argv: list[str]) -> int:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from training import session, train
+
+    session.leave_world = lambda: None  # DeepSpeed keeps the groups of the world that it saw first
+    local_rank = [flag for flag in argv[:1] if flag.startswith("--local_rank")]  # deepspeed's launcher puts it first
+    runs = [list(run) for is_then, run in itertools.groupby(argv[len(local_rank) :], THEN.__eq__) if not is_then]
+    return max(train.main([*local_rank, *run]) for run in runs)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -104,16 +104,16 @@ def launch(recipe: Path, tmp_path: Path) -> Launch:
     return start
 
 
-@pytest.fixture
-def launch_all(recipe: Path, tmp_path: Path) -> Callable[..., list[Finished]]:
-    """`launch_all("deepspeed", {"one": flags, "two": flags})`: runs that share one launch, one after another."""
+@pytest.fixture(scope="session")
+def launch_all(recipe: Path) -> Callable[..., dict[str, Finished]]:
+    """`launch_all("torchrun", folder, {"one": flags, "two": flags})`: runs that share one launch, one after another."""
 
-    def start(launcher: str, runs: dict[str, list[str]], config: Path = recipe) -> list[Finished]:
+    def start(launcher: str, folder: Path, runs: dict[str, list[str]], config: Path = recipe) -> dict[str, Finished]:
         command = [*LAUNCHERS[launcher], *_own_port(launcher), str(ROOT / "tests" / "integration" / "several_runs.py")]
         for name, flags in runs.items():
-            command += [*_arguments(config, tmp_path / name, flags), THEN]
-        done = run(command, tmp_path / next(iter(runs)))
-        return [replace(done, path=tmp_path / name) for name in runs]
+            command += [*_arguments(config, folder / name, flags), THEN]
+        done = run(command, folder / next(iter(runs)), timeout=580)
+        return {name: replace(done, path=folder / name) for name in runs}
 
     return start
 
@@ -132,12 +132,12 @@ def _own_port(launcher: str) -> list[str]:
         return [flag, str(probe.getsockname()[1])]
 
 
-def run(command: list[str], run_dir: Path, expect: int | None = 0) -> Finished:
+def run(command: list[str], run_dir: Path, expect: int | None = 0, timeout: int = 280) -> Finished:
     """Run in an environment without what a developer's shell may set."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_", "WANDB_", "ACCELERATE_"))}
     environ |= {"PATH": f"{BIN}:{os.environ['PATH']}", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     environ["HF_HUB_OFFLINE"] = "1"
-    done = subprocess.run(command, env=environ, cwd=run_dir.parent, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environ, cwd=run_dir.parent, capture_output=True, text=True, timeout=timeout)
     finished = Finished(run_dir, done.returncode, done.stdout + done.stderr)
     assert expect is None or finished.code == expect, finished.output[-6000:]
     return finished

@@ -1,6 +1,6 @@
 """Train the given recipe with sleeps of known length injected in four places; not a test, launched by one.
 
-The sleeps sit in code as a user writes it: the dataset's `__getitem__`, a forward hook of the model, a hook on a
+The sleeps sit in code as a user writes it: the dataset's `__getitems__`, a forward hook of the model, a hook on a
 gradient, and the optimizer's own `step` (below whatever DeepSpeed or accelerate wrap around it). They sleep in
 every second step only, so that a step's own work can be taken off.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-SLEEPS = {"data_wait": 0.1, "forward": 0.3, "backward": 0.3, "optimizer": 0.5}
+SLEEPS = {"data_wait": 0.2, "forward": 0.3, "backward": 0.3, "optimizer": 0.5}
 
 
 class Sleeper:
@@ -39,10 +39,10 @@ class Sleeper:
 
 
 def inject(trainer):
-    """One sleep a row (two rows a micro-batch), one a forward pass, one a backward pass, one an optimizer step."""
+    """One sleep a batch of rows, one a forward pass, one a backward pass, one an optimizer step."""
     sleeper = Sleeper(trainer)
     dataset = type(trainer.train_dataset)
-    dataset.__getitem__ = sleeper.before(dataset.__getitem__, "data_wait")
+    dataset.__getitems__ = sleeper.before(dataset.__getitems__, "data_wait")
     trainer.model.register_forward_pre_hook(lambda *_: sleeper("forward"))
     trainer.model.get_output_embeddings().register_full_backward_hook(lambda *_: sleeper("backward"))
     create = trainer.create_optimizer

@@ -49,11 +49,12 @@ def sft_recipe(recipe, tmp_path_factory):
 
 
 @pytest.mark.launch
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("launcher", ["python", "deepspeed"])
 def test_adapters_train_save_reload_and_merge(launch_all, sft_recipe, tmp_path, launcher):
     json_file = ["--deepspeed", "zero2_bf16"] if launcher == "deepspeed" else []
     runs = {"lora": ["adapter.dora=true", *json_file], "qlora": ["adapter.load_in_4bit=true", *json_file]}
-    lora, qlora = launch_all(launcher, runs, config=sft_recipe)
+    lora, qlora = launch_all(launcher, tmp_path, runs, config=sft_recipe).values()
     for finished in (lora, qlora):
         losses = finished.values(names.TRAIN_LOSS)
         assert losses[-1] < losses[0] - 0.1

@@ -14,11 +14,11 @@ STEPS, ACCUMULATION = 10, 2
 @pytest.mark.launch
 @pytest.mark.parametrize("deepspeed", [False, True], ids=["plain", "deepspeed"])
 def test_injected_sleeps_are_found(recipe, tmp_path, deepspeed):
-    flags = ["--deepspeed", str(ROOT / "ds_configs" / "zero2_bf16.json")] if deepspeed else []
+    # one thread: two wait for each other at every operation, for as long as another process has a core
+    flags = ["--max_steps", str(STEPS), "perf.num_threads=1"]
+    flags += ["--deepspeed", str(ROOT / "ds_configs" / "zero2_bf16.json")] if deepspeed else []
     command = [sys.executable, str(ROOT / "tests/integration/injected_delays.py"), "--config", str(recipe)]
-    finished = run(
-        [*command, "--output_dir", str(tmp_path / "run"), "--max_steps", str(STEPS), *flags], tmp_path / "run"
-    )
+    finished = run([*command, "--output_dir", str(tmp_path / "run"), *flags], tmp_path / "run")
     steps = [record for record in finished.metrics() if names.PERF_STEP_MS in record]
     slept = finished.json("injected.json")["4"]
     assert slept["data_wait"] == pytest.approx(SLEEPS["data_wait"] * ACCUMULATION)

@@ -94,17 +94,18 @@ def _logits(model: Any, batch: dict[str, Any], trainer: ProfiledTrainer) -> torc
 
 
 def check_same_weights(model: torch.nn.Module, trainer: ProfiledTrainer) -> None:
-    """Every parameter from disk is the one in memory, rounded to the type it was loaded in.
+    """Every parameter that was trained came back from disk, equal in the narrower of the two types.
 
     Finds the single tensor that rounding in the logits would hide. Not under ZeRO-3, where no rank has whole ones.
     """
-    trained = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
-    if any(hasattr(parameter, "ds_id") for parameter in trained.values()):
-        return
-    for name, loaded in model.named_parameters():
-        ours = trained.get(name)
-        if ours is None or not torch.equal(ours.detach().to(loaded.dtype), loaded.detach()):
-            what = "is not in the trained model" if ours is None else "differs from the trained one"
+    loaded = dict(model.named_parameters())
+    for name, ours in trainer.accelerator.unwrap_model(trainer.model).named_parameters():
+        if not ours.requires_grad or hasattr(ours, "ds_id"):
+            continue
+        theirs = loaded.get(name)
+        dtype = min((ours.dtype, theirs.dtype if theirs is not None else ours.dtype), key=lambda kind: kind.itemsize)
+        if theirs is None or not torch.equal(ours.detach().to(dtype), theirs.detach().to(dtype)):
+            what = "is missing" if theirs is None else "differs from the trained one"
             raise UserError(
                 f"{trainer.run_dir.final}: reloaded, {name} {what}; the last checkpoint is the one to trust"
             )

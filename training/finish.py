@@ -99,7 +99,8 @@ def check_same_weights(model: torch.nn.Module, trainer: ProfiledTrainer) -> None
     Finds the single tensor that rounding in the logits would hide. Not under ZeRO-3, where no rank has whole ones.
     """
     loaded = dict(model.named_parameters())
-    for name, ours in trainer.accelerator.unwrap_model(trainer.model).named_parameters():
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    for name, ours in trained.named_parameters():
         if not ours.requires_grad or hasattr(ours, "ds_id"):
             continue
         theirs = loaded.get(name)

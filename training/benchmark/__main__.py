@@ -1,0 +1,24 @@
+"""`python -m training.benchmark NAME …`: finds the benchmark by its name."""
+
+import importlib
+import sys
+
+# name -> module with `main(argv)`, what it does
+BENCHMARKS = {
+    "data": ("training.benchmark.data.command", "raw text to batches, against datasets, TRL and accelerate"),
+    "text": ("training.benchmark.data.text", "write a directory of files as the JSONL that `data --input` reads"),
+}
+
+
+def main(argv: list[str]) -> int:
+    if argv and argv[0] in BENCHMARKS:
+        return importlib.import_module(BENCHMARKS[argv[0]][0]).main(argv[1:])
+    asked = argv in (["-h"], ["--help"])
+    lines = [f"    {name:<6} {what}" for name, (_, what) in BENCHMARKS.items()]
+    print("usage: python -m training.benchmark NAME [--help]", "", *lines, sep="\n", file=None if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+# Worker processes are spawned and import this module again, under another name.
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

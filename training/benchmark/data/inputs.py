@@ -1,0 +1,121 @@
+"""Settings of the data benchmark, and what its rows share: prefixes of the text, one tokenizer, one store a size.
+
+Everything lies in a work directory of the run. Nothing here is timed.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from data_prep.options import TokenizerSection
+from data_prep.tokenizer import train_tokenizer
+from training.benchmark.data.text import cut_prefix
+from training.benchmark.isolation import Runner, run_fresh
+
+logger = logging.getLogger("redline.benchmark")
+
+MB = 10**6
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes are of the JSONL, in MB (10^6 bytes). The defaults are what the table in docs/results/data.md asks for."""
+
+    text: tuple[Path, ...]
+    work_dir: Path
+    num_proc: int
+    repeats: int = 5
+    vocab_size: int = 16384
+    tokenizer_sample_bytes: int = 64 * 2**20
+    build_mb: float = 230  # at least 200 MB of text
+    datasets_mb: float = 60  # at least 50 MB of text, which takes it a minute and more
+    scaling_mb: tuple[float, ...] = (10, 30, 100, 300, 1000)
+    memory_mb: tuple[float, ...] = (100, 1000)
+    num_lengths: int = 1_000_000
+    packed_seq_len: int = 1024
+    other_seq_lens: tuple[int, ...] = (512, 8192)
+    read_seq_lens: tuple[int, ...] = (2048, 512, 8192)  # the first is judged
+    read_seconds: float = 2.0
+    skipped_rows: int = 10_000_000
+    quick: bool = False
+    run: Runner = run_fresh
+
+    @property
+    def needed_mb(self) -> float:
+        return max(self.build_mb, self.datasets_mb, *self.scaling_mb, *self.memory_mb)
+
+
+# A look at whether everything works, in a minute, on a part of the embedded corpus.
+QUICK = {
+    "repeats": 1,
+    "vocab_size": 1024,
+    "tokenizer_sample_bytes": 500_000,
+    "build_mb": 1,
+    "datasets_mb": 0.2,
+    "scaling_mb": (0.3, 1, 2),
+    "memory_mb": (0.3, 2),
+    "num_lengths": 10_000,
+    "other_seq_lens": (),
+    "read_seq_lens": (2048,),
+    "read_seconds": 0.1,
+    "skipped_rows": 20_000,
+    "quick": True,
+}
+
+
+@dataclass
+class Inputs:
+    """Shared products of one run, made when first asked for."""
+
+    settings: Settings
+    _stores: dict[float, Path] = field(default_factory=dict)
+    _count: int = 0
+
+    def text(self, megabytes: float) -> Path:
+        """The first whole lines of the text that fit into so many MB."""
+        path = self.settings.work_dir / f"text-{megabytes:g}mb.jsonl"
+        if not path.exists():
+            cut_prefix(self.settings.text, int(megabytes * MB), path)
+        return path
+
+    @cached_property
+    def tokenizer(self) -> Path:
+        """A byte-level BPE of `vocab_size` words, trained on the text once, for every side."""
+        settings = self.settings
+        directory = settings.work_dir / "tokenizer"
+        options = TokenizerSection.model_validate(
+            {"vocab_size": settings.vocab_size, "sample_bytes": settings.tokenizer_sample_bytes}
+        )
+        logger.info("training the tokenizer: %d words", settings.vocab_size)
+        train_tokenizer(_read_texts(self.text(settings.needed_mb)), options, directory)
+        return directory
+
+    def new_directory(self, name: str) -> Path:
+        """A directory of this name that no one has used before."""
+        self._count += 1
+        path = self.settings.work_dir / f"{name}-{self._count}"
+        path.mkdir()
+        return path
+
+    def discard(self, path: Path) -> None:
+        shutil.rmtree(path)
+
+    def store(self, megabytes: float) -> Path:
+        """A store of that much text, built once for all rows that read one."""
+        if megabytes not in self._stores:
+            from training.benchmark.data.building import build_store
+
+            root = self.new_directory("shared-store")
+            built = self.settings.run(build_store, self.text(megabytes), self.tokenizer, root, self.settings.num_proc)
+            self._stores[megabytes] = built.value.store_dir
+        return self._stores[megabytes]
+
+
+def _read_texts(path: Path) -> Iterator[str]:
+    with open(path, "rb") as file:
+        for line in file:
+            yield json.loads(line)["text"]

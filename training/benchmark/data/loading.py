@@ -1,6 +1,7 @@
 """Rows to batches: random packed rows in one process, and starting in the middle of an epoch."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ RESUMED_SEQ_LEN = 64
 
 @dataclass(frozen=True)
 class Reading:
-    """Tokens a second, padding included; `useful` is the share that is not padding."""
+    """Tokens a second as rows, and as batches of tensors, padding included; `useful`: the share that is not padding."""
 
     tokens_per_second: float
+    batched: float
     useful: float
 
 
 def measure_reading(inputs: Inputs) -> Row:
-    """Random packed rows through RowDataset and Collator, in the process that would train."""
+    """Random packed rows of RowDataset, and batches of them through the Collator, in the process that would train."""
     settings = inputs.settings
     store = inputs.store(settings.build_mb)
     sides = {
@@ -32,11 +34,12 @@ def measure_reading(inputs: Inputs) -> Row:
     }
     readings = interleave(sides, settings.repeats)
     speeds = {name: find_median([one.tokens_per_second / 1e6 for one in done]) for name, done in readings.items()}
+    batches = {name: find_median([one.batched / 1e6 for one in done]) for name, done in readings.items()}
     seq_len = settings.read_seq_lens[0]
     speed = speeds[str(seq_len)]
     notes = [
-        f"Rows of {name} tokens, {TOKENS_PER_BATCH // int(name)} a batch: {one.format(1)} M tokens/s, "
-        f"{readings[name][0].useful:.2%} of them not padding."
+        f"Rows of {name} tokens: {one.format(1)} M tokens/s; as tensors, {TOKENS_PER_BATCH // int(name)} rows a batch: "
+        f"{batches[name].format(1)} M tokens/s, {readings[name][0].useful:.2%} of them not padding."
         for name, one in speeds.items()
     ]
     return Row(
@@ -46,7 +49,11 @@ def measure_reading(inputs: Inputs) -> Row:
         reach=">= 100 M tokens/s",
         measured=f"{speed.format(1)} M tokens/s",
         reached=None if settings.quick else speed.median >= 100,
-        notes=["`StoreBatches` without workers, as a trainer on a CPU reads it, after one epoch to warm up.", *notes],
+        notes=[
+            "Ids and labels of `RowDataset`, in the order of training, after one epoch to warm up; as tensors: "
+            "`StoreBatches` without workers, as a trainer on a CPU reads them.",
+            *notes,
+        ],
         values={name: [one.tokens_per_second for one in done] for name, done in readings.items()},
     )
 
@@ -82,12 +89,27 @@ def read_rows(store_dir: Path, seq_len: int, seconds: float) -> Reading:
     batches.start(0)
     while batches.epoch < 1:
         next(batches)
-    started, tokens, useful = time.perf_counter(), 0, 0
-    while (elapsed := time.perf_counter() - started) < seconds or not tokens:
+    useful: list[float] = []
+
+    def read_batch() -> int:
         info = next(batches)[BATCH_INFO]
-        tokens += info.tokens
-        useful += info.useful_tokens
-    return Reading(tokens / elapsed, useful / tokens)
+        useful.append(info.useful_tokens / info.tokens)
+        return info.tokens
+
+    chosen = batches.batching.cut(0, 0, 1)
+
+    def read_plain() -> int:
+        return sum(len(row.input_ids) for row in rows.__getitems__(next(chosen).rows))
+
+    return Reading(_measure_rate(read_plain, seconds), _measure_rate(read_batch, seconds), sum(useful) / len(useful))
+
+
+def _measure_rate(read: Callable[[], int], seconds: float) -> float:
+    """Tokens a second."""
+    started, tokens = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - started) < seconds or not tokens:
+        tokens += read()
+    return tokens / elapsed
 
 
 def measure_resume(inputs: Inputs) -> Row:

@@ -82,6 +82,17 @@ class Inputs:
             cut_prefix(self.settings.text, int(megabytes * MB), path)
         return path
 
+    def led_text(self, megabytes: float) -> Path:
+        """That much text behind the largest record of all: what is held of one record is then the same at any size."""
+        path = self.settings.work_dir / f"led-text-{megabytes:g}mb.jsonl"
+        if not path.exists():
+            with open(self.text(self.settings.needed_mb), "rb") as file:
+                largest = max(file, key=len)
+            with open(self.text(megabytes), "rb") as file, open(path, "wb") as output:
+                output.write(largest)
+                shutil.copyfileobj(file, output)
+        return path
+
     @cached_property
     def tokenizer(self) -> Path:
         """A byte-level BPE of `vocab_size` words, trained on the text once, for every side."""

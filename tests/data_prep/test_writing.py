@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -48,23 +49,26 @@ def batch():
     return build_record_batch(EncodedBatch(ids, np.array([0, 10_000]), [None]), 0, [bytes(16)])
 
 
-@pytest.fixture
-def _small_files():
-    """No file may grow over 5 kB; EFBIG instead of a signal."""
+@contextmanager
+def small_files():
+    """No file may grow over 5 kB, pytest's own output included, so no longer than needed; EFBIG instead of a signal."""
     kept = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, kept[0][1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, kept[0])
-    signal.signal(signal.SIGXFSZ, kept[1])
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept[0])
+        signal.signal(signal.SIGXFSZ, kept[1])
 
 
-def test_a_shard_that_does_not_fit_leaves_nothing(tmp_path: Path, batch, _small_files):
+def test_a_shard_that_does_not_fit_leaves_nothing(tmp_path: Path, batch):
     with (
+        small_files(),
         pytest.raises(WriteError, match=rf"{tmp_path}: no space to write \(File too large; [\d.]+ GB are free there\)"),
         ShardWriter(tmp_path, "train", "x") as writer,
     ):
         writer.write(batch, 1)
-    with pytest.raises(WriteError, match="no space"):
+    with small_files(), pytest.raises(WriteError, match="no space"):
         write_atomically(tmp_path / "a", b"x" * 6000)
     assert not list(tmp_path.iterdir())
 

@@ -118,7 +118,8 @@ class StoreBatches:
                 "data.streaming: true, or start anew with --resume never"
             )
         self.position = position or 0
-        batches = self._load()
+        sampler = _RankRows(self.batching.cut(self.position, self.rank, self.world_size))
+        batches = _load(self.rows, sampler, self.collator, self.options)
         if self.device.type == "cuda":
             batches = copy_ahead(batches, CudaCopies(self.device), copy_span)
         self._batches = batches
@@ -138,26 +139,31 @@ class StoreBatches:
         self.position = batch.pop(_END)
         return batch
 
-    def _load(self) -> Iterator[dict[str, Any]]:
-        """Batches on the host, each with the position after it."""
-        sampler = _RankRows(self.batching.cut(self.position, self.rank, self.world_size))
-        options = self.options
-        loader = DataLoader(
-            self.rows,
-            batch_sampler=sampler,
-            collate_fn=self.collator,
-            num_workers=options.num_workers,
-            prefetch_factor=options.prefetch_factor,
-            persistent_workers=options.persistent_workers,
-            pin_memory=options.pin_memory,
-            multiprocessing_context=options.multiprocessing_context,
-            generator=torch.Generator(),
-        )
-        for batch in loader:
-            yield {**batch, _END: sampler.ends.popleft()}
-
 
 _END = "end_position"
+
+
+def _load(
+    rows: Dataset[Row], sampler: "_RankRows", collator: Collator, options: LoaderOptions
+) -> Iterator[dict[str, Any]]:
+    """Batches on the host, each with the position after it.
+
+    No method: who holds the generator must be its only holder, or its workers are let go of by the garbage collector,
+    after a wait of 5 s for each.
+    """
+    loader = DataLoader(
+        rows,
+        batch_sampler=sampler,
+        collate_fn=collator,
+        num_workers=options.num_workers,
+        prefetch_factor=options.prefetch_factor,
+        persistent_workers=options.persistent_workers,
+        pin_memory=options.pin_memory,
+        multiprocessing_context=options.multiprocessing_context,
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        yield {**batch, _END: sampler.ends.popleft()}
 
 
 class _RankRows(Sampler[list[int]]):

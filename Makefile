@@ -41,7 +41,7 @@ check: $(VENV)/.requirements-dev  ## lint, types, layers: seconds
 	$(BIN)/lint-imports
 
 test: check  ## lint, types, layers, and the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-faults: $(VENV)/.requirements-ray  ## a Ray cluster of two nodes and killed workers: a minute
 	$(BIN)/python -m pytest tests/faults

@@ -17,6 +17,7 @@ import orjson
 from data_prep import chunks
 from data_prep.chunks import Chunk, Content, cut_file
 from data_prep.errors import UserError
+from data_prep.files import show_path
 from data_prep.fingerprint import name_of
 from data_prep.sources import Input, SourceFile
 from data_prep.writing import WriteError, explain_write_errors, write_atomically
@@ -34,7 +35,7 @@ Entry = list[Any]
 def find_contents(item: Input, store_dir: Path) -> tuple[Content, ...]:
     """Content of each file of a source, in its order. Raises UserError when a file cannot be read."""
     sizes = [CHUNKS_FORMAT, chunks.MIN_BYTES, chunks.MAX_BYTES]
-    sidecar = store_dir / FOLDER / f"{name_of([sizes, os.path.abspath(item.section.path)])}.json"
+    sidecar = store_dir / FOLDER / f"{name_of([sizes, show_path(os.path.abspath(item.section.path))])}.json"
     known, now = _load(sidecar), time.time_ns()
     found: dict[str, Entry] = {}
     contents: list[Content] = []
@@ -42,7 +43,7 @@ def find_contents(item: Input, store_dir: Path) -> tuple[Content, ...]:
     try:
         for file in item.files:
             stamp = read_stamp(file)
-            entry = known.get(file.path)
+            entry = known.get(show_path(file.path))
             if entry is None or entry[0] != stamp:
                 content, fresh = cut_file(file), True
                 entry = [stamp, content.hash, [] if content.chunks[0].end is None else content.chunks]
@@ -50,7 +51,7 @@ def find_contents(item: Input, store_dir: Path) -> tuple[Content, ...]:
                 content = _restore(entry, file.size)
             contents.append(content)
             if now - stamp[-1] > CLOCK_GRAIN_NS:
-                found[file.path] = entry
+                found[show_path(file.path)] = entry
     except OSError as error:
         name = error.filename or item.section.path
         raise UserError(f"data.sources.{item.index}: {name} cannot be read ({error.strerror or error})") from None

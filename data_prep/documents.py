@@ -113,11 +113,14 @@ def _render(content: Conversation | Preference, record: Record, template: ChatTe
         document.rejected = _render(content.rejected, record, template, train_on)
         document.rejected.key = document.key
         return document
+    # The hash is of what was said, so a document keeps its split when the template changes.
+    try:
+        key = orjson.dumps([content.messages, content.tools], option=orjson.OPT_SORT_KEYS)
+    except TypeError as error:  # bytes in a column, objects nested deeper than JSON writers go
+        raise RecordError(f"a message or tool that JSON cannot hold ({error})") from None
     text, loss = template.render(content, train_on)
     if loss is not None and not any(start < end for start, end in loss):
         raise RecordError("no turn carries loss")
-    # The hash is of what was said, so a document keeps its split when the template changes.
-    key = orjson.dumps([content.messages, content.tools], option=orjson.OPT_SORT_KEYS)
     return Document(text, key, record, is_chat=True, loss=loss)
 
 

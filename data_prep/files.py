@@ -4,12 +4,14 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
+import orjson
 import pyarrow as pa
 
 Format = Literal["jsonl", "json", "parquet", "arrow", "csv", "tsv", "text", "lines", "corpus", "hf_stream"]
@@ -55,6 +57,14 @@ class BadRecord:
 
     def __str__(self) -> str:
         return f"{self.path}, {self.unit} {self.number}: {self.reason}"
+
+    def to_json_line(self) -> bytes:
+        return orjson.dumps({**asdict(self), "path": show_path(self.path)}) + b"\n"
+
+
+def show_path(path: str) -> str:
+    """A path that any encoder takes: bytes of its name that are no UTF-8 are written as escapes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 @dataclass

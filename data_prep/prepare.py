@@ -165,7 +165,7 @@ def _prepare_store(data: DataSection, plan: _Plan, tokenizer_dir: Path) -> tuple
     with _exclusive(directory):
         manifest = _find_complete(directory)
         if manifest is not None:
-            check_bad_share(manifest.bad_records, manifest.num_documents, data.max_bad_share, directory)
+            check_bad_share(manifest.bad_records, manifest.num_records, data.max_bad_share, directory)
             _log_store(f"store: cached at {directory}", manifest)
             return directory, True
         started = time.perf_counter()

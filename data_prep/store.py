@@ -117,6 +117,11 @@ class Manifest:
     def num_documents(self) -> int:
         return sum(counts.documents for name, counts in self.splits.items() if name in SPLITS)
 
+    @property
+    def num_records(self) -> int:
+        """All that were read: stored or left out."""
+        return self.num_documents + self.bad_records + self.duplicates + self.too_short + self.too_long
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Manifest":
         nested = {

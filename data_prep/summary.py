@@ -4,11 +4,9 @@ Reads no shard: tokens were counted as they were written. Bad records go from pa
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import orjson
 
 from data_prep.build import BuildSpec
 from data_prep.errors import UserError
@@ -40,10 +38,10 @@ def write_manifest(
     results = [found[part.fingerprint] for part in parts]
     everything = [shard for result in results for shard in result.shards]
     shards = [shard for shard in everything if shard.split in SPLITS]
-    bad = _sum_left_out(results)["bad_records"]
+    left_out = _sum_left_out(results)
     write_atomically(directory / BAD_RECORDS, _list_bad_records(parts, found, directory))
     documents = sum(shard.documents for shard in shards)
-    check_bad_share(bad, documents, data.max_bad_share, directory)
+    check_bad_share(left_out["bad_records"], documents + sum(left_out.values()), data.max_bad_share, directory)
     if not documents:
         raise UserError("data.sources: no document is left to train on")
     names = (*SPLITS, *sorted({shard.split for shard in everything} - set(SPLITS)))
@@ -63,7 +61,7 @@ def write_manifest(
         validation_unigram_cross_entropy_nats=measure_cross_entropy(counts["validation"], counts["train"]),
         shards=everything,
         fallbacks=sum(result.fallbacks for result in results),
-        **_sum_left_out(results),
+        **left_out,
     )
     write_atomically(directory / MANIFEST, manifest.to_json())
     return manifest
@@ -74,15 +72,15 @@ def _list_bad_records(parts: Sequence[Part], found: dict[str, PartResult], direc
         if found[part.fingerprint].num_bad_records:
             result = load_result(directory, part)
             assert result is not None, f"{directory}: a result went missing while its lock was held"
-            yield from (orjson.dumps(asdict(record)) + b"\n" for record in result.bad_records)
+            yield from (record.to_json_line() for record in result.bad_records)
 
 
-def check_bad_share(bad: int, documents: int, limit: float, directory: Path) -> None:
-    """Raises UserError when more than `limit` of the records are bad."""
-    share = bad / (bad + documents) if bad else 0.0
+def check_bad_share(bad: int, records: int, limit: float, directory: Path) -> None:
+    """Raises UserError when more than `limit` of all `records` that were read are bad."""
+    share = bad / records if bad else 0.0
     if share > limit:
         raise UserError(
-            f"{bad} of {bad + documents} records are bad ({share:.1%}, data.max_bad_share is {limit:.1%}): "
+            f"{bad} of {records} records are bad ({share:.1%}, data.max_bad_share is {limit:.1%}): "
             f"see {directory / BAD_RECORDS}"
         )
 

@@ -98,3 +98,37 @@ def test_the_largest_record_is_a_matter_of_the_recipe(tmp_path: Path, recipe):
     skipping = {**limited, "on_bad_record": "skip", "max_bad_share": 0.1}
     manifest = build(recipe(source, skipping)).manifest
     assert (manifest.num_documents, manifest.bad_records) == (20, 1)
+
+
+def test_what_json_cannot_hold_is_a_bad_record(tmp_path: Path, recipe):
+    """orjson reads objects that are nested deeper than it writes."""
+    chat = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [%s]}'
+    deep = '{"a": ' * 300 + "1" + "}" * 300
+    (tmp_path / "chats.jsonl").write_text("\n".join([chat % "", chat % deep]) + "\n")
+    with pytest.raises(UserError, match=r"chats\.jsonl, line 2: a message or tool that JSON cannot hold"):
+        build(recipe(tmp_path / "chats.jsonl"))
+
+
+def test_names_that_are_no_utf8(tmp_path: Path, recipe, monkeypatch):
+    monkeypatch.setattr("data_prep.contents.CLOCK_GRAIN_NS", 0)  # remember files at once
+    name = "caf\udce9.jsonl"  # as Python spells the byte 0xE9
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    write_jsonl(folder / name, [{"text": text} for text in make_texts(30)])
+    with open(folder / name, "a") as file:
+        file.write("{\n")
+    sections = recipe(folder, data={"on_bad_record": "skip", "max_bad_share": 0.5})
+    store = build(sections)
+    assert store.manifest.bad_records == 1
+    assert "caf\\\\xe9.jsonl" in (store.path / "bad_records.jsonl").read_text()
+    assert build(sections).path == store.path
+
+
+def test_the_share_of_bad_records_is_of_all_that_were_read(tmp_path: Path, recipe):
+    """2 bad records in 100, of which 95 are duplicates."""
+    rows = [{"text": "the same"}] * 96 + [{"text": "another"}, {"text": "a third"}, {}, {}]
+    path = write_jsonl(tmp_path / "texts.jsonl", rows)
+    store = build(recipe(path, data={"deduplicate": "exact", "on_bad_record": "skip", "max_bad_share": 0.02}))
+    assert (store.manifest.duplicates, store.manifest.bad_records, store.manifest.num_records) == (95, 2, 100)
+    with pytest.raises(UserError, match=r"2 of 100 records are bad \(2\.0%, data\.max_bad_share is 1\.9%\)"):
+        build(recipe(path, data={"deduplicate": "exact", "on_bad_record": "skip", "max_bad_share": 0.019}))

@@ -15,12 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
@@ -327,10 +326,10 @@ class StreamBatches:
         self._counts.update(progress.counts)
         if progress.bad_records:
             with open(self.run_dir / BAD_RECORDS, "ab") as file:
-                file.write(b"".join(orjson.dumps(asdict(record)) + b"\n" for record in progress.bad_records))
+                file.write(b"".join(record.to_json_line() for record in progress.bad_records))
         if self._counts.total() >= SHARE_RECORDS or self.passes >= 1:
-            bad, documents = self._counts["bad_records"], self._counts["documents"]
-            check_bad_share(bad, documents, self.data.max_bad_share, self.run_dir)
+            bad, records = self._counts["bad_records"], self._counts.total()
+            check_bad_share(bad, records, self.data.max_bad_share, self.run_dir)
 
 
 def _load_batches(

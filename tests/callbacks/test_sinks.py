@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -55,6 +56,7 @@ def test_wandb_offline_holds_the_keys_as_they_are_and_a_resumed_run_keeps_its_id
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     for step in (7, 8):
+        time.sleep(1.1)  # W&B names a session's directory by the second; one that is there is not written to
         for sink in (sinks := build_sinks(["wandb"], run_dir, max_steps=10, config={"model": {"kind": "minigpt"}})):
             sink.write({**RECORD, "step": step})
         for sink in sinks:

@@ -186,6 +186,10 @@ def test_check_deepspeed_by_itself() -> None:
         ('{"zero_optimization":\n {"stage": true}}', "must be one of 0, 1, 2, 3"),
         ('{"zero_optimization":\n {"stage": 2, "offload_optimizer": {"device": "gpu"}}}', '"none", "cpu", "nvme"'),
         ('{"bf16":\n {"enabled": "yes"}}', "bf16.enabled"),
+        ('{"zero_optimization":\n {"reduce_bucket_size": "5e8"}}', 'reduce_bucket_size = "5e8": must be a number'),
+        ('{\n"gradient_clipping": true}', "gradient_clipping = true: must be a number"),
+        ('{\n"wall_clock_breakdown": "yes"}', 'wall_clock_breakdown = "yes": must be true or false'),
+        ('{"checkpoint":\n {"tag_validation": 1}}', "checkpoint.tag_validation = 1: must be text in quotes"),
     ],
 )
 def test_values_that_deepspeed_would_refuse_late(tmp_path, text, message):

@@ -43,13 +43,7 @@ FROM_RECIPE = (
     "gradient_accumulation_steps",
     "gradient_clipping",
 )
-CHOICES: dict[KeyPath, tuple[Any, ...]] = {
-    ("zero_optimization", "stage"): (0, 1, 2, 3),
-    ("zero_optimization", "offload_optimizer", "device"): ("none", "cpu", "nvme"),
-    ("zero_optimization", "offload_param", "device"): ("none", "cpu", "nvme"),
-    ("bf16", "enabled"): (True, False),
-    ("fp16", "enabled"): (True, False),
-}
+KINDS = {"boolean": (bool, "true or false"), "number": ((int, float), "a number"), "string": (str, "text in quotes")}
 INSTEAD = {"optimizer": "optim", "scheduler": "lr_scheduler_type"}
 
 
@@ -71,13 +65,12 @@ def read_deepspeed(name: str) -> tuple[Layer, Path]:
     layer = parse_yaml(text.replace("\t", " "), shown)
     layer.values = values
     _check_keys(layer, values, key_table()["keys"], ())
-    _check_values(layer)
     return layer, file
 
 
 @cache
 def key_table() -> dict[str, Any]:
-    """`keys`: nested, null for a value and "*" for free-form; `removed`: dotted key -> why. See deepspeed_keys.py."""
+    """`keys`: nested, a value's kind, and "*" for free-form; `removed`: dotted key -> why. See deepspeed_keys.py."""
     return json.loads(KEYS_FILE.read_text(encoding="utf-8"))
 
 
@@ -95,17 +88,25 @@ def _check_keys(layer: Layer, values: Mapping[str, Any], known: Mapping[str, Any
             _check_keys(layer, value, below, here)
         elif isinstance(below, dict) and value not in (None, "auto") and not isinstance(value, bool):
             raise UserError(f"{layer.origin(here)}: {dotted} = {json.dumps(value)}: must be a block with keys")
+        elif not isinstance(below, dict):
+            _check_value(layer, here, value, below)
 
 
-def _check_values(layer: Layer) -> None:
-    """The values that choose a code path; DeepSpeed itself would find out after model and data were loaded."""
-    for path, allowed in CHOICES.items():
-        value = layer.get(path)
-        if value in (None, "auto"):
-            continue
-        if type(value) is not type(allowed[0]) or value not in allowed:
-            options = ", ".join(json.dumps(option) for option in allowed)
-            raise UserError(f"{_shown(layer, path, value)}: must be one of {options}")
+def _check_value(layer: Layer, path: KeyPath, value: Any, kind: Any) -> None:
+    """DeepSpeed itself would find a wrong type after model and data were loaded, or take it for true.
+
+    kind: as in the table. `null` and "auto" stand for a default anywhere.
+    """
+    if value in (None, "auto") or kind in (None, ANYTHING):
+        return
+    if isinstance(kind, list):
+        wanted = "one of " + ", ".join(json.dumps(choice) for choice in kind)
+        fits = any(type(value) is type(choice) and value == choice for choice in kind)
+    else:
+        types, wanted = KINDS[kind]
+        fits = isinstance(value, types) and isinstance(value, bool) == (kind == "boolean")
+    if not fits:
+        raise UserError(f"{_shown(layer, path, value)}: must be {wanted}")
 
 
 def fill_in(deepspeed: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,16 @@
     python -m training.config.deepspeed_keys        writes the table again, after an upgrade of DeepSpeed
 
 DeepSpeed has no list of its keys. Blocks that it parses with pydantic are read off the models. For all others the
-parser itself is asked: it gets a dict that writes down every key looked up in it, level by level. Needs torch, so it
-runs here and in its test, not in `load_config`.
+parser itself is asked: it gets a dict that writes down every key looked up in it, level by level, with the default for
+it. A value's kind in the table is "boolean", "number", "string", the list of its choices, or null where neither
+annotation nor default tells. Needs torch, so it runs here and in its test, not in `load_config`.
 """
 
 import json
 from collections.abc import Iterator
-from typing import Any, get_args
+from enum import Enum
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 from training.config.deepspeed_json import ANYTHING, KEYS_FILE
 
@@ -22,34 +25,39 @@ FREE = (
     "datastates_ckpt",
 )
 WRITTEN_BY_HAND: dict[str, Any] = {
-    "optimizer": {"type": None, "params": ANYTHING, "legacy_fusion": None},  # params are looked up only with a type
-    "scheduler": {"type": None, "params": ANYTHING},
+    "optimizer": {"type": "string", "params": ANYTHING, "legacy_fusion": "boolean"},  # looked up only with a type
+    "scheduler": {"type": "string", "params": ANYTHING},
+    # HF knows "auto" here and DeepSpeed's default is None
+    "train_batch_size": "number",
+    "train_micro_batch_size_per_gpu": "number",
+    "gradient_accumulation_steps": "number",
     "pipeline": dict.fromkeys(
         ("stages", "partition", "seed_layers", "activation_checkpoint_interval", "pipe_partitioned", "grad_partitioned")
     ),
-    "sequence_parallel_size": None,  # read from the raw dict, before parsing
-    "vocabulary_size": None,
+    "sequence_parallel_size": "number",  # read from the raw dict, before parsing
+    "vocabulary_size": "number",
 }
+KINDS: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: "string"}
 MAX_DEPTH = 4
 
 
 class Recorder(dict[str, Any]):
-    """An empty dict that remembers which keys were looked up."""
+    """An empty dict that remembers which keys were looked up, and with which default."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.asked: set[str] = set()
+        self.asked: dict[str, Any] = {}
 
     def get(self, key: Any, default: Any = None) -> Any:
-        self.asked.add(key)
+        self.asked[key] = default
         return super().get(key, default)
 
     def __getitem__(self, key: str) -> Any:
-        self.asked.add(key)
+        self.asked.setdefault(key, None)
         return super().__getitem__(key)
 
     def __contains__(self, key: object) -> bool:
-        self.asked.add(str(key))
+        self.asked.setdefault(str(key), None)
         return super().__contains__(key)
 
     def keys(self) -> Any:  # parsers ask `KEY in param_dict.keys()`
@@ -127,9 +135,22 @@ def _model_keys(model: Any) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         nested = next(_models_of(field.annotation), None)
-        below = _model_keys(nested) if nested else ANYTHING if "dict" in str(field.annotation).lower() else None
+        free = "dict" in str(field.annotation).lower()
+        below = _model_keys(nested) if nested else ANYTHING if free else _kind(field.annotation)
         keys |= {key: below for key in (name, field.alias) if key}
     return keys
+
+
+def _kind(annotation: Any) -> Any:
+    """What JSON holds for a field of this type: a name of KINDS, the list of choices, or None."""
+    several = [_kind(argument) for argument in get_args(annotation) if argument is not NoneType]
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    if several:
+        return several[0] if len(several) == 1 and get_origin(annotation) not in (list, tuple) else None
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return [choice.value for choice in annotation]
+    return KINDS.get(annotation)
 
 
 def _models_of(annotation: Any) -> Iterator[Any]:
@@ -142,7 +163,8 @@ def _models_of(annotation: Any) -> Iterator[Any]:
 def _probe(path: tuple[str, ...], keys: dict[str, Any]) -> None:
     """Fill `keys` with what the parser looks up in the block at `path`, and below."""
     known_models = {name.split(".")[0] for name in _models()}
-    for key in sorted(_asked(path)):
+    asked = _asked(path)
+    for key in sorted(asked):
         here = (*path, key)
         below: dict[str, Any] = {}
         if ".".join(here) in FREE:
@@ -150,10 +172,11 @@ def _probe(path: tuple[str, ...], keys: dict[str, Any]) -> None:
             continue
         if len(here) < MAX_DEPTH and here[0] not in known_models and here[0] not in WRITTEN_BY_HAND:
             _probe(here, below)
-        keys[key] = below or None
+        keys[key] = below or (None if asked[key] == "auto" else KINDS.get(type(asked[key])))
 
 
-def _asked(path: tuple[str, ...]) -> set[str]:
+def _asked(path: tuple[str, ...]) -> dict[str, Any]:
+    """Key -> default, of the block at `path`."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     probe = Recorder()

@@ -20,6 +20,7 @@ from data_prep.chat import ChatTemplate
 from data_prep.documents import Document, read_documents
 from data_prep.encoding import EncodedBatch, Encoder, EncoderName
 from data_prep.errors import UserError
+from data_prep.files import refuse_changes
 from data_prep.fingerprint import STORE_FORMAT, hash_text, name_of
 from data_prep.kinds import Shape
 from data_prep.options import SplitChoice, TrainOn
@@ -55,13 +56,14 @@ class BuildSpec:
 
 # Of a part and of a BuildSpec, what says where things lie, or how much there is of what else is named.
 NOT_OF_THE_RESULT = {
-    "index", "spans", "size", "fingerprint",
+    "index", "source", "spans", "size", "fingerprint",
     "directory", "tokenizer_dir", "skip_bad_records", "shapes", "splits",
 }  # fmt: skip
 
 
 def name_parts(parts: Sequence[Part], spec: BuildSpec) -> list[Part]:
-    """The parts with fingerprints: names of what `build_part` makes of them, wherever their sources lie.
+    """The parts with fingerprints: names of what `build_part` makes of them, wherever their sources lie. The number of
+    the source, which is in each row, comes last: the same part of another source has but that to change.
 
     Whether bad records are to be skipped is not in it: a finished part has none, or they were skipped.
     """
@@ -71,7 +73,7 @@ def name_parts(parts: Sequence[Part], spec: BuildSpec) -> list[Part]:
 
 def _fingerprint(part: Part, spec: BuildSpec, shared: dict[str, Any]) -> str:
     source = {"shape": asdict(spec.shapes[part.source]), "split": spec.splits[part.source]}
-    return name_of([STORE_FORMAT, _describe(part), source, shared])
+    return f"{name_of([STORE_FORMAT, _describe(part), source, shared])}-{part.source}"
 
 
 def _describe(value: Part | BuildSpec) -> dict[str, Any]:
@@ -143,12 +145,13 @@ def encode_part(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[Enc
 
 def read_batches(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[list[Document]]:
     """The good documents of a part within its limits, some at a time; `result` gets the bad records. Raises UserError
-    as `build_part`."""
+    as `build_part`, and at the end when a file changed since its content was named."""
     encoder = _load_encoder(spec.tokenizer_dir, spec.tokenizer_fingerprint, spec.encoder)
     template = ChatTemplate(spec.template, encoder.tokenizer.special_tokens)
     documents = read_documents(part.spans, spec.shapes[part.source], template, spec.train_on)
     batches = _batched(_take_good(documents, part.max_documents, result.bad_records, spec.skip_bad_records))
-    return batches if part.max_tokens is None else _limit_tokens(batches, encoder, part.max_tokens)
+    with refuse_changes(part.spans):
+        yield from batches if part.max_tokens is None else _limit_tokens(batches, encoder, part.max_tokens)
 
 
 def _arrange(

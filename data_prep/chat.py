@@ -83,23 +83,40 @@ class ChatTemplate:
     def marks_turns(self) -> bool:
         return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
 
+    def find_fault(self) -> str | None:
+        """Where and why the source is no Jinja; None if it is."""
+        from jinja2 import TemplateSyntaxError
+
+        try:
+            self._run([{"role": "user", "content": "a"}], None, False)
+        except TemplateSyntaxError as error:
+            return f"line {error.lineno}: {error.message}"
+        except Exception:  # it may refuse this conversation and take those of the data
+            return None
+        return None
+
     def _render(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, prompt: bool = False
+    ) -> tuple[str, list[CharSpan]]:
+        try:
+            return self._run(messages, tools, prompt)
+        except Exception as error:  # a template is a program of someone else's: it may raise anything
+            raise RecordError(f"the chat template refuses it ({' '.join(str(error).split())})") from None
+
+    def _run(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, prompt: bool
     ) -> tuple[str, list[CharSpan]]:
         # Imported here: a store of plain text never pays for it (1 s). It does not import torch.
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        try:
-            texts, spans = cast(Any, render_jinja_template)(
-                [messages],
-                tools=tools,
-                chat_template=self.source,
-                return_assistant_tokens_mask=self.marks_turns,
-                add_generation_prompt=prompt,
-                **self.special_tokens,
-            )
-        except Exception as error:  # a template is a program of someone else's: it may raise anything
-            raise RecordError(f"the chat template refuses it ({' '.join(str(error).split())})") from None
+        texts, spans = cast(Any, render_jinja_template)(
+            [messages],
+            tools=tools,
+            chat_template=self.source,
+            return_assistant_tokens_mask=self.marks_turns,
+            add_generation_prompt=prompt,
+            **self.special_tokens,
+        )
         return texts[0], spans[0] if spans else []
 
     @cached_property

@@ -1,9 +1,10 @@
 """What the files of a source hold, remembered, so that a cached start reads no file again.
 
 Chunks and hashes of a source's files lie in `store_dir/content_hashes/`, one JSON a source, each file's under (path,
-inode, size, mtime_ns, ctime_ns). ctime moves at every write and cannot be set back: `touch` costs one more read and
-gives the same hash, a changed byte is never missed. A file that changed within the clock's grain before it was read is
-not remembered, since a second write in the same tick would leave no trace.
+inode, size, mtime_ns, ctime_ns) of before it was read. ctime moves at every write and cannot be set back: `touch` costs
+one more read and gives the same hash, a changed byte is never missed. A file that changed within the clock's grain
+before it was read is not remembered, since a second write in the same tick would leave no trace. Who reads a file again
+holds it against the same stamp (`files.refuse_changes`): nothing is kept under a name of what is there no more.
 """
 
 import logging
@@ -17,14 +18,14 @@ import orjson
 from data_prep import chunks
 from data_prep.chunks import Chunk, Content, cut_file
 from data_prep.errors import UserError
-from data_prep.files import show_path
+from data_prep.files import read_stamp, show_path
 from data_prep.fingerprint import name_of
-from data_prep.sources import Input, SourceFile
+from data_prep.sources import Input
 from data_prep.writing import WriteError, explain_write_errors, write_atomically
 
 logger = logging.getLogger("redline.data")
 
-CHUNKS_FORMAT = 1
+CHUNKS_FORMAT = 2
 FOLDER = "content_hashes"
 CLOCK_GRAIN_NS = 2 * 10**9  # of the coarsest file systems
 
@@ -42,7 +43,7 @@ def find_contents(item: Input, store_dir: Path) -> tuple[Content, ...]:
     fresh = False
     try:
         for file in item.files:
-            stamp = read_stamp(file)
+            stamp = [file.format, *(file.stamp or read_stamp(file.path))]
             entry = known.get(show_path(file.path))
             if entry is None or entry[0] != stamp:
                 content, fresh = cut_file(file), True
@@ -59,11 +60,6 @@ def find_contents(item: Input, store_dir: Path) -> tuple[Content, ...]:
         if fresh:
             _save(sidecar, found)
     return tuple(contents)
-
-
-def read_stamp(file: SourceFile) -> list[Any]:
-    stat = os.stat(file.path)
-    return [file.format, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def _restore(entry: Entry, size: int) -> Content:

@@ -6,11 +6,13 @@ being saved; only some are under way at a time, so memory does not grow with the
 soon as it happens, after the results that are there.
 
 Workers are spawned, not forked: a fork of a process that holds threads (torch, gigatoken) can hang. Spawning imports
-the main module again, which is why entrypoints import torch inside `main`. A worker ends when its parent is killed.
+the main module again, which is why entrypoints import torch inside `main`. A worker ends when its parent is killed. A
+Ctrl-C, which goes to all processes of a terminal, is for the parent alone: it stops the workers, which say nothing.
 """
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -57,15 +59,29 @@ def run_parts(function: Callable[[P], R], parts: Sequence[P], processes: int) ->
         return
     workers = min(processes, len(parts))
     context = multiprocessing.get_context("spawn")
+    before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
-        yield from run_bounded(partial(pool.submit, function), _find_done, Future.result, parts, workers)
+        yield from run_bounded(partial(_submit, pool, function), _find_done, Future.result, parts, workers)
+    except (KeyboardInterrupt, GeneratorExit):  # nobody waits for what is under way
+        for worker in set(multiprocessing.active_children()) - before:
+            worker.terminate()
+        raise
     except BrokenProcessPool:
         raise UserError(
             "a data preparation process was killed, probably for want of memory: lower data.num_proc and run again"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[[P], R], part: P) -> Future[R]:
+    """Submitting is what starts workers, and they inherit which signals are blocked: from their first moment on."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        return pool.submit(function, part)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _find_done(futures: list[Future[Any]], block: bool) -> list[Future[Any]]:

@@ -6,13 +6,16 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 import orjson
 import pyarrow as pa
+
+from data_prep.errors import UserError
 
 Format = Literal["jsonl", "json", "parquet", "arrow", "csv", "tsv", "text", "lines", "corpus", "hf_stream"]
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
@@ -20,19 +23,50 @@ READ_ERRORS = (OSError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError
 MAX_RECORD_BYTES = 64 * 2**20
 BLOCK_BYTES = 256 * 2**10
 BOM = b"\xef\xbb\xbf"
+# Inode, size, mtime and ctime in ns. ctime moves at every write and cannot be set back.
+Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Span:
     """A piece of a file: bytes [start, end) of lines, row groups of Parquet, record batches of Arrow, shards of a
     streamed dataset; end None = to its end. Spans of lines begin and end at line ends. `first_line` is the number of
-    the first line (or row) of the span in its file."""
+    the first line (or row) of the span in its file; `stamp` is of the file when what it holds was named."""
 
     path: str
     format: Format
     start: int = 0
     end: int | None = None
     first_line: int = 1
+    stamp: Stamp | None = field(default=None, compare=False)
+
+
+def read_stamp(path: str | Path) -> Stamp:
+    """Raises OSError."""
+    stat = os.stat(path)
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+@contextmanager
+def refuse_changes(spans: Iterable[Span]) -> Iterator[None]:
+    """For reading spans whose content has a name already. Raises UserError when a file is not what it was, also in
+    place of one about a record of it."""
+    try:
+        yield
+    except UserError:
+        _check_stamps(spans)
+        raise
+    _check_stamps(spans)
+
+
+def _check_stamps(spans: Iterable[Span]) -> None:
+    for path, stamp in {span.path: span.stamp for span in spans if span.stamp is not None}.items():
+        try:
+            is_same = read_stamp(path) == stamp
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise UserError(f"{show_path(path)}: changed while it was read; run again")
 
 
 @dataclass(slots=True)
@@ -77,7 +111,10 @@ class Reading:
     limit: int = MAX_RECORD_BYTES
     column: str | None = None
     unit: str = "line"
-    number: int = 0
+    number: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.number = self.span.first_line - 1
 
     def refuse(self, reason: str, number: int | None = None) -> BadRecord:
         return BadRecord(self.span.path, self.unit, self.number if number is None else number, reason)

@@ -15,8 +15,8 @@ import xxhash
 from data_prep.options import DataSection, TokenizerSection
 from data_prep.sources import Input
 
-STORE_FORMAT = 1
-TOKENIZER_FORMAT = 1
+STORE_FORMAT = 2
+TOKENIZER_FORMAT = 2
 NAMED_OPTIONS = {
     "validation_share", "train_on", "on_bad_record",
     "deduplicate", "minhash_similarity", "min_document_tokens", "max_document_tokens",
@@ -29,11 +29,8 @@ def hash_text(data: bytes) -> bytes:
 
 
 def hash_file(path: str | Path) -> str:
-    state = xxhash.xxh3_128()
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def name_of(value: Any) -> str:

@@ -1,11 +1,12 @@
 """Shows what a token store holds.
 
-    python -m data_prep.inspect STORE [--documents N] [--split train|validation]
+    python -m data_prep.inspect STORE [--documents N] [--split train|validation] [--verify]
 
 Counts, what was left out and why, a histogram of lengths, decoded documents with the tokens that carry loss in green
-and the others dimmed, the longest and the oddest documents, and bad records. Documents shown are spread evenly over the
-split. Odd are those with the rarest words (the highest mean -ln p of their tokens, by the split's own frequencies) and
-those that repeat themselves most (the lowest ln(distinct tokens) / ln(tokens)), among at most 20,000 spread evenly.
+and the others dimmed (without colour: between ⟦ and ⟧), the longest and the oddest documents, and bad records. Those
+shown are spread evenly over the split. Odd are those with the rarest words (the highest mean -ln p of their tokens, by
+the split's own frequencies) and those that repeat themselves most (the lowest ln(distinct tokens) / ln(tokens)), among
+at most 20,000 spread evenly. `--verify` shows nothing, but holds every shard against the hash it was written with.
 """
 
 import argparse
@@ -20,9 +21,11 @@ from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
 
+from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
+from data_prep.fingerprint import hash_file
 from data_prep.statistics import count_tokens, measure_oddness
-from data_prep.store import REJECTED_SPLITS, SPLITS, DocumentTable, Manifest, Split, Store, count_left_out
+from data_prep.store import REJECTED_SPLITS, SPLITS, TOKENIZER, Manifest, Split, Store, count_left_out
 from data_prep.summary import BAD_RECORDS
 
 BAR_WIDTH = 32
@@ -36,9 +39,12 @@ def main(argv: list[str], console: Console | None = None) -> int:
     parser.add_argument("store", type=Path, help="directory that data_prep.prepare printed")
     parser.add_argument("--documents", type=int, default=3, help="decoded documents to show")
     parser.add_argument("--split", choices=[*SPLITS, *REJECTED_SPLITS], default="train")
+    parser.add_argument("--verify", action="store_true", help="only hold every byte against the manifest's hashes")
     options = parser.parse_args(argv)
+    console = console or Console()
     try:
-        inspect(Store.open(options.store), options.split, options.documents, console or Console())
+        store = Store.open(options.store)
+        verify(store, console) if options.verify else inspect(store, options.split, options.documents, console)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,13 +56,26 @@ def inspect(store: Store, split: Split, num_documents: int, console: Console) ->
     table = store.split(split)
     console.print(show_counts(store.manifest))
     console.print(Panel(show_histogram(table.lengths), title=f"{split}: tokens per document", expand=False))
-    tokenizer = _load_tokenizer(store.manifest)
+    tokenizer = _load_tokenizer(store.path / TOKENIZER)
     for index in np.linspace(0, len(table) - 1, min(num_documents, len(table))).astype(int).tolist():
         _print_document(console, table, index, tokenizer, "document")
     for index in np.argsort(table.lengths, kind="stable")[::-1][:num_documents].tolist():
         _print_document(console, table, index, tokenizer, "among the longest: document")
     _print_oddest(console, store, table, num_documents, tokenizer)
     _print_bad_records(console, store, num_documents)
+
+
+def verify(store: Store, console: Console) -> None:
+    """Read all shards. Raises UserError naming those whose content is not what was written."""
+    shards = {shard.name: shard for shard in store.manifest.shards}
+    damaged = [name for name, shard in shards.items() if hash_file(store.path / name) != shard.hash]
+    if damaged:
+        raise UserError(
+            f"{store.path}: the content of {len(damaged)} of {len(shards)} shards is not what was written "
+            f"({', '.join(damaged)}): delete the store and prepare again"
+        )
+    size = sum(shard.file_bytes for shard in shards.values())
+    console.print(f"all {len(shards)} shards ({size / 1e6:,.1f} MB) are as they were written")
 
 
 def _print_oddest(console: Console, store: Store, table: DocumentTable, shown: int, tokenizer: Tokenizer) -> None:
@@ -107,15 +126,14 @@ def show_histogram(lengths: np.ndarray) -> str:
     return "\n".join([*lines, f"minimum, quartiles, maximum: {quartiles}; mean {lengths.mean():,.1f}"])
 
 
-def _load_tokenizer(manifest: Manifest) -> Tokenizer:
-    path = Path(manifest.tokenizer_path) / "tokenizer.json"
+def _load_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
-        raise UserError(f"the tokenizer of this store is not at {path} any more: it is needed to decode")
+        raise UserError(f"{path} is missing, without which nothing can be decoded: delete the store and prepare again")
     return Tokenizer.from_file(str(path))
 
 
-def show_document(ids: np.ndarray, loss_runs: np.ndarray | None, tokenizer: Tokenizer) -> Text:
-    """Decoded tokens, those with loss in green; the middle of a long document is left out."""
+def show_document(ids: np.ndarray, loss_runs: np.ndarray | None, tokenizer: Tokenizer, colour: bool = True) -> Text:
+    """Decoded tokens, those with loss in green or between marks; the middle of a long document is left out."""
     has_loss = np.ones(len(ids), bool) if loss_runs is None else np.zeros(len(ids), bool)
     for start, end in [] if loss_runs is None else loss_runs.reshape(-1, 2).tolist():
         has_loss[start:end] = True
@@ -128,6 +146,8 @@ def show_document(ids: np.ndarray, loss_runs: np.ndarray | None, tokenizer: Toke
         edges = [begin, *(np.flatnonzero(np.diff(has_loss[begin:end])) + begin + 1).tolist(), end]
         for start, stop in zip(edges, edges[1:], strict=False):
             decoded = tokenizer.decode(ids[start:stop].tolist(), skip_special_tokens=False)
+            if has_loss[start] and not colour:
+                decoded = f"⟦{decoded}⟧"
             text.append(decoded, "green" if has_loss[start] else "dim")
     return text
 
@@ -135,7 +155,8 @@ def show_document(ids: np.ndarray, loss_runs: np.ndarray | None, tokenizer: Toke
 def _print_document(console: Console, table: DocumentTable, index: int, tokenizer: Tokenizer, what: str) -> None:
     ids = table.ids(index)
     title = f"{what} {index}, source {table.sources[index]}, {len(ids):,} tokens"
-    console.print(Panel(show_document(ids, table.loss_runs(index), tokenizer), title=title))
+    colour = console.color_system is not None and not console.no_color  # of a terminal, and NO_COLOR is not set
+    console.print(Panel(show_document(ids, table.loss_runs(index), tokenizer, colour), title=title))
 
 
 def _print_bad_records(console: Console, store: Store, shown: int) -> None:

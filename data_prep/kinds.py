@@ -116,7 +116,9 @@ def _parse_or_refuse(value: Any, shape: Shape) -> Content:
     if not isinstance(value, dict):
         raise RecordError(f"a {shape.kind} record must be an object, not {type(value).__name__}")
     if shape.kind == "text":
-        _take(value, str(shape.text_key), str)
+        if shape.text_key is None:
+            raise RecordError("an object, where this source's first record is plain text: make them two sources")
+        _take(value, shape.text_key, str)
         raise RecordError("empty text")
     if shape.kind == "preference":
         return Preference(*(_parse_answer(value, key) for key in ("chosen", "rejected")))

@@ -116,7 +116,7 @@ def read_text(reading: Reading) -> Iterator[Record | BadRecord]:
             if size > reading.limit:
                 pieces.clear()
     if size > reading.limit:
-        yield reading.refuse(reading.explain_size("a text file", size), 1)
+        yield reading.refuse(f"{reading.explain_size('a text file', size)}, or set text_unit: line", 1)
         return
     data = b"".join(pieces).removeprefix(BOM)
     if fault := find_text_fault(data):

@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 EMBEDDED = "embedded"
+HUB_PREFIX = "hf:"
 
+FileFormat = Literal["auto", "jsonl", "json", "parquet", "arrow", "csv", "tsv", "text"]
 Kind = Literal["auto", "text", "messages", "alpaca", "sharegpt", "prompt_completion", "preference"]
 SplitChoice = Literal["auto", "train", "validation"]
 Packing = Literal["best_fit", "wrapped", "none"]
@@ -31,7 +33,7 @@ class TokenizerSection(Section):
     path: str | None = Field(None, description="tokenizer directory or hub name; absent: train one on data.sources")
     vocab_size: int = Field(8192, ge=300, le=1_000_000, description="words of a trained tokenizer, with special ones")
     sample_bytes: int = Field(
-        64 * 2**20, ge=1, description="most bytes of text that training the tokenizer reads; documents chosen by hash"
+        64 * 2**20, ge=1, description="most bytes of text that the tokenizer is trained on; documents chosen by hash"
     )
     special_tokens: list[str] = Field(
         ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"],
@@ -56,6 +58,9 @@ class SourceSection(Section):
         '"hf:NAME" or "hf:NAME:CONFIG"',
     )
     hf_split: str = Field("train", description="split of a Hugging Face dataset, by name or saved on disk")
+    format: FileFormat = Field(
+        "auto", description="how files are read, and those of a directory chosen; auto: by suffix, records before text"
+    )
     kind: Kind = Field("auto", description="what a record is; auto: found from the first records and logged")
     text_key: str | None = Field(None, description="key or column that holds the text of a `text` record")
     text_unit: Literal["file", "line"] = Field("file", description="a text file is one document, or each line is one")
@@ -65,6 +70,12 @@ class SourceSection(Section):
     )
     max_documents: int | None = Field(None, ge=1, description="take only the first documents of this source")
     max_tokens: int | None = Field(None, ge=1, description="stop this source before it passes this many tokens")
+
+    @model_validator(mode="after")
+    def _check_format(self) -> "SourceSection":
+        if self.format != "auto" and (self.path == EMBEDDED or self.path.startswith(HUB_PREFIX)):
+            raise ValueError(f"format: {self.format} is of files, {self.path} has its own: leave it out")
+        return self
 
 
 class DataSection(Section):
@@ -84,7 +95,9 @@ class DataSection(Section):
     max_record_bytes: int = Field(
         64 * 2**20, ge=1024, description="a larger line, JSON record, row or text file is a bad record"
     )
-    on_bad_record: Literal["error", "skip"] = "error"
+    on_bad_record: Literal["error", "skip"] = Field(
+        "error", description="error: the first one stops the build; skip: they are left out, counted and listed"
+    )
     max_bad_share: Share = Field(0.01, description="with on_bad_record: skip, the share at which the build stops")
     deduplicate: Deduplicate = Field(
         "none", description="over all sources, the first stays; exact: equal content; minhash: similar content too"

@@ -55,7 +55,7 @@ Group = list[tuple[Span, Chunk]]
 
 def _take_all(item: Input, contents: Sequence[Content]) -> Group:
     return [
-        (Span(file.path, file.format), Chunk(0, None, 1, file.size, content.hash))
+        (Span(file.path, file.format, stamp=file.stamp), Chunk(0, None, 1, file.size, content.hash))
         for file, content in zip(item.files, contents, strict=True)
     ]
 
@@ -68,7 +68,8 @@ def _group(item: Input, contents: Sequence[Content]) -> Iterator[Group]:
             if group and (chunk.size >= chunks.MIN_BYTES or size + chunk.size > chunks.MAX_BYTES):
                 yield group
                 group, size = [], 0
-            group.append((Span(file.path, file.format, chunk.start, chunk.end, chunk.first_line), chunk))
+            span = Span(file.path, file.format, chunk.start, chunk.end, chunk.first_line, file.stamp)
+            group.append((span, chunk))
             size += chunk.size
             if size >= chunks.MIN_BYTES and _ends_group(chunk):
                 yield group

@@ -9,12 +9,10 @@ one builds, the others find it. Bad records stop the build or, with `data.on_bad
 `STORE/bad_records.jsonl`.
 """
 
-import fcntl
 import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,26 +20,29 @@ from typing import Any
 
 from data_prep.assembly import assemble_store
 from data_prep.build import BuildSpec
-from data_prep.chat import CHATML, ChatTemplate
+from data_prep.chat import ChatTemplate
 from data_prep.chunks import Content
 from data_prep.contents import find_contents
-from data_prep.documents import Document, find_source_shape, parse_records, read_documents, text_of
+from data_prep.documents import Document, find_source_shape, read_documents
 from data_prep.duplicates import drop_duplicates, remove_signatures
 from data_prep.encoder_choice import choose_encoder, sample_documents
 from data_prep.encoding import EncoderName
 from data_prep.errors import UserError
 from data_prep.fingerprint import describe_contents, fingerprint_store, fingerprint_trained_tokenizer
 from data_prep.kinds import Shape
-from data_prep.options import DataSection, TokenizerSection
+from data_prep.options import DataSection, SourceSection, TokenizerSection
 from data_prep.parts import Part, plan_parts
-from data_prep.recipe import load_data_recipe
-from data_prep.records import BadRecord, Span
+from data_prep.recipe import DATA_SECTIONS, load_data_recipe
+from data_prep.recipe.sections import describe_sections
+from data_prep.records import BadRecord
 from data_prep.sources import Input, find_inputs
-from data_prep.store import MANIFEST, SPLITS, Manifest, Store, count_left_out
+from data_prep.store import MANIFEST, Manifest, Store
 from data_prep.stream import StreamPlan, plan_stream, plan_units, sample_texts
-from data_prep.summary import check_bad_share
+from data_prep.summary import check_bad_share, log_store
+from data_prep.template_choice import choose_template, read_template
 from data_prep.tokenizer import LoadedTokenizer, find_tokenizer, fingerprint_tokenizer, load_tokenizer, train_tokenizer
-from data_prep.writing import explain_write_errors
+from data_prep.tokenizer_text import READ_TIMES, choose_parts, read_texts
+from data_prep.writing import exclusive
 
 logger = logging.getLogger("redline.data")
 
@@ -77,7 +78,8 @@ class _Plan:
 def prepare(data: DataSection, tokenizer: TokenizerSection) -> Prepared:
     """Make sure that the tokenizer and the token store of a recipe exist. Raises UserError.
 
-    Safe to call from many processes at once; torch is not imported.
+    Safe to call from many processes at once, though each of them hashes what is not remembered: of the ranks of a run,
+    one a node does. Torch is not imported.
     """
     if data.streaming:
         return _prepare_stream(data, tokenizer)
@@ -87,7 +89,7 @@ def prepare(data: DataSection, tokenizer: TokenizerSection) -> Prepared:
     files = [find_contents(item, root) for item in inputs]
     hashes = [[content.hash for content in contents] for contents in files]
     plan = _Plan(inputs, describe_contents(inputs, hashes), files)
-    tokenizer_dir, tokenizer_cached = _prepare_tokenizer(tokenizer, plan.contents, _texts(plan), root)
+    tokenizer_dir, tokenizer_cached = _prepare_tokenizer(tokenizer, plan.contents, _read_texts(plan, tokenizer), root)
     store_dir, store_cached = _prepare_store(data, plan, tokenizer_dir)
     return Prepared(store_dir, tokenizer_dir, store_cached, tokenizer_cached, time.perf_counter() - started)
 
@@ -101,7 +103,7 @@ def _prepare_stream(data: DataSection, options: TokenizerSection) -> Prepared:
     contents = [{"sample": texts}]
     directory, cached = _prepare_tokenizer(options, contents, texts, root)
     tokenizer = load_tokenizer(directory)
-    template = _choose_template(_read_template(data.chat_template), tokenizer, plan.shapes)
+    template = choose_template(data.chat_template, tokenizer, plan.shapes)
     units = plan_units(plan.inputs)
     parts = [share.part for unit in units for share in unit]
     spec = _describe_build(data, plan, parts, root, tokenizer, fingerprint_tokenizer(directory), template)
@@ -119,7 +121,7 @@ def _prepare_tokenizer(
         logger.info("tokenizer: %s", directory)
         return directory, True
     directory = root / "tokenizers" / fingerprint_trained_tokenizer(options, contents)
-    with _exclusive(directory):
+    with exclusive(directory):
         cached = directory.is_dir()
         if cached:
             logger.info("tokenizer: cached at %s", directory)
@@ -128,51 +130,26 @@ def _prepare_tokenizer(
     return directory, cached
 
 
-def _texts(plan: _Plan) -> Iterator[str]:
-    """All good texts of all sources; what is bad is dealt with when the store is built."""
-    for item, shape in zip(plan.inputs, plan.shapes, strict=True):
-        spans = [Span(file.path, file.format) for file in item.files]
-        count = 0
-        for found in parse_records(spans, shape):
-            if isinstance(found, BadRecord):
-                continue
-            yield text_of(found[1])
-            count += 1
-            if count == item.section.max_documents:
-                break
-
-
-@contextmanager
-def _exclusive(product: Path) -> Iterator[None]:
-    """Holds the lock of a product; a process that dies lets go of it."""
-    with explain_write_errors(product.parent):
-        product.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(product.with_name(f".{product.name}.lock"), "w")  # noqa: SIM115  closed below
-    with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("%s: waiting for the process that builds it", product)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _read_texts(plan: _Plan, options: TokenizerSection) -> Iterator[str]:
+    parts = choose_parts(plan_parts(plan.inputs, plan.files), READ_TIMES * options.sample_bytes, options.seed)
+    yield from read_texts(parts, plan.shapes)
 
 
 def _prepare_store(data: DataSection, plan: _Plan, tokenizer_dir: Path) -> tuple[Path, bool]:
-    template = _read_template(data.chat_template)
     tokenizer_name = fingerprint_tokenizer(tokenizer_dir)
-    name = fingerprint_store(data, plan.contents, tokenizer_name, template)
+    name = fingerprint_store(data, plan.contents, tokenizer_name, read_template(data.chat_template))
     directory = Path(data.store_dir) / name
-    with _exclusive(directory):
+    with exclusive(directory):
         manifest = _find_complete(directory)
         if manifest is not None:
             check_bad_share(manifest.bad_records, manifest.num_records, data.max_bad_share, directory)
-            _log_store(f"store: cached at {directory}", manifest)
+            log_store(f"store: cached at {directory}", manifest)
             return directory, True
         started = time.perf_counter()
-        manifest = _build_store(data, plan, directory, load_tokenizer(tokenizer_dir), tokenizer_name, template)
+        manifest = _build_store(data, plan, directory, load_tokenizer(tokenizer_dir), tokenizer_name)
     seconds = time.perf_counter() - started
     size = sum(source.text_bytes for source in manifest.sources)
-    _log_store(f"store: built in {seconds:.1f} s ({size / 1e6 / seconds:.1f} MB/s) at {directory}", manifest)
+    log_store(f"store: built in {seconds:.1f} s ({size / 1e6 / seconds:.1f} MB/s) at {directory}", manifest)
     return directory, False
 
 
@@ -187,40 +164,14 @@ def _find_complete(directory: Path) -> Manifest | None:
         return None
 
 
-def _log_store(what: str, manifest: Manifest) -> None:
-    tokens = sum(manifest.splits[name].tokens for name in SPLITS)
-    left_out = "".join(f", {count} {name} left out" for name, count in count_left_out(manifest).items() if count)
-    logger.info("%s: %d documents, %.2f M tokens%s", what, manifest.num_documents, tokens / 1e6, left_out)
-    if manifest.fallbacks:
-        logger.info("  %d documents were encoded by tokenizers instead of gigatoken", manifest.fallbacks)
-    for source in manifest.sources:
-        ratio = f", {source.bytes_per_token:.2f} bytes/token" if source.bytes_per_token else ""
-        counts = f"{source.documents} documents, {source.tokens} tokens{ratio}"
-        left_out = "".join(f", {count} {name}" for name, count in count_left_out(source).items() if count)
-        logger.info("  %s (%s): %s%s", source.path, source.kind, counts, left_out)
-
-
-def _read_template(option: str | None) -> str | None:
-    """Source of the template that the recipe names; None leaves it to the tokenizer. Raises UserError."""
-    if option is None:
-        return None
-    if option == "chatml":
-        return CHATML
-    try:
-        return Path(option).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.chat_template: {option} is neither chatml nor a readable Jinja file ({error})") from None
-
-
 def _build_store(
     data: DataSection,
     plan: _Plan,
     directory: Path,
     tokenizer: LoadedTokenizer,
     tokenizer_name: str,
-    template: str | None,
 ) -> Manifest:
-    template = _choose_template(template, tokenizer, plan.shapes)
+    template = choose_template(data.chat_template, tokenizer, plan.shapes)
     parts = plan_parts(plan.inputs, plan.files)
     spec = _describe_build(data, plan, parts, directory, tokenizer, tokenizer_name, template)
     manifest = assemble_store(drop_duplicates(parts, spec, data), spec, data, tokenizer)
@@ -253,14 +204,6 @@ def _describe_build(
     )
 
 
-def _choose_template(template: str | None, tokenizer: LoadedTokenizer, shapes: tuple[Shape, ...]) -> str:
-    found = template or tokenizer.chat_template or CHATML
-    if any(shape.kind != "text" for shape in shapes):
-        origin = "data.chat_template" if template else "the tokenizer's own" if tokenizer.chat_template else "ChatML"
-        logger.info("chat template: %s", origin)
-    return found
-
-
 def _choose_encoder(
     plan: _Plan, parts: list[Part], template: str, tokenizer: LoadedTokenizer, data: DataSection
 ) -> EncoderName:
@@ -272,13 +215,29 @@ def _choose_encoder(
     return choose_encoder(tokenizer, list(sample_documents(parts, read)))
 
 
+USAGE = """\
+usage: python -m data_prep.prepare --config NAME_OR_PATH [overrides]
+
+Trains or finds the tokenizer, builds or finds the token store, and prints the store's directory.
+--config      a YAML file, or a bare name in configs/; left out: the embedded corpus
+overrides     section.key=value, --section.key value, or --key value; `-` and `_` are the same; --key alone sets true
+              data.sources=[{path: texts/, weight: 2.0}] takes YAML
+"""
+
+
 def main(argv: list[str]) -> int:
+    if "--help" in argv or "-h" in argv:
+        print(USAGE + describe_sections({**DATA_SECTIONS, "data.sources": SourceSection}))
+        return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         prepared = prepare(*load_data_recipe(argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; finished parts are kept: run again to go on", file=sys.stderr)
+        return 130
     print(prepared.store_dir or prepared.tokenizer_dir)
     return 0
 

@@ -2,11 +2,13 @@
 
 Guarantees: what cannot be read becomes a `BadRecord` that names file, place and reason; it is never dropped in silence
 and never raises. Memory is bounded by the largest record up to `data.max_record_bytes`; a larger one is a bad record.
-How each format is read stands in `lines`, `json_array` and `tables`, and in `huggingface` for datasets by name.
+How each format is read stands in `lines`, `json_array`, `csv_rows` and `tables`, and in `huggingface` for datasets by
+name.
 """
 
 from collections.abc import Iterator
 
+from data_prep.csv_rows import read_csv
 from data_prep.files import (
     COMPRESSIONS,
     MAX_RECORD_BYTES,
@@ -22,7 +24,7 @@ from data_prep.files import (
 from data_prep.huggingface import read_streamed
 from data_prep.json_array import read_json
 from data_prep.lines import read_corpus, read_jsonl, read_text, read_text_lines
-from data_prep.tables import read_arrow, read_csv, read_parquet
+from data_prep.tables import read_arrow, read_parquet
 
 __all__ = ["COMPRESSIONS", "READ_ERRORS", "BadRecord", "Format", "Record", "Span", "open_binary", "read_records"]
 

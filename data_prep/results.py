@@ -4,6 +4,7 @@ It stays when the store is complete. A build goes on from those of its own direc
 store beside it, whole or not, the parts that it would make again: shards are hard links (copies where the file system
 has none), so removing one store does no harm to another. A part's fingerprint holds all that shapes its result, and no
 path or place: bad records are kept by their distance from the beginning of their span, and told by where it lies now.
+Where only the place of its source in `data.sources` is another, shards are copied with their column `source` changed.
 """
 
 import logging
@@ -18,12 +19,15 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_prep.arrow import to_arrow
+from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
 from data_prep.files import BadRecord
+from data_prep.fingerprint import hash_file
 from data_prep.parts import Part
 from data_prep.statistics import count_tokens
-from data_prep.store import DocumentTable, Shard
-from data_prep.writing import explain_write_errors, place_copy, sync, write_atomically
+from data_prep.store import SCHEMA, Shard
+from data_prep.writing import ShardWriter, explain_write_errors, place_copy, sync, write_atomically
 
 logger = logging.getLogger("redline.data")
 
@@ -110,16 +114,23 @@ def find_results(
     found: dict[str, PartResult] = {}
     for sibling in [directory, *_find_siblings(directory)]:
         number = len(found)
-        for name in sorted(wanted.keys() & _list_finished(sibling)):
-            part = wanted[name]
-            result = load_result(sibling, part)
-            if result is None or (result.num_bad_records and not skip_bad_records):
+        finished = _list_finished(sibling)
+        by_content = {_content_of(name): name for name in sorted(finished)}
+        for name, part in list(wanted.items()):
+            there = name if name in finished else by_content.get(_content_of(name))
+            result = there and load_result(sibling, replace(part, fingerprint=there))
+            if not result or (result.num_bad_records and not skip_bad_records):
                 continue
             if _count(sibling, result, vocab_size) and _take_over(sibling, directory, part, result):
                 found[name] = result
                 del wanted[name]
         _log(sibling, directory, len(found) - number, len(found) + len(wanted))
     return found
+
+
+def _content_of(fingerprint: str) -> str:
+    """A part's name but for the number of its source."""
+    return fingerprint.rpartition("-")[0]
 
 
 def _log(sibling: Path, directory: Path, count: int, parts: int) -> None:
@@ -145,6 +156,8 @@ def _list_finished(store: Path) -> set[str]:
 def _count(store: Path, result: PartResult, vocab_size: int) -> bool:
     for shard in result.shards:
         try:
+            if hash_file(store / shard.name) != shard.hash:
+                return False
             table = DocumentTable.open([store / shard.name], np.array([shard.documents]))
             result.token_counts[shard.split] = count_tokens(table, vocab_size)
         except (pa.ArrowException, OSError, ValueError, UserError):
@@ -154,12 +167,36 @@ def _count(store: Path, result: PartResult, vocab_size: int) -> bool:
 
 def _take_over(sibling: Path, directory: Path, part: Part, result: PartResult) -> bool:
     """Whether the files are in `directory` now; not when the other store is removed meanwhile."""
-    if sibling == directory:
+    if result.source == part.source and sibling == directory:
         return True
     with explain_write_errors(directory):
         try:
+            if result.source != part.source:
+                result.source = part.source
+                result.shards = [_copy_shard(sibling, directory, shard, part) for shard in result.shards]
+                save_result(directory, part, result)
+                return True
             for name in [*(shard.name for shard in result.shards), _path(Path(), part)]:
                 place_copy(sibling / name, directory / name)
         except FileNotFoundError:
             return False
     return True
+
+
+def _copy_shard(sibling: Path, directory: Path, shard: Shard, part: Part) -> Shard:
+    """The shard as this part writes it: another number of the source, a batch at a time."""
+    text_bytes = shard.text_bytes
+    with (
+        ShardWriter(directory, shard.split, part.fingerprint) as writer,
+        pa.memory_map(str(sibling / shard.name)) as file,
+        pa.ipc.open_stream(file) as reader,
+    ):
+        place = SCHEMA.get_field_index("source")
+        for batch in reader:
+            written = batch.column(place).buffers()[1].size // 4  # may be more than it has rows: equal to the byte
+            numbers = to_arrow(np.full(written, part.source, np.int32)).slice(0, len(batch))
+            writer.write(batch.set_column(place, SCHEMA.field(place), numbers), text_bytes)
+            text_bytes = 0  # of all batches, known together
+        copied = writer.close()
+    assert copied is not None, f"{sibling / shard.name}: holds no document"
+    return copied

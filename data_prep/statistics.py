@@ -7,8 +7,8 @@ context is used.
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
-from data_prep.store import DocumentTable
 
 BLOCK = 2**16  # ids that stay in the cache while they are looked at three times
 
@@ -37,7 +37,7 @@ def measure_oddness(
     """Of each of some documents of two tokens and more, both (documents,): the mean -ln p of its tokens, where p is
     their share in `counts` (high: words that hardly occur elsewhere), and Herdan's C, ln(distinct tokens) / ln(tokens)
     (low: the same again and again; it hangs little on length. G. Herdan, Type-Token Mathematics, 1960)."""
-    surprise = np.log(counts.sum()) - np.log(np.maximum(counts, 1))
+    surprise = np.log(max(1, counts.sum())) - np.log(np.maximum(counts, 1))  # of an empty split no words are odd
     ids = [table.ids(document) for document in documents.tolist()]
     means = np.array([surprise[words].mean() for words in ids], np.float64)
     richness = np.array([np.log(len(np.unique(words))) / np.log(len(words)) for words in ids], np.float64)

@@ -2,23 +2,22 @@
 
 A *unit* is what one reader works on at a time: about 16 MiB of files, from each source its share, so that a source's
 documents are spread over the whole pass however many sources there are. Units are cut by size alone (lines at line
-ends, Parquet by row groups), so a plan costs one small read per unit and nothing is hashed; what cannot be cut (a
-compressed file, a source with a limit) is of one unit as a whole. A streamed dataset is cut by its shards.
-
-A unit is read as *blocks* of 16 MiB of text, the unit of packing, so memory does not depend on how large it is.
+ends, Parquet by row groups), so a plan costs a few small reads per file and unit; what cannot be cut (a compressed
+file, a source with a limit) is of one unit as a whole. A streamed dataset is cut by its shards. How a unit is read is
+said in `blocks`.
 """
 
-import heapq
-from collections import Counter
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
-from data_prep.build import BuildSpec, EncodedDocuments, PartResult, encode_part, refuse
+from data_prep.build import BuildSpec
 from data_prep.chunks import LINE_FORMATS
 from data_prep.documents import parse_records, text_of
 from data_prep.errors import UserError
@@ -29,17 +28,16 @@ from data_prep.kinds import Shape
 from data_prep.options import DataSection
 from data_prep.parts import Part
 from data_prep.sources import Input, SourceFile
-from data_prep.store import SPLITS, Split
 
 UNIT_BYTES = 16 * 2**20
 SAMPLE_UNITS = 64
+EDGE_BYTES = 64 * 2**10
+SAMPLE_BYTES = 4 * 2**10
 SHARE_BYTES = 256 * 2**10  # a source smaller than this per unit is not spread over all of them
-BLOCK_BYTES = 16 * 2**20
-COUNTED = ("documents", "bad_records", "too_short", "too_long")
-# What may change between sessions without changing a row.
+# What may change between sessions without changing a row; the template is named by its text.
 NOT_OF_THE_ROWS = {
     "sources", "store_dir", "num_proc", "num_workers", "streaming", "validation_rows", "on_bad_record", "max_bad_share",
-    "verify_packing", "executor", "ray_address",
+    "verify_packing", "executor", "ray_address", "chat_template", "pad_to_multiple_of",
 }  # fmt: skip
 
 
@@ -56,24 +54,20 @@ Unit = tuple[Share, ...]
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """Small enough to be given to every worker process. `fingerprint` names all that makes the rows."""
+    """Small enough to be given to every worker process. `order` says what the rows and their order are a function of,
+    by the names that a user knows it under (JSON).
+
+    The sources stand in it by the formats and sizes of their files and by samples of their content: the first and last
+    64 KiB of each file and 4 KiB every 16 MiB; a streamed dataset by its name and number of shards. So a file of up to
+    128 KiB is held to the byte, and any other is noticed that grows or shrinks or changes at these places; bytes that
+    change in between, in a file that keeps its size, are not seen.
+    """
 
     units: tuple[Unit, ...]
     validation_units: tuple[Unit, ...]
     spec: BuildSpec
     skip_bad_records: bool
-    fingerprint: str
-
-
-@dataclass
-class Block:
-    """Documents of one split in the store's schema. `counts`: records that were read for it, by what became of them
-    (`COUNTED`; documents of any split)."""
-
-    tables: list[pa.RecordBatch] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    bad_records: list[BadRecord] = field(default_factory=list)
-    text_bytes: int = 0
+    order: dict[str, Any]
 
 
 def plan_stream(inputs: list[Input], data: DataSection, spec: BuildSpec) -> StreamPlan:
@@ -81,17 +75,41 @@ def plan_stream(inputs: list[Input], data: DataSection, spec: BuildSpec) -> Stre
     trained = [item for item in inputs if item.section.split != "validation"]
     if not trained:
         raise UserError("data.sources: each has split: validation, none is left to train on")
-    files = [[[file.format, file.size] for file in item.files] for item in inputs]
-    sections = [section.model_dump(exclude={"path"}) for section in data.sources]
-    options = data.model_dump(mode="json", exclude=NOT_OF_THE_ROWS)
-    made_with = [spec.tokenizer_fingerprint, spec.template, spec.encoder]
     return StreamPlan(
         plan_units(trained),
         plan_units([item for item in inputs if item.section.split != "train"]),
         replace(spec, skip_bad_records=True),  # refused here, where the line in the file can be told
         data.on_bad_record == "skip",
-        name_of([files, sections, options, made_with]),
+        _describe_order(inputs, data, spec),
     )
+
+
+def _describe_order(inputs: list[Input], data: DataSection, spec: BuildSpec) -> dict[str, Any]:
+    options = data.model_dump(mode="json", exclude=NOT_OF_THE_ROWS)
+    return {
+        "content of data.sources": name_of([[_sample_content(file) for file in item.files] for item in inputs]),
+        "data.sources": [source.model_dump(exclude={"path"}, exclude_defaults=True) for source in data.sources],
+        "tokenizer": spec.tokenizer_fingerprint,
+        "chat template": name_of(spec.template),
+        "encoder": spec.encoder,
+        **{f"data.{key}": value for key, value in options.items()},
+    }
+
+
+def _sample_content(file: SourceFile) -> list[Any]:
+    """Name of a file by its format, size and samples, see `StreamPlan`. Raises UserError when it cannot be read."""
+    if file.format == "hf_stream":
+        return [file.format, file.path, count_shards(file.path)]
+    state = xxhash.xxh3_128()
+    edges = ((0, EDGE_BYTES), (max(EDGE_BYTES, file.size - EDGE_BYTES), EDGE_BYTES))
+    between = ((start, SAMPLE_BYTES) for start in range(UNIT_BYTES, file.size, UNIT_BYTES))
+    try:
+        with open(file.path, "rb", buffering=0) as opened:
+            for start, size in (*edges, *between):
+                state.update(os.pread(opened.fileno(), size, start))
+    except OSError as error:
+        raise UserError(f"data.sources: {file.path} cannot be read ({error.strerror or error})") from None
+    return [file.format, file.size, state.hexdigest()]
 
 
 def plan_units(inputs: list[Input]) -> tuple[Unit, ...]:
@@ -188,79 +206,3 @@ def _take_texts(part: Part, shape: Shape, max_bytes: float) -> Iterator[str]:
         max_bytes -= len(text.encode())
         if max_bytes <= 0 or count == part.max_documents:
             return
-
-
-def read_blocks(unit: Unit, plan: StreamPlan, split: Split) -> Iterator[Block]:
-    """The documents of a unit; the last block may hold none. Raises UserError at a bad record unless those are to be
-    skipped, and for whatever else stops a build."""
-    merge = _Merge(unit, plan)
-    block = Block()
-    for encoded in merge:
-        table, _ = encoded.of_split(split)
-        if table.num_rows:
-            # A few rows of a batch as views would keep all of it in memory.
-            few = 2 * table.num_rows < encoded.table.num_rows
-            block.tables.append(table.take(pa.array(np.arange(table.num_rows))) if few else table)
-        block.counts["documents"] += int(np.isin(encoded.splits, SPLITS).sum())
-        block.text_bytes += int(encoded.text_bytes.sum())
-        if block.text_bytes >= BLOCK_BYTES:
-            merge.move_left_out(block)
-            yield block
-            block = Block()
-    merge.move_left_out(block)
-    yield block
-
-
-class _Merge:
-    """Batches of all shares of a unit; always the next of the share that has got least far in its size."""
-
-    def __init__(self, unit: Unit, plan: StreamPlan):
-        self._unit = unit
-        self._skip = plan.skip_bad_records
-        self._results = [PartResult(share.part.index, share.part.source) for share in unit]
-        self._readers = [
-            encode_part(share.part, plan.spec, result) for share, result in zip(unit, self._results, strict=True)
-        ]
-
-    def __iter__(self) -> Iterator[EncodedDocuments]:
-        heap = [(0.0, index) for index in range(len(self._unit))]
-        while heap:
-            progress, index = heap[0]
-            encoded = next(self._readers[index], None)
-            if encoded is None:
-                heapq.heappop(heap)
-                continue
-            heapq.heapreplace(heap, (progress + float(encoded.text_bytes.sum()) / self._unit[index].size, index))
-            yield encoded
-
-    def move_left_out(self, block: Block) -> None:
-        """Count with a block what was left out since the last one. Raises UserError as `read_blocks`."""
-        for share, result in zip(self._unit, self._results, strict=True):
-            for record in result.bad_records:
-                refuse(_locate(record, share.part, not self._skip), block.bad_records, self._skip)
-            left_out = {"too_short": result.too_short, "too_long": result.too_long}
-            block.counts.update(left_out, bad_records=len(result.bad_records))
-            result.bad_records, result.too_short, result.too_long = [], 0, 0
-
-
-def _locate(record: BadRecord, part: Part, exact: bool) -> BadRecord:
-    """The record with its place in the file, where its line was counted from the beginning of a span.
-
-    Exactly costs a read of the file up to there (3 GB/s): worth it for the one record at which a run stops.
-    """
-    starts = [span.start for span in part.spans if span.path == record.path and span.format in LINE_FORMATS]
-    if record.unit != "line" or not any(starts):
-        return record
-    if exact:
-        number = record.number + _count_lines(record.path, starts[0])
-        return BadRecord(record.path, "line", number, record.reason)
-    return BadRecord(record.path, f"from byte {starts[0]} on, line", record.number, record.reason)
-
-
-def _count_lines(path: str, end: int) -> int:
-    count = 0
-    with open(path, "rb") as file:
-        while end > 0 and (block := file.read(min(end, 1 << 20))):
-            count += block.count(b"\n")
-            end -= len(block)
-    return count

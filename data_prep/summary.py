@@ -1,23 +1,30 @@
-"""The last step of a build: results of all parts to `bad_records.jsonl` and the manifest, which makes the store whole.
+"""The last step of a build: results of all parts to `bad_records.jsonl` and the manifest, which makes the store whole;
+and what the log says of it.
 
-Reads no shard: tokens were counted as they were written. Bad records go from part to file, one part at a time.
+Tokens were counted as they were written; of the shards only hashes are read, and only where a document can be on both
+sides of the split. Bad records go from part to file, one part at a time.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep.build import BuildSpec
+from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
 from data_prep.fingerprint import NAMED_OPTIONS, STORE_FORMAT
 from data_prep.options import DataSection
 from data_prep.parts import Part
 from data_prep.results import PartResult, TokenCounts, load_result
 from data_prep.statistics import measure_cross_entropy, measure_entropy
-from data_prep.store import MANIFEST, SPLITS, Manifest, Shard, SourceCounts, SplitCounts
+from data_prep.store import MANIFEST, SPLITS, TOKENIZER, Manifest, Shard, SourceCounts, SplitCounts, count_left_out
 from data_prep.tokenizer import LoadedTokenizer
 from data_prep.writing import write_atomically
+
+logger = logging.getLogger("redline.data")
 
 BAD_RECORDS = "bad_records.jsonl"
 
@@ -61,10 +68,26 @@ def write_manifest(
         validation_unigram_cross_entropy_nats=measure_cross_entropy(counts["validation"], counts["train"]),
         shards=everything,
         fallbacks=sum(result.fallbacks for result in results),
+        also_in_validation=_count_leaked(directory, shards, data),
         **left_out,
     )
+    write_atomically(directory / TOKENIZER, (tokenizer.directory / TOKENIZER).read_bytes())
     write_atomically(directory / MANIFEST, manifest.to_json())
     return manifest
+
+
+def _count_leaked(directory: Path, shards: list[Shard], data: DataSection) -> int:
+    """Documents of train whose content is in validation, too. With `split: auto` alone equal ones are on one side."""
+    if all(source.split == "auto" for source in data.sources):
+        return 0
+    train, held_out = (np.unique(_read_hashes(directory, shards, name), return_counts=True) for name in SPLITS)
+    return int(train[1][np.isin(train[0], held_out[0], assume_unique=True)].sum())
+
+
+def _read_hashes(directory: Path, shards: list[Shard], split: str) -> NDArray[np.uint64]:
+    chosen = [shard for shard in shards if shard.split == split]
+    counts = np.array([shard.documents for shard in chosen], np.int64)
+    return DocumentTable.open([directory / shard.name for shard in chosen], counts).hashes
 
 
 def _list_bad_records(parts: Sequence[Part], found: dict[str, PartResult], directory: Path) -> Iterator[bytes]:
@@ -102,3 +125,23 @@ def _count_source(results: list[PartResult], data: DataSection, spec: BuildSpec,
 def _sum_left_out(results: list[PartResult]) -> dict[str, int]:
     sums = {name: sum(getattr(result, name) for result in results) for name in ("duplicates", "too_short", "too_long")}
     return {"bad_records": sum(result.num_bad_records for result in results), **sums}
+
+
+def log_store(what: str, manifest: Manifest) -> None:
+    """A line on the whole, one a source, and a warning where documents are on both sides of the split."""
+    tokens = sum(manifest.splits[name].tokens for name in SPLITS)
+    left_out = "".join(f", {count} {name} left out" for name, count in count_left_out(manifest).items() if count)
+    logger.info("%s: %d documents, %.2f M tokens%s", what, manifest.num_documents, tokens / 1e6, left_out)
+    if manifest.fallbacks:
+        logger.info("  %d documents were encoded by tokenizers instead of gigatoken", manifest.fallbacks)
+    if manifest.also_in_validation:
+        logger.warning(
+            "  %d training documents are in validation, too, by the split of their sources: their loss there is no "
+            "measure (data.deduplicate: exact leaves them out)",
+            manifest.also_in_validation,
+        )
+    for source in manifest.sources:
+        ratio = f", {source.bytes_per_token:.2f} bytes/token" if source.bytes_per_token else ""
+        counts = f"{source.documents} documents, {source.tokens} tokens{ratio}"
+        left_out = "".join(f", {count} {name}" for name, count in count_left_out(source).items() if count)
+        logger.info("  %s (%s): %s%s", source.path, source.kind, counts, left_out)

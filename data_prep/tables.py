@@ -1,19 +1,15 @@
-"""Records that are rows: CSV and TSV, Parquet, Arrow IPC.
+"""Records that are rows of Parquet or Arrow IPC.
 
-CSV is read from bounded lines, so a quote that is never closed costs `data.max_record_bytes` and not the file, and the
-line at which a bad row begins is named. Parquet is read a page at a time and Arrow by memory map, both turned into
-Python objects some MB at a time; where only one column of texts is wanted, the others are not read.
+Parquet is read a page at a time and Arrow by memory map, both turned into Python objects some MB at a time; where only
+one column of texts is wanted, the others are not read.
 A Parquet row is named by the byte at which its row group begins and its number in the file. Of a row group that cannot
 be decoded each row is a bad record, so that counts stay exact, and reading goes on with the next.
 """
 
-import csv
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,11 +23,9 @@ from data_prep.files import (
     BadRecord,
     Reading,
     Record,
-    find_text_fault,
     one_line,
     open_binary,
 )  # fmt: skip
-from data_prep.lines import read_line_blocks
 
 ROWS_AT_A_TIME = 1024
 BYTES_AT_A_TIME = 8 * 2**20
@@ -39,85 +33,6 @@ ARROW_FILE_MAGIC = b"ARROW1"
 CONVERSION_ERRORS = (ValueError, OverflowError, pa.ArrowException)
 # Of these faults in the footer Arrow makes an exception when it reads, but ends the process when it is asked for them.
 ABORTING_FAULTS = ("histogram", "ColumnMetaData", "data bytes")
-
-
-class _CsvLines:
-    """Lines for `csv.reader`, in stretches that end at the end of the file or before a line that is `bad`.
-
-    `first` is the number of the line at which the row begins, `size` its characters so far; both are set by the reader.
-    """
-
-    def __init__(self, reading: Reading):
-        self.bad: BadRecord | None = None
-        self.first, self.size = 1, 0
-        self._reading = reading
-        self._lines = chain.from_iterable(_decode_lines(reading))
-
-    def stretch(self) -> Iterator[str]:
-        self.bad = None
-        for line in self._lines:
-            if isinstance(line, BadRecord):
-                self.bad = line
-                return
-            self.size += len(line)
-            if self.size > self._reading.limit:
-                self.bad = self._reading.refuse(self._reading.explain_size("a row", self.size), self.first)
-                return
-            yield line
-
-
-def _decode_lines(reading: Reading) -> Iterator[list[str | BadRecord]]:
-    """Lines with their line feeds, many at a time: decoded together where none of them is bad."""
-    for item in read_line_blocks(reading):
-        if isinstance(item, BadRecord):
-            yield [item]
-            continue
-        number, lines = item
-        data = b"\n".join(lines)
-        if find_text_fault(data) is None:
-            yield [line + "\n" for line in data.decode().split("\n")]
-            continue
-        faults = [find_text_fault(line) for line in lines]
-        yield [
-            line.decode() + "\n" if fault is None else reading.refuse(fault[1], at)
-            for at, (line, fault) in enumerate(zip(lines, faults, strict=True), number)
-        ]
-
-
-def read_csv(reading: Reading) -> Iterator[Record | BadRecord]:
-    """Rows as dicts by the header. A bad header is one bad record: without it no row means anything."""
-    csv.field_size_limit(sys.maxsize)
-    lines = _CsvLines(reading)
-    header: list[str] | None = None
-    passed = 0
-    while True:
-        rows = csv.reader(lines.stretch(), delimiter="\t" if reading.span.format == "tsv" else ",", strict=True)
-        while True:
-            lines.first, lines.size = passed + rows.line_num + 1, 0
-            try:
-                row = next(rows)
-            except StopIteration:
-                break
-            except csv.Error as error:
-                if lines.bad is not None:  # it stands in the middle of this row
-                    break
-                yield reading.refuse(f"malformed {reading.span.format.upper()} ({error})", lines.first)
-                if header is None:
-                    return
-                continue
-            if header is None:
-                header = row or None
-            elif len(row) == len(header):
-                yield Record(dict(zip(header, row, strict=True)), reading.span.path, "line", lines.first)
-            elif row:
-                fault = f"{len(row)} fields where the header has {len(header)}"
-                yield reading.refuse(fault, lines.first)
-        if lines.bad is None:
-            return
-        yield lines.bad
-        if header is None:
-            return
-        passed += rows.line_num + 1
 
 
 def read_parquet(reading: Reading) -> Iterator[Record | BadRecord]:
@@ -175,7 +90,8 @@ def read_arrow(reading: Reading) -> Iterator[Record | BadRecord]:
     with ExitStack() as stack:
         compressed = Path(span.path).suffix.lower() in COMPRESSIONS
         raw = stack.enter_context(cast(Any, open_binary(span.path) if compressed else pa.memory_map(span.path)))
-        for index, batch in enumerate(_open_arrow(raw, compressed)):
+        reading.number = 0
+        for index, batch in enumerate(open_arrow(raw, compressed)):
             if span.end is not None and index >= span.end:
                 return
             if index < span.start:
@@ -189,7 +105,8 @@ def read_arrow(reading: Reading) -> Iterator[Record | BadRecord]:
                 yield from _read_batch(batch.slice(start, rows), reading)
 
 
-def _open_arrow(raw: Any, compressed: bool) -> Iterator[pa.RecordBatch]:
+def open_arrow(raw: Any, compressed: bool = False) -> Iterator[pa.RecordBatch]:
+    """Batches of an IPC stream or, from what can seek, file."""
     if compressed or raw.read_at(len(ARROW_FILE_MAGIC), 0) != ARROW_FILE_MAGIC:
         yield from pa.ipc.open_stream(raw)
         return

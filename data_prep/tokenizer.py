@@ -55,11 +55,15 @@ def fingerprint_tokenizer(directory: Path) -> str:
 
 
 def load_tokenizer(directory: Path) -> LoadedTokenizer:
-    """Read a tokenizer directory. Raises UserError when it has no end-of-document token.
+    """Read a tokenizer directory. Raises UserError when a file is damaged or there is no end-of-document token.
 
     `bos_id` is set only where the tokenizer itself puts one in front of every text (Llama does, Qwen does not).
     """
-    backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    try:
+        backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing more special
+        reason = " ".join(str(error).split())
+        raise UserError(f"tokenizer.path: {directory / 'tokenizer.json'} is no tokenizer ({reason})") from None
     backend.no_truncation()
     backend.no_padding()
     config = {**_load_json(directory / "special_tokens_map.json"), **_load_json(directory / "tokenizer_config.json")}
@@ -86,9 +90,12 @@ def _load_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return orjson.loads(path.read_bytes())
+        value = orjson.loads(path.read_bytes())
     except orjson.JSONDecodeError as error:
         raise UserError(f"tokenizer.path: {path} is no JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"tokenizer.path: {path} is no JSON object")
+    return value
 
 
 def _content(token: str | dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ directory and the space that is left; what was begun is removed, what was finish
 """
 
 import errno
+import fcntl
+import logging
 import os
 import shutil
 import uuid
@@ -20,7 +22,10 @@ from typing import Self
 import pyarrow as pa
 
 from data_prep.errors import UserError
+from data_prep.fingerprint import hash_file
 from data_prep.store import SCHEMA, Shard, Split
+
+logger = logging.getLogger("redline.data")
 
 TEMPORARY_PATTERN = ".*.tmp"
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -51,6 +56,21 @@ def _explain(directory: Path, error: OSError) -> str:
         f"{directory}: no space to write ({reason}; {free}): make space, or set data.store_dir to another disk, and "
         "run again; what is finished is kept"
     )
+
+
+@contextmanager
+def exclusive(product: Path) -> Iterator[None]:
+    """Holds the lock of a product; a process that dies lets go of it. Raises WriteError."""
+    with explain_write_errors(product.parent):
+        product.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(product.with_name(f".{product.name}.lock"), "w")  # noqa: SIM115  closed below
+    with lock as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("%s: waiting for the process that builds it", product)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes], durable: bool = True) -> None:
@@ -144,7 +164,7 @@ class ShardWriter:
         with explain_write_errors(self._path.parent):
             self._writer.close()
             self._file.close()
-            size = self._temporary.stat().st_size
+            size, content = self._temporary.stat().st_size, hash_file(self._temporary)
             os.replace(self._temporary, self._path)
         documents, tokens, text_bytes = self._counts
-        return Shard(self._path.name, self._split, documents, tokens, text_bytes, size)
+        return Shard(self._path.name, self._split, documents, tokens, text_bytes, size, content)

@@ -1,6 +1,8 @@
-"""Where a session starts, and that it never writes into an older run."""
+"""Where a session starts, that it never writes into an older run, and who does what all ranks need."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -9,7 +11,7 @@ from training.checkpoints.manifest import write_manifest
 from training.config import load_config
 from training.launch import World
 from training.run_dir import RunDir
-from training.session import find_start, move_aside, open_run
+from training.session import find_start, move_aside, on_each_node, open_run
 
 ONE_RANK = World("python", 0, 0, 1, 1)
 
@@ -99,3 +101,50 @@ def test_zero_shards_are_not_resumed_by_another_number_of_ranks(run_dir, caplog)
         find_start(load("--resume", "auto", "--deepspeed", "zero2_bf16"), run_dir, ONE_RANK)
     assert find_start(load("--resume", "auto"), run_dir, ONE_RANK) == run_dir.path / "checkpoint-6"
     assert "not bit for bit" in caplog.text
+
+
+@pytest.fixture
+def on_two_nodes(monkeypatch):
+    """`on_two_nodes(function)`: what `on_each_node` gives or raises on 2 nodes of 2 ranks each; a thread is a rank."""
+    gathered, everybody = {}, threading.Barrier(4)
+
+    def gather(outcomes, outcome, group):
+        gathered[threading.current_thread().name] = outcome
+        everybody.wait(10)
+        outcomes[:] = [gathered[f"rank_{rank}"] for rank in range(4)]
+
+    monkeypatch.setattr("torch.distributed.new_group", lambda **kwargs: None)
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+
+    def run(rank, function):
+        threading.current_thread().name = f"rank_{rank}"
+        try:
+            return on_each_node(World("torchrun", rank, rank % 2, 4, 2), function)
+        except Exception as error:
+            return error
+
+    def start(function):
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(run, range(4), [function] * 4))
+
+    return start
+
+
+def test_one_rank_of_each_node_prepares_and_the_others_get_its_result(on_two_nodes):
+    called = []
+
+    def prepare():
+        called.append(threading.current_thread().name)
+        return f"made by {called[-1]}"
+
+    assert on_two_nodes(prepare) == ["made by rank_0", "made by rank_0", "made by rank_2", "made by rank_2"]
+    assert sorted(called) == ["rank_0", "rank_2"]
+
+
+def test_all_ranks_hear_of_an_error_on_any_node(on_two_nodes):
+    def prepare():
+        if threading.current_thread().name == "rank_2":
+            raise UserError("line 5 is bad")
+        return "made"
+
+    assert [str(found) for found in on_two_nodes(prepare)] == ["line 5 is bad"] * 4

@@ -31,6 +31,7 @@ from training.config import Config, LoadedConfig
 from training.data.collator import Collator
 from training.data.dataset import RowDataset, build_datasets
 from training.data.loader import LoaderOptions, StoreBatches, TrainBatches, build_batching, choose_num_workers
+from training.data.resume_check import describe_order
 from training.data.streaming import StreamBatches, read_first_rows, read_validation_rows
 from training.launch import World, count_cores
 from training.metrics.flops import ModelFlops
@@ -112,7 +113,9 @@ def build_trainer(
     config = loaded.config
     tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_dir)
     store = Store.open(prepared.store_dir) if prepared.store_dir else None
-    train_dataset, eval_dataset = find_datasets(prepared.stream or store, config)
+    source = prepared.stream or store
+    assert source is not None
+    train_dataset, eval_dataset = find_datasets(source, config)
     model = build_run_model(config, tokenizer, args)
     meter = build_meter(config, model, args) if config.perf.enabled else None
     collator = Collator(
@@ -131,6 +134,7 @@ def build_trainer(
         processing_class=tokenizer,
         run_dir=run_dir,
         train_batches=build_train_batches(prepared.stream or train_dataset, config.data, args, collator, run_dir),
+        order=describe_order(source, config.data),
         verify_packing=config.data.verify_packing and config.data.packing != "none",
         meter=meter,
         log_every=config.perf.log_every,
@@ -152,7 +156,7 @@ def build_trainer(
     return trainer
 
 
-def find_datasets(source: StreamPlan | Store | None, config: Config) -> tuple[Any, Any]:
+def find_datasets(source: StreamPlan | Store, config: Config) -> tuple[Any, Any]:
     """Rows to train on and to evaluate on, the latter None where no document is held out.
 
     Of a stream the former are only something to look at, where there is nothing to evaluate on. Raises UserError when
@@ -160,7 +164,6 @@ def find_datasets(source: StreamPlan | Store | None, config: Config) -> tuple[An
     """
     if isinstance(source, Store):
         return build_datasets(source, config.data)
-    assert source is not None
     validation = read_validation_rows(source, config.data)
     if validation is None and config.argument("eval_strategy") != "no":
         raise UserError(

@@ -1,8 +1,8 @@
-"""One training session: join the ranks, open the run directory, resume or start, train, finish.
+"""One training session: join the ranks, prepare the data, open the run directory, resume or start, train, finish.
 
-The order matters. Rank 0 alone touches the run directory, before the others look at it; a run that is started anew
-over an older one moves the old one aside and never writes into it; a checkpoint is checked against its manifest before
-anything unpickles it.
+The order matters. One rank of each node prepares the data while the others wait; rank 0 alone touches the run
+directory, before the others look at it; a run that is started anew over an older one moves the old one aside and never
+writes into it; a checkpoint is checked against its manifest before anything unpickles it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import UserError
-from data_prep.prepare import Prepared
+from data_prep.prepare import prepare
 from training.build import build_trainer, build_training_arguments, find_run_path
 from training.checkpoints.manifest import Manifest, find_checkpoints, find_resumable, read_manifest, verify_checkpoint
 from training.config import LoadedConfig, dump_resolved
@@ -34,8 +35,8 @@ logger = logging.getLogger("redline.train")
 Result = TypeVar("Result")
 
 
-def run_training(loaded: LoadedConfig, prepared: Prepared, world: World) -> None:
-    """Train as configured; raises UserError for what the user can mend."""
+def run_training(loaded: LoadedConfig, world: World) -> None:
+    """Prepare the data and train as configured; raises UserError for what the user can mend."""
     config = loaded.config
     transformers_logging.disable_progress_bar()
     device = join_world(
@@ -46,6 +47,7 @@ def run_training(loaded: LoadedConfig, prepared: Prepared, world: World) -> None
     )
     run_dir = RunDir(find_run_path(config, loaded.recipe))
     try:
+        prepared = on_each_node(world, lambda: prepare(config.data, config.tokenizer))
         checkpoint = on_main_rank(world, lambda: find_start(loaded, run_dir, world))
         args = build_training_arguments(loaded, run_dir, device, world)
         if checkpoint is not None and 0 < args.max_steps <= (step := read_manifest(checkpoint).step):
@@ -187,6 +189,26 @@ def on_main_rank(world: World, function: Callable[[], Result]) -> Result:
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return outcome[0]
+
+
+def on_each_node(world: World, function: Callable[[], Result]) -> Result:
+    """Run `function` on the first rank of each node and give its result to the others there, or the first exception of
+    any node to all. It may take as long as it likes: `training.ddp_timeout` is not for it."""
+    if world.size == 1:
+        return function()
+    waiting = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+    outcome: Any = None
+    if world.local_rank == 0:
+        try:
+            outcome = function()
+        except Exception as error:  # whatever it is, the other ranks must hear of it
+            outcome = error
+    outcomes: list[Any] = [None] * world.size
+    dist.all_gather_object(outcomes, outcome, group=waiting)
+    for error in outcomes:
+        if isinstance(error, Exception):
+            raise error
+    return outcomes[world.rank - world.local_rank]
 
 
 def describe_environment(world: World) -> dict[str, Any]:

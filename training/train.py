@@ -20,7 +20,6 @@ if __package__ in (None, ""):  # run as a script: its folder is on the path, the
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_prep.errors import UserError
-from data_prep.prepare import prepare
 from training.config import load_config
 from training.launch import configure_logging, leave_bitsandbytes_out, read_world, set_environment
 
@@ -39,11 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from training.models.build import check_model
 
         check_model(loaded.config.model)
-        prepared = prepare(loaded.config.data, loaded.config.tokenizer)
 
         from training.session import run_training
 
-        run_training(loaded, prepared, world)
+        run_training(loaded, world)
     except UserError as error:
         message = loaded.located(str(error)) if loaded else str(error)
         print(f"error: {message}" if world.is_main else f"error on rank {world.rank}: {message}", file=sys.stderr)

@@ -6,6 +6,7 @@ comment; what it writes loads again to the same values.
 """
 
 import json
+import textwrap
 import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -155,6 +156,19 @@ def describe(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"a mapping of {', '.join(annotation.model_fields)}"
     return _WORDS.get(origin or annotation, str(annotation))
+
+
+def describe_sections(sections: Sections) -> str:
+    """Every key: what it takes, its default, what it is for."""
+    lines = []
+    for name, model in sections.items():
+        lines.append(f"\n{name}:")
+        for key, info in model.model_fields.items():
+            default = "" if isinstance(info.default, list) else f" (default {shown_value(info.default)})"
+            takes = describe(info.annotation).replace(" (quote it)", "")
+            text = f"{takes}{default}: {info.description or ''}".rstrip(": ")
+            lines += [f"  {key}", *textwrap.wrap(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+    return "\n".join(lines) + "\n"
 
 
 def dump_sections(values: Mapping[str, Any], layer: Layer) -> str:

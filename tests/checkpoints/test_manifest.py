@@ -73,13 +73,14 @@ def test_progress_keeps_float32_sums_exactly(tmp_path):
     import numpy as np
 
     loss = float(np.float32(10.123456789))
-    progress = Progress([loss, 0.1], last_logged_step=7, tokens=12345, seconds=1.5, position=64, order="shuffled")
+    progress = Progress([loss, 0.1], last_logged_step=7, tokens=12345, seconds=1.5, position=64, order={"data.seed": 0})
     progress.write(tmp_path)
     assert Progress.read(tmp_path) == progress
 
 
-def test_progress_without_a_position_is_an_error(tmp_path):
-    Progress(tokens=1).write(tmp_path)
+@pytest.mark.parametrize("values", [{"tokens": 1}, {"position": 7, "order": "7 rows shuffled by seed 0"}])
+def test_progress_without_a_position_in_a_known_order_is_an_error(tmp_path, values):
+    Progress(**values).write(tmp_path)
     with pytest.raises(UserError, match="where the data stood"):
         Progress.read(tmp_path)
 

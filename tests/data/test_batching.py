@@ -1,6 +1,6 @@
 """One stream of rows, whoever shares it: ranks, micro-batches and restarts change who trains a row, never which."""
 
-from itertools import islice
+from itertools import islice, takewhile
 
 import numpy as np
 import pytest
@@ -81,11 +81,16 @@ def test_budget_batches_resume_with_another_world(world_size: int):
     assert sorted(sum(first + rest, [])) == sorted(sum(straight, []))
 
 
-def test_a_batch_that_another_budget_began_is_finished():
-    """Positions of another budget mean another order: each row still comes, at most the window's rest twice."""
-    rows, _ = take(budget_batches(), 1003, 1, 3)
-    stream = sum((batch.rows for batch in islice(budget_batches().cut(0, 0, 1), 500)), [])
-    assert rows[0] == sorted(stream[1003 : 1003 + len(rows[0])])
+@pytest.mark.parametrize("num_rows", [1, 100, 8192, 8193, 20_000])
+def test_rounds_are_counted_without_cutting_them(num_rows: int):
+    """Against the cut itself, from and to anywhere in several epochs."""
+    batching = budget_batches(LENGTHS[:num_rows])
+    ends = [batch.end for batch in takewhile(lambda batch: batch.end < 3.5 * num_rows + 50, batching.cut(0, 0, 1))]
+    for begin in (0, *ends[:: max(1, len(ends) // 3)]):
+        for end in (begin + 1, begin + num_rows // 3 + 1, num_rows, 2 * num_rows, 3 * num_rows):
+            if begin < end < ends[-1]:
+                batches = sum(begin < at < end for at in ends) + 1  # with the one that reaches the end
+                assert batching.count_rounds(begin, end, 2) == batches / 2
 
 
 def test_a_row_over_the_budget_is_an_error():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data_prep.stream as stream
+from data_prep import blocks, stream
 from data_prep.errors import UserError
 from data_prep.options import DataSection, TokenizerSection
 from data_prep.prepare import prepare
@@ -30,7 +30,7 @@ def small_units(monkeypatch):
     """Some ten units of 200 documents in all, each of a few blocks."""
     monkeypatch.setattr(stream, "UNIT_BYTES", 4000)
     monkeypatch.setattr(stream, "SHARE_BYTES", 300)
-    monkeypatch.setattr(stream, "BLOCK_BYTES", 1500)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1500)
 
 
 @pytest.fixture(scope="session")
@@ -170,13 +170,6 @@ def test_another_number_of_readers_repeats_and_skips_nothing(open_stream):
     assert sorted(map(ids_of, taken + sum(map(take_pass, ranks), []))) == rows
 
 
-def test_other_rows_are_refused(open_stream):
-    position = gather([open_stream()])
-    for other in ({**position, "plan": "other"}, 17):
-        with pytest.raises(UserError, match="other rows .*--resume never"):
-            open_stream(position=other)
-
-
 def test_ranks_agree_on_the_epoch(open_stream):
     ranks = [open_stream(rank, 2) for rank in range(2)]
     rows = len(take_pass(open_stream()))
@@ -195,7 +188,7 @@ def test_finished_units_are_not_read_again(open_stream, monkeypatch):
     units = batches.plan.units
     done = [units[place] for place in permute(np.arange(2), len(units), (batches.data.seed, 0))]
     read = []
-    original = stream.read_blocks
+    original = blocks.read_blocks
     spy = lambda unit, *rest: read.append(unit) or original(unit, *rest)  # noqa: E731
     monkeypatch.setattr("training.data.streaming.read_blocks", spy)
     take(open_stream(position=position), 1)

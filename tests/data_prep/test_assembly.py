@@ -44,6 +44,35 @@ def prepare_fresh(sections, directory: Path) -> list[str]:
     return hash_shards(prepare(data.model_copy(update={"store_dir": str(directory)}), tokenizer).store_dir)
 
 
+def test_a_new_source_in_front_builds_its_own_parts(tmp_path, recipe, source, small_parts, built, caplog):
+    """What lies behind it is taken over with other source numbers, to the bytes of a fresh build; bad records too."""
+    caplog.set_level(logging.INFO)
+    with open(source, "ab") as file:
+        file.write(b'{"text": ""}\n')
+    pairs = [{"prompt": text, "chosen": "yes", "rejected": "no"} for text in make_texts(100)]
+    other = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    new = write_jsonl(tmp_path / "new.jsonl", [{"text": text} for text in make_texts(60, "new ")])
+    data, tokenizer = recipe("unused", {"on_bad_record": "skip", "max_bad_share": 0.1})
+
+    def sections(*paths: Path):
+        return data.model_validate({**data.model_dump(), "sources": [{"path": str(path)} for path in paths]}), tokenizer
+
+    prepare(*sections(source, other))
+    count = len(built)
+    assert count > 8
+    built.clear()
+    store = prepare(*sections(new, source, other)).store_dir
+    assert 0 < len(built) < 8
+    assert f"{count} of {count + len(built)} parts are unchanged" in caplog.text
+    built.clear()
+    assert hash_shards(store) == prepare_fresh(sections(new, source, other), tmp_path / "fresh")
+    manifest = Store.open(store).manifest
+    assert manifest.sources == Store.open(next((tmp_path / "fresh").glob("*/manifest.json")).parent).manifest.sources
+    assert (manifest.bad_records, manifest.sources[1].documents, manifest.sources[2].documents) == (1, 400, 100)
+    table = Store.open(store).split("train")
+    assert set(table.sources.tolist()) == {0, 1, 2}
+
+
 @pytest.mark.parametrize("kind", ["change", "insert"])
 def test_a_changed_input_builds_the_parts_it_touches(tmp_path, recipe, source, small_parts, built, caplog, kind: str):
     caplog.set_level(logging.INFO)
@@ -151,14 +180,17 @@ def test_equal_content_is_built_once_and_counted_as_often_as_it_comes(tmp_path, 
 
 def test_a_damaged_sibling_is_not_taken_over(tmp_path, recipe, source, small_parts, built):
     first = prepare(*recipe(source)).store_dir
-    cut, garbled = sorted(first.glob("train-*.arrow"))[:2]
+    cut, garbled, flipped = sorted(first.glob("train-*.arrow"))[:3]
     cut.write_bytes(cut.read_bytes()[:100])
     garbled.write_bytes(b"\xff" * garbled.stat().st_size)
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
     with open(source, "ab") as file:
         file.write(b'{"text": "one more"}\n')
     built.clear()
     second = prepare(*recipe(source)).store_dir
-    assert len(built) == 3
+    assert len(built) == 4
     assert hash_shards(second) == prepare_fresh(recipe(source), tmp_path / "fresh")
 
 

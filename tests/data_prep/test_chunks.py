@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from data_prep import chunks
 from data_prep.chunks import Content, cut_file, find_true
 from data_prep.files import Format
+from data_prep.records import Span, read_records
 from data_prep.sources import SourceFile
-from tests.data_prep.conftest import set_part_bytes
+from tests.data_prep.conftest import make_texts, set_part_bytes
 
 
 def cut(path: Path, data: bytes, format: Format = "jsonl") -> Content:
@@ -143,6 +144,47 @@ def test_parquet_is_cut_by_row_group_and_its_hash_knows_the_schema(tmp_path: Pat
     assert write(texts) == first
     path.write_bytes(path.read_bytes()[:-20])
     assert [chunk[:3] for chunk in cut_file(SourceFile(str(path), "parquet", 9)).chunks] == [(0, None, 1)]
+
+
+@pytest.mark.parametrize("kind", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_arrow_is_cut_behind_record_batches_that_its_content_chooses(tmp_path: Path, kind):
+    path = tmp_path / "a.arrow"
+
+    def write(texts: list[str], size: int = 5, **columns) -> Content:
+        table = pa.table({"text": texts, "words": [text.split() for text in texts], **columns})
+        with kind(str(path), table.schema.with_metadata({"made": str(len(texts))})) as writer:
+            writer.write_table(table, max_chunksize=size)
+        return cut_file(SourceFile(str(path), "arrow", path.stat().st_size))
+
+    texts = [f"text {i} " * (i % 9) for i in range(600)]
+    first = write(texts)
+    assert len(first.chunks) > 8
+    found = [
+        (record.number, record.value["text"])  # type: ignore[union-attr]
+        for chunk in first.chunks
+        for record in read_records(Span(str(path), "arrow", chunk.start, chunk.end, chunk.first_line))
+    ]
+    assert found == list(enumerate(texts, 1))
+    for changed in (["a new one", *texts[1:]], [*make_texts(5), *texts]):  # a batch is changed, one is added in front
+        assert len({chunk.hash for chunk in write(changed).chunks} - {chunk.hash for chunk in first.chunks}) <= 2
+    assert write(texts) == first
+    assert not {chunk.hash for chunk in write(texts, id=range(600)).chunks} & {chunk.hash for chunk in first.chunks}
+    assert len(write(texts, word=pa.array(texts).dictionary_encode()).chunks) == 1
+
+
+def test_a_damaged_arrow_file_is_cut_or_whole(tmp_path: Path):
+    sink = pa.BufferOutputStream()
+    table = pa.table({"text": [f"text {i}" * (i % 9) for i in range(200)]})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=5)
+    data, generator = sink.getvalue().to_pybytes(), np.random.default_rng(0)
+    counts = set()
+    for _ in range(300):
+        damaged = bytearray(data)
+        damaged[generator.integers(len(data))] = generator.integers(256)
+        found = cut(tmp_path / "a.arrow", bytes(damaged[: generator.integers(len(data) // 2, 2 * len(data))]), "arrow")
+        counts.add(len(found.chunks) > 1)
+    assert counts == {False, True}
 
 
 def test_find_true():

@@ -102,6 +102,40 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path):
     assert not psutil.wait_procs(workers, timeout=30)[1]
 
 
+STOPPED = """
+import sys
+from pathlib import Path
+from data_prep import prepare
+from data_prep.executor import run_parts
+from tests.data_prep.test_executor import wait_for_ever
+if __name__ == "__main__":
+    prepare.prepare = lambda *_: list(run_parts(wait_for_ever, [Path(sys.argv[1])] * 2, 2))
+    sys.exit(prepare.main([]))
+"""
+
+
+@pytest.mark.parametrize("delay", [None, 0.0, 0.1, 0.3])
+def test_ctrl_c_is_one_line(tmp_path: Path, delay: float | None):
+    """At work, and while the workers start and import; sent to all processes, as a terminal does."""
+    script = tmp_path / "main.py"
+    script.write_text(STOPPED)
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    command = [sys.executable, str(script), str(pids)]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = psutil.Process(parent.pid)
+    while len(list(pids.iterdir())) < 2 if delay is None else len(process.children()) < 3:  # with a resource tracker
+        assert parent.poll() is None
+        time.sleep(0.01)
+    time.sleep(delay or 0.0)
+    workers = process.children()
+    os.killpg(parent.pid, signal.SIGINT)
+    said = parent.communicate(timeout=60)[1]
+    assert (parent.returncode, said) == (130, "stopped; finished parts are kept: run again to go on\n")
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
 def test_number_of_processes():
     assert find_num_processes(3) == 3
     assert 1 <= find_num_processes("auto") <= 16

@@ -1,11 +1,15 @@
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from rich.console import Console
 
-from data_prep.inspect import main, show_document, show_histogram
+from data_prep.errors import UserError
+from data_prep.inspect import inspect, main, show_document, show_histogram
 from data_prep.prepare import prepare
+from data_prep.store import Store
 from data_prep.tokenizer import LoadedTokenizer
 from tests.data_prep.conftest import make_texts, write_jsonl
 
@@ -47,6 +51,54 @@ def test_the_oddest_documents_and_what_was_left_out_are_shown(tmp_path: Path, re
     rarest, repeated = shown[shown.index("rarest words") :], shown[shown.index("most repetitive") :]
     assert "Zürich" in rarest[: rarest.index("most repetitive")]
     assert "of course of course" in repeated
+
+
+def test_without_colour_the_mask_is_marked(tmp_path: Path, recipe, monkeypatch):
+    pair = {"prompt": "what is two", "completion": "four"}
+    store = prepare(*recipe(write_jsonl(tmp_path / "a.jsonl", [pair]), {"validation_share": 0})).store_dir
+
+    def show(**options) -> str:
+        out = io.StringIO()
+        assert main([str(store), "--documents", "1"], Console(file=out, width=160, **options)) == 0
+        return out.getvalue()
+
+    assert "⟦four<|im_end|>⟧" in show()
+    coloured = show(force_terminal=True, color_system="standard")
+    assert "\x1b[32mfour<|im_end|>" in coloured and "⟦" not in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "⟦four<|im_end|>⟧" in show(force_terminal=True, color_system="standard")
+
+
+def test_a_store_shows_itself_wherever_it_lies_and_without_its_sources(tmp_path: Path, recipe, monkeypatch):
+    (tmp_path / "built").mkdir()
+    monkeypatch.chdir(tmp_path / "built")
+    data, tokenizer = recipe(write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(9)]))
+    shutil.copytree(str(tokenizer.path), "tokenizer")
+    options = tokenizer.model_copy(update={"path": "tokenizer"})
+    store = prepare(data.model_copy(update={"store_dir": "stores"}), options).store_dir
+    assert store is not None
+    moved = store.rename(tmp_path / "moved")
+    shutil.rmtree("tokenizer")
+    monkeypatch.chdir(tmp_path)
+    out = io.StringIO()
+    assert main(["moved"], Console(file=out, width=160)) == 0
+    assert "⟦Text 0: " in out.getvalue()
+    (moved / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"moved/tokenizer.json is missing"):
+        inspect(Store.open(moved), "train", 1, Console(file=out))
+
+
+def test_verify_names_a_shard_with_a_flipped_bit(tmp_path: Path, recipe, capsys):
+    store = prepare(*recipe(write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(60)]))).store_dir
+    assert store is not None
+    assert main([str(store), "--verify"]) == 0
+    assert "all 2 shards" in capsys.readouterr().out
+    shard = next(store.glob("train-*.arrow"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert main([str(store), "--verify"]) == 2
+    assert f"1 of 2 shards is not what was written ({shard.name})" in capsys.readouterr().err
 
 
 def test_what_is_no_store_is_an_error(tmp_path: Path, capsys):

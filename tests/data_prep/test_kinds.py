@@ -154,6 +154,12 @@ def test_a_turn_of_weight_zero_is_marked_and_the_key_is_not_shown_to_templates(k
 ODDITIES = [None, True, 0, 1.5, "", "x", "{", [], ["x"], [[]], [None], {}, {"a": 1}, [{}], {"text": None}]
 
 
+def test_an_object_among_plain_texts_is_told_without_a_key():
+    shape = find_shape("a text", "auto", None)
+    with pytest.raises(RecordError, match="^an object, where this source's first record is plain text: make them two"):
+        parse_record({"text": "t"}, shape)
+
+
 def nodes(value: Any, path: tuple = ()) -> Iterator[tuple]:
     """Paths of all values inside a value."""
     for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():

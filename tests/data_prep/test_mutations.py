@@ -153,18 +153,80 @@ def check_json(data: bytes, good: list[Record], bad: list[BadRecord]) -> None:
     assert len(bad) == (not values)
 
 
-def check_csv(data: bytes, good: list[Record], bad: list[BadRecord]) -> None:
+def check_csv(data: bytes, good: list[Record], bad: list[BadRecord], delimiter: str = ",") -> None:
+    """Each line is of a row or refused: against a reader that goes a character at a time; and where the csv module
+    takes the whole file, against that."""
+    expected, refused = parse_csv(data.removeprefix(b"\xef\xbb\xbf"), delimiter)
+    assert [(record.number, record.value) for record in good] == expected
+    assert [record.number for record in bad] == (refused or [1] * (not expected))
     try:
         text = data.decode("utf-8-sig")
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except (ValueError, csv.Error):
         assert bad
         return
+    rows = [row for row in rows if row]
     if "\0" in text or len(data) > LIMIT or "\r" in text:  # a lone CR ends a line for StringIO
         return
     assert len(good) + len(bad) == max(1, len(rows) - 1)
-    expected = [dict(zip(rows[0], row, strict=True)) for row in rows[1:] if len(row) == len(rows[0])]
-    assert [record.value for record in good] == expected
+    values = [dict(zip(rows[0], row, strict=True)) for row in rows[1:] if len(row) == len(rows[0])]
+    assert [record.value for record in good] == values
+
+
+def parse_csv(data: bytes, delimiter: str) -> tuple[list[tuple[int, Any]], list[int]]:
+    """Numbers and values of the rows, and numbers of what is refused."""
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    good, refused, header, at = [], [], None, 0
+    while at < len(lines):
+        row, behind = parse_row(lines, at, delimiter)
+        if row is None or (header and row and len(row) != len(header)):
+            refused.append(at + 1)
+        elif header and row:
+            good.append((at + 1, dict(zip(header, row, strict=True))))
+        header = header or row
+        if not header and refused:
+            break
+        at = behind
+    return good, refused
+
+
+def parse_row(lines: list[bytes], at: int, delimiter: str) -> tuple[list[str] | None, int]:
+    """Fields of the row that begins with a line, None where it breaks, and the line to go on with."""
+    fields, state, opened, size = [""], "begin", at, 0
+    for number in range(at, len(lines)):
+        try:
+            line = lines[number].decode() + "\n"
+        except UnicodeDecodeError:
+            line = "\0"
+        size += len(line)
+        if "\0" in line or len(lines[number]) > LIMIT or len(line) > LIMIT:
+            return None, (opened if number > at else at) + 1
+        if not line.strip("\r\n") and number == at:
+            return [], at + 1
+        for place, character in enumerate(line):
+            if state == "begin" and character == '"':
+                state, opened = "quoted", number
+            elif state == "quoted":
+                state = "closed" if character == '"' else state
+                fields[-1] += character if character != '"' else ""
+            elif state == "closed" and character == '"':
+                state = "quoted"
+                fields[-1] += '"'
+            elif character == delimiter:
+                state = "begin"
+                fields.append("")
+            elif not line[place:].strip("\r\n"):
+                return (fields if size <= LIMIT else None), number + 1
+            elif character == "\r" or state == "closed":
+                return None, (opened if state == "closed" else number) + 1
+            else:
+                state = "plain"
+                fields[-1] += character
+        if size > LIMIT:
+            break
+    return None, opened + 1
 
 
 def check_parquet(data: bytes, good: list[Record], bad: list[BadRecord]) -> None:
@@ -191,9 +253,9 @@ def dump_lines(records: list[Any]) -> bytes:
 
 def dump_csv(delimiter: str) -> bytes:
     out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, ["text", "id"], delimiter=delimiter, lineterminator="\n")
+    writer = csv.DictWriter(out, ["text", "id", "note"], delimiter=delimiter, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(RECORDS["text"])
+    writer.writerows({**record, "note": record["text"][::-1]} for record in RECORDS["text"])
     return out.getvalue().encode()
 
 
@@ -221,7 +283,7 @@ CASES: list[tuple[str, str, str, bytes, int, Check]] = [  # name, format, kind, 
     ("json-indented", "json", "messages", json.dumps(RECORDS["messages"], indent=1).encode(), 1000, check_json),
     ("json-single", "json", "text", json.dumps(RECORDS["text"][0]).encode(), 300, check_json),
     ("csv", "csv", "text", dump_csv(","), 1400, check_csv),
-    ("tsv", "tsv", "text", dump_csv("\t"), 300, lambda *_: None),
+    ("tsv", "tsv", "text", dump_csv("\t"), 700, lambda *found: check_csv(*found, delimiter="\t")),
     ("parquet", "parquet", "text", dump_parquet(), 900, check_parquet),
     ("parquet-checksums", "parquet", "text", dump_parquet(write_page_checksum=True), 300, check_parquet),
     ("arrow", "arrow", "text", dump_arrow(), 1000, check_arrow),
@@ -284,7 +346,7 @@ def count_lines(data: bytes) -> int:
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_documents_in_are_documents_stored_and_documents_reported(tmp_path: Path, recipe, kind: str):
-    """Through the whole build, from damaged JSONL files and text files, one process, several files a part."""
+    """Through the whole build, from damaged JSONL, CSV and TSV files, or text files; several files a part."""
     folder = tmp_path / "in"
     folder.mkdir()
     whole = dump_lines(RECORDS[kind])
@@ -293,12 +355,20 @@ def test_documents_in_are_documents_stored_and_documents_reported(tmp_path: Path
     for number, mutant in enumerate(mutants(whole, 60, f"build {kind}")):
         (folder / f"{number + 1}.jsonl").write_bytes(mutant)
         expected += count_lines(mutant)
+    for format, delimiter in (("csv", ","), ("tsv", "\t")) if kind == "text" else ():
+        for number, mutant in enumerate(mutants(dump_csv(delimiter), 60, f"build {format}")):
+            (folder / f"{number}.{format}").write_bytes(mutant)
+            expected += max(1, sum(map(len, parse_csv(mutant.removeprefix(b"\xef\xbb\xbf"), delimiter))))
+    check_build(recipe, folder, expected, kind=kind)
     if kind == "text":
         for number, mutant in enumerate(mutants(PLAIN, 60, "build")):
             (folder / f"{number}.txt").write_bytes(mutant)
-        expected += 60
+        check_build(recipe, folder, 60, format="text")
+
+
+def check_build(recipe: Any, folder: Path, expected: int, **source: str) -> None:
     options = {"on_bad_record": "skip", "max_bad_share": 1.0, "max_record_bytes": LIMIT}
-    store = build(recipe(folder, options, kind=kind))
+    store = build(recipe(folder, options, **source))
     listed = [json.loads(line) for line in (store.path / "bad_records.jsonl").read_text().splitlines()]
     assert len(listed) == store.manifest.bad_records
     assert store.manifest.num_documents == sum(len(store.split(split)) for split in ("train", "validation"))

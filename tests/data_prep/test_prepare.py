@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from data_prep.errors import UserError
-from data_prep.options import DataSection, TokenizerSection
+from data_prep.options import DataSection, SourceSection, TokenizerSection
 from data_prep.prepare import main, prepare
 from data_prep.store import Store
 from tests.data_prep.conftest import make_texts, set_part_bytes, write_jsonl
@@ -184,6 +184,28 @@ def test_command_prints_the_store_and_imports_no_torch(tmp_path: Path, recipe):
         done = subprocess.run([sys.executable, "-c", code, str(config)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert Store.open(done.stdout.strip()).manifest.num_documents == len(records)
+
+
+def test_help_lists_what_it_takes(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: python -m data_prep.prepare --config NAME_OR_PATH [overrides]")
+    for model in (DataSection, TokenizerSection, SourceSection):
+        assert all(f"\n  {name}\n" in said for name in model.model_fields)
+    assert "a number (default 0.02): share of documents held out" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("--sorces", "command line: unknown flag --sorces: did you mean --sources?"),
+        ("--xyz", "command line: unknown flag --xyz: --help lists all keys"),
+        ("data.pakcing=none", "command line: unknown key data.pakcing: did you mean data.packing?"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(capsys, typed: str, said: str):
+    assert main([typed]) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
 
 
 def test_command_reports_one_line(tmp_path: Path, capsys):

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from data_prep import json_array
 from data_prep.files import Reading
 from data_prep.lines import read_line_blocks
+from data_prep.parts import Part
 from data_prep.records import BadRecord, Record, Span, read_records
+from data_prep.results import _to_absolute, _to_relative
 
 
 def read(path: Path, format: str, start: int = 0, end: int | None = None, **options) -> list[Record | BadRecord]:
@@ -103,8 +105,12 @@ BAD = [
     ("csv", b"id,text\n1,one,more\n", 2, "3 fields where the header has 2"),
     ("csv", b"id,text\n1,\xff\n", 2, "invalid UTF-8"),
     ("csv", b"id,text\n1,a\x00b\n", 2, "a NUL at byte 3"),
-    ("csv", b'id,text\n1,one\n2,"two\n3,three\n', 3, "unexpected end of data"),
-    ("csv", b'id,te"xt\n1,"one\n', 2, "unexpected end of data"),
+    ("csv", b'id,text\n1,one\n2,"two\n3,three\n', 3, "malformed CSV (the quote that opens here is never closed)"),
+    ("csv", b'id,te"xt\n1,"one\n', 2, "the quote that opens here is never closed"),
+    ("csv", b'id,text\n1,"one" or\n2,two\n', 2, "the quote that opens here is closed where no field ends"),
+    ("csv", b'id,text\n"1\n",x"y,"z\n2,two\n', 2, "the quote that opens in line 3 is never closed"),
+    ("csv", b"id,text\n1,o\rne\n2,two\n", 2, "new-line character seen in unquoted field"),
+    ("tsv", b'id\ttext\n1\t"one\n2\ttwo\n', 2, "malformed TSV (the quote that opens here is never closed)"),
     ("csv", b"\xff,text\n1,one\n", 1, "invalid UTF-8"),
     ("text", b"first\nsec\xc3ond\n", 2, "invalid UTF-8 at byte 9"),
     ("lines", b"first\nsec\xc3ond\n", 2, "invalid UTF-8 at byte 3"),
@@ -158,7 +164,7 @@ OVER_LONG = [
     ("json", b'[{"text": "one"},\n{"text": "%s"}, {"text": "four"}]', 2, [{"text": "one"}, {"text": "four"}]),
     ("json", b'{"text": "%s"}', 1, []),
     ("csv", b"text\none\n%s\nfour\n", 3, [{"text": "one"}, {"text": "four"}]),
-    ("csv", b'text\none\n"%s\n"\nfour\n', 3, [{"text": "one"}]),
+    ("csv", b'text\none\n"%s\n"\nfour\n', 3, [{"text": "one"}, {"text": "four"}]),
     ("text", b"%s", 1, []),
 ]
 
@@ -179,6 +185,7 @@ def test_a_record_over_the_limit_is_named_and_reading_goes_on(
     assert good[: len(expected)] == expected
     assert bad[0].number == number
     assert "over data.max_record_bytes (90 bytes): cut it into documents, or raise the limit" in bad[0].reason
+    assert bad[0].reason.endswith(", or set text_unit: line") == (format == "text")
     if format == "lines":
         assert f"a line of {'500 bytes' if size == 500 else '2.9 MiB'}" in bad[0].reason
 
@@ -258,7 +265,53 @@ def test_rows_of_csv_are_numbered_by_their_first_line_behind_bad_ones_too(tmp_pa
     path.write_bytes(b'a,b\n1,"x\ny"\n\xff,2\n3,4\n5\n"6\n7,\0\n8,9\n' + b"z" * 99 + b'\n\n10,"11"x\n12,13\n"14,15\n')
     found = read(path, "csv", max_record_bytes=90)
     assert [record.number for record in found if isinstance(record, Record)] == [2, 5, 9, 13]
-    assert [record.number for record in found if isinstance(record, BadRecord)] == [4, 6, 8, 10, 12, 14]
+    assert [record.number for record in found if isinstance(record, BadRecord)] == [4, 6, 7, 8, 10, 12, 14]
+
+
+@pytest.mark.parametrize("fault", [b'2,"two', b'2,"two" x', b'2,"two\n\xff'])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_lost_quote_costs_its_row_and_no_other(tmp_path: Path, fault: bytes, suffix: str):
+    """Over many blocks of the file, to its end and to the limit, behind rows of many lines."""
+    rows = [b'%d,"%s"' % (i, b"many\nlines, " * (i % 5)) if i % 7 == 0 else b"%d,plain" % i for i in range(60_000)]
+    path = tmp_path / f"a.csv{suffix}"
+    for begin in (3, 50_001):  # no quote follows the second: up to the end of the file, or a limit
+        data = b"id,text\n" + b"\n".join(
+            [*rows[:begin], fault, *(r for r in rows[begin:] if begin < 9 or b'"' not in r)]
+        )
+        path.write_bytes(COMPRESSORS[suffix](data))
+        for limit in (2000, 2**20, 2**26):
+            found = read(path, "csv", max_record_bytes=limit)
+            bad = [record for record in found if isinstance(record, BadRecord)]
+            assert len(bad) == 1 + fault.count(b"\n")
+            assert bad[0].number == 2 + b"\n".join(rows[:begin]).count(b"\n") + (begin > 0)
+            good = [record.value["id"] for record in found if isinstance(record, Record)]
+            assert good == [str(i) for i in range(60_000) if i < begin or begin < 9 or i % 7]
+
+
+def test_a_lost_quote_in_an_archive_that_is_cut_short_costs_no_row(tmp_path: Path):
+    lines = [b'%d,"lost' % i if i == 100 else b"%d,%d" % (i, i * 7919 % 1000) for i in range(20_000)]
+    path = tmp_path / "a.csv.gz"
+    whole = gzip.compress(b"id,text\n" + b"\n".join(lines))
+    path.write_bytes(whole[: len(whole) // 2])
+    *found, last = read(path, "csv")
+    assert len(found) > 5000
+    assert [r.number for r in found] == list(range(2, len(found) + 2))
+    assert [r.number for r in found if isinstance(r, BadRecord)] == [102]
+    assert "cannot be read on" in last.reason  # type: ignore[union-attr]
+
+
+def test_a_quoted_field_of_many_lines_up_to_the_limit(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    text = 'a line, and a "quoted" one\n' * 40_000
+    path.write_bytes(b'id,text\n1,"%s"\n2,two\n' % text.replace('"', '""').encode())
+    assert values(read(path, "csv")) == [{"id": "1", "text": text}, {"id": "2", "text": "two"}]
+    size = len(path.read_bytes()) - len(b"id,text\n2,two\n")
+    assert len(values(read(path, "csv", max_record_bytes=size))) == 2
+    for limit, hint in ((size - 1, False), (size // 2, True)):
+        bad = read(path, "csv", max_record_bytes=limit)[0]
+        assert isinstance(bad, BadRecord)
+        assert (bad.number, "or close the quote that opens here" in bad.reason) == (2, hint)
+    assert len(read(path, "csv", max_record_bytes=size - 1)) == 2
 
 
 def test_lines_are_numbered_over_blocks_and_bad_ones(tmp_path: Path):
@@ -330,6 +383,17 @@ def test_arrow_in_both_forms_by_record_batch(tmp_path: Path, kind: str):
     assert [(record.value["id"], record.number) for record in read(path, "arrow")] == [(i, i + 1) for i in range(10)]  # type: ignore[union-attr]
     found = [(r.value, r.number) for r in read(path, "arrow", 1, 2, column="text") if isinstance(r, Record)]
     assert found == [({"text": f"t{i}"}, i + 1) for i in range(4, 8)]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "arrow", "csv", "json", "text"])
+def test_a_file_that_cannot_be_opened_is_a_bad_record_of_its_span(tmp_path: Path, format: str):
+    """Of a later piece of the file, too: results keep bad records by their distance from its beginning."""
+    span = Span(str(tmp_path / "missing"), format, 5, 9, 40)  # type: ignore[arg-type]
+    (bad,) = read_records(span)
+    assert isinstance(bad, BadRecord)
+    assert bad.number == 40
+    part = Part(0, 0, (Span(span.path, span.format, 0, 5, 1), span))
+    assert _to_absolute(_to_relative(bad, part), part) == bad
 
 
 def test_nul_in_a_json_string_is_text(tmp_path: Path):

@@ -1,5 +1,7 @@
+import logging
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import datasets
@@ -21,14 +23,70 @@ def names(item: Input) -> list[tuple[str, str]]:
     return [(Path(file.path).name, file.format) for file in item.files]
 
 
-def test_directory_takes_known_files_in_order_and_no_hidden_ones(tmp_path: Path):
-    for name in ("b.txt", "a.jsonl.gz", ".hidden.txt", "c.bin", "sub/d.md", "__pycache__/e.py", "f.json", "g.json"):
+def test_directory_takes_known_files_in_order_and_no_hidden_ones(tmp_path: Path, caplog):
+    caplog.set_level(logging.INFO)
+    for name in (
+        "a.jsonl.gz",
+        ".hidden.txt",
+        "c.bin",
+        "sub/d.csv",
+        "sub/LICENSE",
+        "__pycache__/e.py",
+        "f.json",
+        "g.json",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     (tmp_path / "f.json").write_text('{"text": "a"}\n{"text": "b"}\n')
     (tmp_path / "g.json").write_text('{\n "text": "a"\n}\n')
-    expected = [("a.jsonl.gz", "jsonl"), ("b.txt", "text"), ("f.json", "jsonl"), ("g.json", "json"), ("d.md", "text")]
+    expected = [("a.jsonl.gz", "jsonl"), ("f.json", "jsonl"), ("g.json", "json"), ("d.csv", "csv")]
     assert names(find(tmp_path)) == expected
+    (said,) = caplog.messages
+    assert said.startswith(f"data.sources.0: {tmp_path}: files left out: 2 hidden: ")
+    assert all(name in said for name in (".hidden.txt", "__pycache__", "c.bin", "LICENSE"))
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Records with text files beside them."""
+    (tmp_path / "in").mkdir()
+    for name in ("README.md", "a.txt", "b.txt", "c.rst", "code.py"):
+        (tmp_path / "in" / name).write_text("said\nof the data")
+    write_jsonl(tmp_path / "in" / "x.jsonl", [{"text": "one" * 100}])
+    (tmp_path / "in" / "y.csv").write_text("text\ntwo\n")
+    return tmp_path / "in"
+
+
+def test_text_files_beside_records_are_left_out_and_said(mixed: Path, caplog):
+    caplog.set_level(logging.INFO)
+    for path in (mixed, mixed / "*"):
+        caplog.clear()
+        assert names(find(path)) == [("x.jsonl", "jsonl"), ("y.csv", "csv")]
+        (said,) = caplog.messages
+        assert "5 beside more bytes of records (format: text takes them alone): README.md, a.txt, b.txt, …" in said
+
+
+def test_records_beside_more_text_are_left_out_and_said(mixed: Path, caplog):
+    (mixed / "code.py").write_text("x = 1\n" * 100)
+    for path in (mixed, mixed / "*"):
+        caplog.clear()
+        assert {format for _, format in names(find(path))} == {"text"}
+        assert "2 beside more bytes of text (format: jsonl, csv, … takes them alone): x.jsonl, y.csv" in caplog.text
+
+
+def test_a_format_chooses_the_files_of_a_directory_and_how_others_are_read(mixed: Path, caplog):
+    caplog.set_level(logging.INFO)
+    texts = ["README.md", "a.txt", "b.txt", "c.rst", "code.py"]
+    assert names(find(mixed, format="text")) == [(name, "text") for name in texts]
+    assert "2 of other formats: x.jsonl, y.csv" in caplog.text
+    assert names(find(mixed, format="text", text_unit="line")) == [(name, "lines") for name in texts]
+    assert names(find(mixed, format="csv")) == [("y.csv", "csv")]
+    assert names(find(mixed / "a.txt", format="jsonl")) == [("a.txt", "jsonl")]
+    assert names(find(mixed / "[xy]*", format="text")) == [("x.jsonl", "text"), ("y.csv", "text")]
+    with pytest.raises(UserError, match=r"data\.sources\.0\.path: no parquet files in directory"):
+        find(mixed, format="parquet")
+    with pytest.raises(ValueError, match="embedded has its own"):
+        SourceSection(path="embedded", format="text")
 
 
 def test_glob_and_single_file(tmp_path: Path):
@@ -70,6 +128,51 @@ def test_a_dataset_by_name_is_the_arrow_files_of_its_cache(hub: Path):
     assert read_texts(item) == [f"test {i}" for i in range(5)]
     assert [file.format for file in item.files] == ["arrow"]
     assert Path(item.files[0].path).is_relative_to(hub.parent / "cache")
+
+
+@pytest.fixture
+def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """A hub that serves one dataset of a million records as a stream; how it was asked."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    asked: list[dict] = []
+
+    def load(*names: str, **options):
+        asked.append({"names": names, **options})
+        return ({"text": f"text {i}", "when": datetime(2026, 1, 1), "image": b"\xff"} for i in range(1_000_000))
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    return asked
+
+
+def test_of_a_dataset_with_a_limit_only_that_is_downloaded_once(online: list[dict], tmp_path: Path, caplog):
+    caplog.set_level(logging.INFO)
+    texts = [f"text {i}" for i in range(7)]
+    assert read_texts(find("hf:some/set:config", max_documents=7)) == texts
+    assert online == [{"names": ("some/set", "config"), "split": "train", "streaming": True}]
+    assert "only its first 7 records were downloaded, to " in caplog.text
+    assert read_texts(find("hf:some/set:config", max_documents=7)) == texts
+    assert len(online) == 1
+    assert len(read_texts(find("hf:some/set:config", max_documents=8))) == 8
+    assert len(read_texts(find("hf:some/set:config", max_documents=8, hf_split="test"))) == 8
+    assert len(online) == 3
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+def test_a_stream_that_breaks_leaves_nothing(online: list[dict], tmp_path: Path, monkeypatch):
+    def load(*_, **__):
+        yield {"text": "one"}
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    with pytest.raises(UserError, match=r"data\.sources\.0\.path: hf:some/set: the stream broke \(gone\): run again"):
+        find("hf:some/set", max_documents=7)
+    assert not list((tmp_path / "cache" / "redline").iterdir())
+
+
+def test_a_local_dataset_with_a_limit_is_read_as_it_is(hub: Path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    assert [file.format for file in find(f"hf:{hub}", max_documents=3).files] == ["arrow"]
 
 
 @pytest.mark.parametrize(

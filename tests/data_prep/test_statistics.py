@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 
+from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
-from data_prep.statistics import BLOCK, count_ids, measure_cross_entropy, measure_entropy
+from data_prep.statistics import BLOCK, count_ids, measure_cross_entropy, measure_entropy, measure_oddness
 
 
 def test_entropy_by_hand():
@@ -18,6 +19,12 @@ def test_cross_entropy_by_hand():
     value = measure_cross_entropy(np.array([1, 1, 0]), np.array([3, 0, 0]))
     assert value == pytest.approx((math.log(6 / 4) + math.log(6)) / 2)
     assert measure_cross_entropy(np.zeros(3, np.int64), np.array([3, 0, 0])) is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_empty_split_has_no_odd_documents():
+    means, richness = measure_oddness(DocumentTable(), np.empty(0, np.int64), np.zeros(5, np.int64))
+    assert (len(means), len(richness)) == (0, 0)
 
 
 def test_ids_are_counted_and_held_against_the_vocabulary():

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from data_prep.build import build_record_batch
+from data_prep.document_table import DocumentTable
 from data_prep.encoding import EncodedBatch
 from data_prep.errors import UserError
 from data_prep.prepare import prepare
-from data_prep.store import DocumentTable, Shard, Store
+from data_prep.store import Shard, Store
 from data_prep.writing import ShardWriter
 from tests.data_prep.conftest import make_texts, write_jsonl
 

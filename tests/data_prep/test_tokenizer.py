@@ -84,6 +84,20 @@ def test_a_directory_without_tokenizer_or_end_token_is_an_error(tokenizer_dir: P
         load_tokenizer(tmp_path)
 
 
+def test_a_damaged_tokenizer_is_named(tokenizer_dir: Path, tmp_path: Path):
+    data = (tokenizer_dir / "tokenizer.json").read_bytes()
+    for damaged in (data[: len(data) // 2], b"{}", b"", b"[1]"):
+        (tmp_path / "tokenizer.json").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"tokenizer\.path: .*tokenizer\.json is no tokenizer \(.+\)") as caught:
+            load_tokenizer(tmp_path)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "tokenizer.json").write_bytes(data)
+    for damaged in (b"[1]", b"{"):
+        (tmp_path / "tokenizer_config.json").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"tokenizer\.path: .*tokenizer_config\.json is no JSON"):
+            load_tokenizer(tmp_path)
+
+
 def test_beginning_token_is_seen_where_the_tokenizer_adds_it(tokenizer_dir: Path, tmp_path: Path):
     from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing

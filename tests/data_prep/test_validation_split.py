@@ -21,6 +21,34 @@ def test_growing_data_moves_no_document_between_the_splits(recipe, tmp_path):
     assert not after["train"] & after["validation"]
 
 
+def test_documents_on_both_sides_by_the_split_of_their_sources_are_counted(recipe, tmp_path, caplog):
+    for name, texts in (("a", make_texts(40) + make_texts(3)), ("b", make_texts(5))):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": text} for text in texts])
+    data, tokenizer = recipe("unused")
+
+    def count(splits: str, **options) -> tuple[int, str]:
+        caplog.clear()
+        sources = [
+            {"path": str(tmp_path / f"{n}.jsonl"), "split": s} for n, s in zip("ab", splits.split(), strict=True)
+        ]
+        directory = prepare(
+            data.model_validate({**data.model_dump(), "sources": sources, **options}), tokenizer
+        ).store_dir
+        assert directory is not None
+        return Store.open(directory).manifest.also_in_validation, caplog.text
+
+    warning = "8 training documents are in validation, too"
+    for _ in range(2):  # built, and found
+        found, said = count("train validation")
+        assert found == 8  # of the five, three stand in the first source twice
+        assert warning in said
+    found, _ = count("auto validation", validation_share=0.5)
+    assert 0 < found < 8
+    assert count("auto auto") == (0, "")
+    assert count("train train") == (0, "")
+    assert count("train validation", deduplicate="exact") == (0, "")
+
+
 def split_texts(recipe, path) -> dict[Split, set[tuple[int, ...]]]:
     """Documents of each split, as ids: both stores have the same tokenizer."""
     store_dir = prepare(*recipe(path)).store_dir

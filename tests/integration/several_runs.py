@@ -1,5 +1,7 @@
 """Trains several runs one after another in one launch: `several_runs.py ARGUMENTS --then ARGUMENTS …`.
 
+With `--refused` among its arguments, a run has to end with exit code 2.
+
 What has to start in a fresh process, such as a resume, is launched by itself; other runs share one launch's imports.
 """
 
@@ -7,7 +9,7 @@ import itertools
 import sys
 from pathlib import Path
 
-THEN = "--then"
+THEN, REFUSED = "--then", "--refused"
 
 
 def main(argv: list[str]) -> int:
@@ -17,7 +19,12 @@ def main(argv: list[str]) -> int:
     session.leave_world = lambda: None  # DeepSpeed keeps the groups of the world that it saw first
     local_rank = [flag for flag in argv[:1] if flag.startswith("--local_rank")]  # deepspeed's launcher puts it first
     runs = [list(run) for is_then, run in itertools.groupby(argv[len(local_rank) :], THEN.__eq__) if not is_then]
-    return max(train.main([*local_rank, *run]) for run in runs)
+    return max(check(train, local_rank, run) for run in runs)
+
+
+def check(train, local_rank, run):
+    code = train.main([*local_rank, *(flag for flag in run if flag != REFUSED)])
+    return int(code != 2) if REFUSED in run else code
 
 
 if __name__ == "__main__":

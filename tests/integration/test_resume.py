@@ -1,4 +1,5 @@
-"""A resumed run is the straight run: weights, optimizer, order of the data, logged losses, bit for bit.
+"""A resumed run is the straight run: weights, optimizer, order of the data, logged losses, bit for bit; and a step is
+that of its rows, whoever shares them.
 
 The straight runs save at each step; a resumed one starts, in a fresh process, from one of those checkpoints in a
 directory of its own, so the two can be compared file by file through the hashes in their manifests. Four launches: the
@@ -10,15 +11,20 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from data_prep.store import Store
-from tests.integration.conftest import Finished
+from tests.integration.conftest import ROOT, Finished
+from tests.integration.plain_step import step_once
+from tests.integration.several_runs import REFUSED
 from training.metrics import names
 
 # What a checkpoint holds that is not the state of training: how long it took, and the paths of the run.
 NOT_STATE = {"progress.json", "trainer_state.json", "training_args.bin"}
 SAVE_EACH_STEP = ["--save_strategy", "steps", "--save_steps", "1", "training.save_total_limit=null"]
 RESUME = ["--resume", "auto"]
+ONE_EPOCH_BY_3 = ["training.max_steps=-1", "--num_train_epochs", "1", "--batch_size", "3"]
+BRIEFLY = ["perf.enabled=false", "checkpoint.verify_final=false"]
 WITHOUT_VALIDATION = ["data.packing=none", "data.validation_share=0"]
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(900)]
@@ -46,7 +52,31 @@ def elastic_flags(folder):
     """Documents of 20 different lengths, a row each: the tokens trained on say which rows came."""
     source = write_texts(folder / "20.jsonl", [" ".join(map(str, range(9 * n, 10 * n + 3))) for n in range(20)])
     rows = ["data.seq_len=512", "--group_by_length", "--gradient_accumulation_steps", "1"]
-    return [source, *WITHOUT_VALIDATION, *rows, "--save_strategy", "steps", "--save_steps", "1"]
+    return [source, *WITHOUT_VALIDATION, *rows, *BRIEFLY, "--save_strategy", "steps", "--save_steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def descent_flags(folder):
+    """Of very different lengths and shares of tokens with loss: each epoch is one step of 4 micro-batches."""
+    sizes = [(4, 48), (50, 4), (3, 52), (54, 2), (2, 25), (30, 3), (20, 10), (1, 20), (3, 9), (9, 4), (8, 1), (1, 8)]
+    pairs = [{"prompt": count("x", a), "completion": count(f"{n}*", b)} for n, (a, b) in enumerate(sizes)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    source = f"data.sources=[{{path: {folder / 'pairs.jsonl'}}}]"
+    rows = ["data.seq_len=512", "data.max_tokens_per_batch=512", "model.config.attention_dropout=0"]
+    plainly = ["--optim=sgd", "--learning_rate=0.5", "--max_grad_norm=0", "--weight_decay=0", "--bf16=false"]
+    return [source, *WITHOUT_VALIDATION, *rows, *plainly, "--max_steps", "2", *BRIEFLY, *SAVE_EACH_STEP]
+
+
+def count(word, size):
+    return " ".join(f"{word}{number}" for number in range(size))
+
+
+@pytest.fixture(scope="module")
+def zero2_float32(folder):
+    settings = json.loads((ROOT / "ds_configs" / "zero2_bf16.json").read_text())
+    path = folder / "zero2_float32.json"
+    path.write_text(json.dumps(settings | {"bf16": {"enabled": False}}))
+    return ["--deepspeed", str(path)]
 
 
 @pytest.fixture(scope="module")
@@ -64,30 +94,49 @@ def stream_flags(folder):
 
 
 @pytest.fixture(scope="module")
-def two_ranks(launch_all, folder, zero2_flags, stream_flags, elastic_flags) -> dict[str, Finished]:
-    """Runs of two ranks, then those that go on with them; `elastic` stops after 2 steps, for another launch."""
+def two_ranks(
+    launch_all, folder, zero2_flags, stream_flags, elastic_flags, descent_flags, zero2_float32
+) -> dict[str, Finished]:
+    """Runs of two ranks, then those that go on with them; the elastic ones stop after 2 steps, for another launch."""
     unmeasured = [*zero2_flags, "perf.enabled=false", "data.verify_packing=false"]
     # without DeepSpeed first: it leaves its settings behind
-    runs = {"elastic": [*elastic_flags, "--max_steps", "2"], "zero2": zero2_flags, "zero2-unmeasured": unmeasured}
-    before = launch_all("torchrun", folder, {**runs, "stream": stream_flags})
+    runs = {
+        "no-data": [f"data.sources=[{{path: {folder / 'nothing'}}}]", REFUSED],
+        "elastic": [*elastic_flags, "--max_steps", "2"],
+        "descent": descent_flags,
+        "zero2": zero2_flags,
+        "zero2-unmeasured": unmeasured,
+        "zero2-elastic": [*elastic_flags, "--max_steps", "2", "--deepspeed", "zero2_bf16"],
+        "zero2-descent": [*descent_flags, *zero2_float32],
+        "stream": stream_flags,
+    }
+    before = launch_all("torchrun", folder, runs)
     copy_killed_at(before["zero2"], 3, "zero2-resumed")
     copy_killed_at(before["stream"], 2, "stream-resumed")
-    flags = [*stream_flags, "checkpoint.verify_final=false", *RESUME]
-    return before | launch_all("deepspeed", folder, {"zero2-resumed": [*zero2_flags, *RESUME], "stream-resumed": flags})
+    after = {
+        "zero2-resumed": [*zero2_flags, *RESUME],
+        # 2 x 2 rows a step: 8 of 20 are done; 12 are left, 2 steps of 2 x 3
+        "zero2-elastic": [*elastic_flags, *ONE_EPOCH_BY_3, "--deepspeed", "zero2_bf16", *RESUME],
+        "stream-resumed": [*stream_flags, "checkpoint.verify_final=false", *RESUME],
+    }
+    return before | launch_all("deepspeed", folder, after)
 
 
 @pytest.fixture(scope="module")
 def one_rank(launch_all, folder, two_ranks, plain_flags, elastic_flags) -> dict[str, Finished]:
-    unmeasured = [*plain_flags, "--disable_monitoring", "--num_workers", "2"]
+    unmeasured = [*plain_flags, "perf.enabled=false", "--num_workers", "2"]
     before = launch_all("python", folder, {"plain": plain_flags, "plain-unmeasured": unmeasured})
     steps = {"plain-4": 4, "plain-7": 7, "plain-damaged": 8}
     for name, step in steps.items():
         copy_killed_at(before["plain"], step, name)
     damage(shutil.copytree(folder / "plain" / "checkpoint-9", folder / "plain-damaged" / "checkpoint-9"))
     # 2 x 2 rows a step: 8 of 20 are done; 12 are left, 4 steps of 3
-    other = [*elastic_flags, "training.max_steps=-1", "--num_train_epochs", "1", "--batch_size", "3", *RESUME]
     runs = {name: [*plain_flags, *RESUME, "checkpoint.verify_final=false"] for name in steps}
-    return before | launch_all("python", folder, {**runs, "elastic": other})
+    other = {
+        "elastic": [*elastic_flags, *ONE_EPOCH_BY_3, *RESUME],
+        "plain": [*plain_flags, "--max_steps", "10", "data.seed=7", *RESUME, REFUSED],
+    }
+    return before | launch_all("python", folder, {**runs, **other})
 
 
 def copy_killed_at(straight, step, name):
@@ -171,9 +220,41 @@ def test_a_damaged_checkpoint_is_passed_over(one_rank):
 
 
 def test_another_world_and_micro_batch_end_the_epoch_with_each_row_trained_once(one_rank):
-    elastic = one_rank["elastic"]
-    assert len(elastic.values(names.TRAIN_LOSS)) == 6
-    assert "written by 2 ranks, this launch has 1" in elastic.output
+    check_epoch(one_rank["elastic"], steps=6)
+    assert "written by 2 ranks, this launch has 1" in one_rank["elastic"].output
+
+
+def test_another_micro_batch_of_zero2_ranks_ends_the_epoch_with_each_row_trained_once(two_ranks):
+    check_epoch(two_ranks["zero2-elastic"], steps=4)
+
+
+def check_epoch(elastic, steps):
+    assert len(elastic.values(names.TRAIN_LOSS)) == steps
     summary = elastic.json("summary.json")
     assert summary["tokens"] == Store.open(summary["store"]).manifest.splits["train"].tokens
-    assert summary["epochs"] == 1.0 and summary["steps"] == 6
+    assert summary["epochs"] == 1.0 and summary["steps"] == steps
+
+
+def test_a_run_does_not_go_on_in_another_order(one_rank):
+    [line] = [line for line in one_rank["plain-4"].output.splitlines() if line.startswith("error: ")]
+    assert "data.seed was 0, is 7: go on with the data as it was, or start anew with --resume never" in line
+
+
+def test_what_is_wrong_with_the_data_is_found_once_and_all_ranks_end(two_ranks):
+    output = two_ranks["zero2"].output  # of the whole launch; the ranks' lines may run into each other
+    assert output.count("nothing is no file, directory") == 2
+    assert output.count("error on rank 1: ") == 1 and output.count("error: ") == 1
+
+
+@pytest.mark.parametrize("name", ["descent", "zero2-descent"])
+def test_a_step_descends_the_mean_over_all_tokens_with_loss(two_ranks, name):
+    """Two ranks, two micro-batches each, each of another number of tokens: no mean of means."""
+    run = two_ranks[name]
+    store = Store.open(run.json("summary.json")["store"])
+    progress = run.json("checkpoint-1/progress.json")
+    assert progress["position"] == len(store.split("train")) == 12
+    expected = step_once(run.path / "checkpoint-1", store, learning_rate=0.5)
+    before, after = (load_file(run.path / f"checkpoint-{step}" / "model.safetensors") for step in (1, 2))
+    for key, weight in expected.items():
+        step = weight - before[key]
+        assert (after[key] - weight).norm() < 1e-3 * step.norm(), key

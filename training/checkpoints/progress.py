@@ -22,7 +22,8 @@ PROGRESS = "progress.json"
 class Progress:
     """`loss_sums[r]`: rank r's losses since `last_logged_step`; `tokens`: over all ranks, without padding.
 
-    `position` is where the data stands in its `order`: for a store the number of rows done, over all ranks and epochs.
+    `position` is where the data stands: for a store the number of rows done, over all ranks and epochs. It means
+    something in one `order` only (`training/data/resume_check.py`).
     """
 
     loss_sums: list[float] = field(default_factory=list)
@@ -30,7 +31,7 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     position: Any = None
-    order: str = ""
+    order: dict[str, Any] = field(default_factory=dict)
 
     def write(self, checkpoint: Path) -> None:
         write_text_atomic(checkpoint / PROGRESS, json.dumps(asdict(self)) + "\n")
@@ -42,6 +43,6 @@ class Progress:
             progress = cls(**json.loads((checkpoint / PROGRESS).read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{checkpoint / PROGRESS}: cannot be read ({error}); not a Redline checkpoint?") from None
-        if progress.position is None:
+        if progress.position is None or not isinstance(progress.order, dict):
             raise UserError(f"{checkpoint / PROGRESS}: does not say where the data stood; of an older Redline?")
         return progress

@@ -48,7 +48,7 @@ SYNONYMS: dict[str, str | Synonym] = {
     "data_files": Synonym("many", _files),
     "dataloader_workers": "data.num_workers",
     "disable_metrics_monitoring": Synonym("switch", lambda on: {"perf.enabled": not on}),
-    "disable_monitoring": Synonym("switch", lambda on: {"perf.enabled": not on}),
+    "disable_monitoring": Synonym("switch", lambda on: _thin_monitoring(on) | {"perf.enabled": not on}),
     "enable_compile": "training.torch_compile",
     "fast_detection": Synonym("switch", _thin_monitoring),
     "logging_steps": "monitor.train_every",

@@ -8,7 +8,7 @@ runs on into the next epoch where an epoch ends: every step is full and no row i
 | | rows of a micro-batch | length of an epoch |
 |---|---|---|
 | `FixedBatches` | always `micro_batch_size` | known |
-| `BudgetBatches` | as many as fit: rows x padded width <= `max_tokens` | counted, some 3 ms per 8192 rows |
+| `BudgetBatches` | as many as fit: rows x padded width <= `max_tokens` | counted, about 1 s for 10 M rows |
 
 A token budget takes sorted windows from the longest row down, so rows of a batch are about equally long, and the
 batches of a window come in random order. Its batches, and so its positions, belong to one budget.
@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from data_prep.errors import UserError
 from training.data.batch import padded_width
-from training.data.order import Ints, RowOrder, Windows
+from training.data.order import WINDOW, Ints, RowOrder, Windows
 
 ROWS_AT_A_TIME = 4096
+WINDOWS_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,6 @@ class Batching(Protocol):
     """How a stream of rows is cut into micro-batches."""
 
     num_rows: int
-    name: str
 
     def cut(self, position: int, rank: int, world_size: int) -> Iterator[RankBatch]:
         """The micro-batches of a rank from `position` on, without end."""
@@ -57,7 +57,6 @@ class FixedBatches:
 
     def __init__(self, order: RowOrder, micro_batch_size: int):
         self.num_rows = order.num_rows
-        self.name = order.name
         self._order = order
         self._size = micro_batch_size
 
@@ -83,7 +82,6 @@ class BudgetBatches:
 
     def __init__(self, lengths: NDArray[np.integer], seed: int, *, max_tokens: int, multiple: int, seq_len: int):
         self.num_rows = len(lengths)
-        self.name = f"{self.num_rows} rows in batches of {max_tokens} tokens (multiples of {multiple}), seed {seed}"
         self._windows = Windows(lengths, seed)
         self._widths = padded_width(lengths.astype(np.int64), multiple, seq_len)
         self._max_tokens = max_tokens
@@ -101,22 +99,42 @@ class BudgetBatches:
             yield RankBatch(group[rank][0].tolist(), group[-1][1])
 
     def count_rounds(self, begin: int, end: int, world_size: int) -> float:
+        first, last = self._windows.find(np.array([begin, end - 1]))[0].tolist()
+        count = self._count_windows(first, last)
+        return (count + self._count_before(last, end) + 1 - self._count_before(first, begin + 1)) / world_size
+
+    def _count_before(self, window: int, position: int) -> int:
+        """Batches of a window that end before a position."""
+        ends = self._windows.begin(window) + np.cumsum([len(rows) for rows in self._cut_window(window)])
+        return int(np.searchsorted(ends, position))
+
+    def _count_windows(self, first: int, last: int) -> int:
+        """Batches of the windows [first, last), by how many rows of each width a window has: nothing is sorted."""
+        by_width = np.bincount(self._widths)
+        widths = np.flatnonzero(by_width)[::-1]
+        classes = np.zeros(len(by_width), np.int32)
+        classes[widths] = np.arange(len(widths))
+        classes = classes[self._widths]
         count = 0
-        for _, position in self._batches(begin):
-            count += 1
-            if position >= end:
-                break
-        return count / world_size
+        while first < last:
+            rest_of_epoch = self._windows.per_epoch - first % self._windows.per_epoch
+            chosen = min(WINDOWS_AT_A_TIME, last - first, rest_of_epoch)
+            found = classes[self._windows.rows(first, chosen)]
+            keys = np.arange(len(found)) // WINDOW * len(widths) + found
+            table = np.bincount(keys, minlength=chosen * len(widths)).reshape(chosen, -1)
+            count += _count_batches(table, self._max_tokens // widths)
+            first += chosen
+        return count
 
     def _batches(self, position: int) -> Iterator[tuple[Ints, int]]:
-        """Rows of each batch and the position after it, without end."""
+        """Rows of each batch that ends behind a position, and the position after it, without end."""
         window = int(self._windows.find(np.array([position]))[0][0])
         end = self._windows.begin(window)
         while True:
             for rows in self._cut_window(window):
                 end += len(rows)
-                if end > position:  # of a batch that another budget had begun, only the rest
-                    yield rows[-(end - position) :], end
+                if end > position:
+                    yield rows, end
             window += 1
 
     def _cut_window(self, window: int) -> list[Ints]:
@@ -127,3 +145,16 @@ class BudgetBatches:
             begins.append(begin)
         batches = np.split(rows, begins[1:])
         return [batches[index] for index in self._windows.shuffle(window, len(batches))]
+
+
+def _count_batches(table: Ints, capacities: Ints) -> int:
+    """Batches of windows with `table[w, c]` rows of class c, widest first, of which a batch that begins with one holds
+    `capacities[c]`."""
+    count = 0
+    room = np.zeros(len(table), np.int64)  # in the batch under way in each window
+    for rows, capacity in zip(table.T, capacities.tolist(), strict=True):
+        left = np.maximum(rows - room, 0)
+        begun = -(-left // capacity)
+        room = np.maximum(room - rows, 0) + begun * capacity - left
+        count += int(begun.sum())
+    return count

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from data_prep.document_table import DocumentTable
 from data_prep.options import DataSection, SourceSection
-from data_prep.store import DocumentTable, Split, Store
+from data_prep.store import Split, Store
 from training.data.packing import RowPlan, plan_rows
 
 logger = logging.getLogger("redline.data")

@@ -51,11 +51,6 @@ class TrainBatches(Protocol):
         """Passes over the data at `position`."""
         ...
 
-    @property
-    def order(self) -> str:
-        """Names the order of the data: positions mean something within one order only."""
-        ...
-
     def start(self, position: Any, copy_span: Span = nullcontext) -> None:
         """Begin at a position (None: at the beginning); time that compute waits for a copy goes into `copy_span`."""
         ...
@@ -106,17 +101,7 @@ class StoreBatches:
     def epoch(self) -> float:
         return self.position / self.batching.num_rows
 
-    @property
-    def order(self) -> str:
-        return self.batching.name
-
     def start(self, position: Any, copy_span: Span = nullcontext) -> None:
-        """As of `TrainBatches`. Raises UserError for the position of a stream."""
-        if position is not None and not isinstance(position, int):
-            raise UserError(
-                "data.streaming: the checkpoint's data was streamed, which no store goes on from: keep "
-                "data.streaming: true, or start anew with --resume never"
-            )
         self.position = position or 0
         sampler = _RankRows(self.batching.cut(self.position, self.rank, self.world_size))
         batches = _load(self.rows, sampler, self.collator, self.options)

@@ -10,6 +10,7 @@ order: rows near each other are about equally long, and a position still costs n
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -30,11 +31,14 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _round_keys(key: tuple[int, ...]) -> NDArray[np.uint64]:
+@lru_cache(maxsize=8)
+def _round_tables(key: tuple[int, ...], half: int) -> Ints:
+    """What each round does to every right half, shape (ROUNDS, 2^half). Small: 2^13 for 67 M rows."""
     state = np.zeros(1, np.uint64)
     for word in key:
         state = _mix(state + MIX[0] + np.uint64(word))
-    return _mix(state + MIX[0] * np.arange(1, ROUNDS + 1, dtype=np.uint64))
+    keys = _mix(state + MIX[0] * np.arange(1, ROUNDS + 1, dtype=np.uint64))
+    return (_mix(np.arange(1 << half, dtype=np.uint64) + keys[:, None]) & np.uint64((1 << half) - 1)).astype(np.int64)
 
 
 def permute(positions: Ints, size: int, key: tuple[int, ...]) -> Ints:
@@ -43,25 +47,25 @@ def permute(positions: Ints, size: int, key: tuple[int, ...]) -> Ints:
     The network permutes the next even power of two; values that fall outside are sent through again, on average less
     than four times.
     """
-    half = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    keys = _round_keys(key)
-    values = np.asarray(positions).astype(np.uint64)
-    outside = np.arange(len(values))
-    while len(outside):
-        left, right = values[outside] >> half, values[outside] & mask
-        for round_key in keys:
-            left, right = right, left ^ (_mix(right + round_key) & mask)
-        values[outside] = (left << half) | right
-        outside = outside[values[outside] >= size]
-    return values.astype(np.int64)
+    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    tables = _round_tables(key, half)
+    values = _encipher(np.asarray(positions, np.int64), tables, half)
+    while len(outside := np.flatnonzero(values >= size)):
+        values[outside] = _encipher(values[outside], tables, half)
+    return values
+
+
+def _encipher(values: Ints, tables: Ints, half: int) -> Ints:
+    left, right = values >> half, values & ((1 << half) - 1)
+    for table in tables:
+        left, right = right, left ^ table[right]
+    return (left << half) | right
 
 
 class RowOrder(Protocol):
-    """The rows of a stream by position. `name` tells orders apart."""
+    """The rows of a stream by position."""
 
     num_rows: int
-    name: str
 
     def rows_at(self, positions: Ints) -> Ints:
         """Rows at these positions of the stream, which may lie in different epochs; shape as given."""
@@ -81,7 +85,6 @@ class ShuffledRows:
     def __init__(self, num_rows: int, seed: int):
         self.num_rows = num_rows
         self.seed = seed
-        self.name = f"{num_rows} rows shuffled by seed {seed}"
 
     def rows_at(self, positions: Ints) -> Ints:
         epochs, places = np.divmod(positions, self.num_rows)
@@ -114,10 +117,14 @@ class Windows:
         epoch, index = divmod(window, self.per_epoch)
         return epoch * self.num_rows + index * WINDOW
 
-    def sorted_rows(self, window: int) -> Ints:
+    def rows(self, window: int, count: int = 1) -> Ints:
+        """The rows of a window, or of several of one epoch, in random order."""
         epoch, index = divmod(window, self.per_epoch)
-        places = np.arange(index * WINDOW, min((index + 1) * WINDOW, self.num_rows))
-        rows = permute(places, self.num_rows, (self.seed, epoch))
+        places = np.arange(index * WINDOW, min((index + count) * WINDOW, self.num_rows))
+        return permute(places, self.num_rows, (self.seed, epoch))
+
+    def sorted_rows(self, window: int) -> Ints:
+        rows = self.rows(window)
         return rows[np.argsort(-self.lengths[rows].astype(np.int64), kind="stable")]
 
     def shuffle(self, window: int, count: int) -> Ints:
@@ -130,7 +137,6 @@ class LengthGroupedRows:
 
     def __init__(self, lengths: NDArray[np.integer], seed: int):
         self.num_rows = len(lengths)
-        self.name = f"{len(lengths)} rows grouped by length, seed {seed}"
         self._windows = Windows(lengths, seed)
         self._latest: tuple[int, Ints] | None = None
 

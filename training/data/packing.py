@@ -7,7 +7,8 @@ of the plain one-at-a-time algorithm, except for which of equally full rows take
 `none`: a document a row.
 
 No piece attends to another: each restarts its positions. A piece in which no token carries loss is left out and
-counted, since the first token of a piece is never predicted and a row of such pieces would have an undefined loss.
+counted, since the first token of a piece is never predicted and a row of such pieces would have an undefined loss;
+`wrapped`, whose rows are the stream as it is, leaves out rows of nothing else, and counts their pieces.
 """
 
 from bisect import bisect_left, insort
@@ -18,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.document_table import DocumentTable
 from data_prep.options import LongDocuments, Packing
-from data_prep.store import DocumentTable
 from training.data.order import permute
 
 Ints = NDArray[np.integer[Any]]
@@ -210,4 +211,6 @@ def _plan_wrapped(table: DocumentTable, documents: Ints, seq_len: int, seed: int
     audible = np.bincount(rows, weights=~silent) > 0
     _, renumbered = np.unique(rows[audible[rows]], return_inverse=True)
     split = int((np.bincount(owner, minlength=len(documents)) > 1).sum())
-    return RowPlan(pieces.take(audible[rows]), _offsets(renumbered, int(audible.sum())), split=split)
+    kept = audible[rows]
+    counts = {"split": split, "silent": int((~kept).sum())}
+    return RowPlan(pieces.take(kept), _offsets(renumbered, int(audible.sum())), **counts)

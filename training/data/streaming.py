@@ -24,11 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
 
+from data_prep.blocks import COUNTED, Block, read_blocks
+from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
 from data_prep.files import BadRecord
 from data_prep.options import DataSection
-from data_prep.store import DocumentTable
-from data_prep.stream import COUNTED, Block, StreamPlan, read_blocks
+from data_prep.stream import StreamPlan
 from data_prep.summary import BAD_RECORDS, check_bad_share
 from training.data.collator import Collator
 from training.data.dataset import Row, RowDataset, choose_documents
@@ -248,10 +249,6 @@ class StreamBatches:
     sum_over_ranks: Callable[[list[float]], list[float]] = lambda values: values
 
     @property
-    def order(self) -> str:
-        return self.plan.fingerprint
-
-    @property
     def position(self) -> dict[str, Any]:
         """Of all readers; collective. `counts` are those of the first pass, by `COUNTED`."""
         own = [0.0] * (2 * self._deal.readers)
@@ -262,7 +259,6 @@ class StreamBatches:
         deal = Deal(self._deal.slices, tuple(zip(moved[::2], moved[1::2], strict=True)))
         self._agreed_passes = self._count_passes(deal.positions)
         return {
-            "plan": self.plan.fingerprint,
             "deals": [{"slices": deal.slices, "positions": deal.positions} for deal in (*self._earlier, deal)],
             "turn": self._turn,
             "counts": dict(zip(COUNTED, counts, strict=True)),
@@ -284,12 +280,6 @@ class StreamBatches:
         return min(positions)[0] / (self._deal.slices * len(self.plan.units))
 
     def start(self, position: Any, copy_span: Span = nullcontext) -> None:
-        """As of `TrainBatches`. Raises UserError for a position among other rows."""
-        if position is not None and (not isinstance(position, dict) or position["plan"] != self.plan.fingerprint):
-            raise UserError(
-                "data.streaming: the checkpoint was trained on other rows (data.sources, or how they become rows, has "
-                "changed since): go on with the data as it was, or start anew with --resume never"
-            )
         self._per_rank = max(1, self.options.num_workers)
         readers, num_units = self.world_size * self._per_rank, len(self.plan.units)
         deals = position["deals"] if position else []

@@ -39,6 +39,7 @@ from training.data.batch import BATCH_INFO, BatchInfo
 from training.data.dataset import EvenRows
 from training.data.loader import TrainBatches
 from training.data.packing_check import EPSILON, check_packing, measure_crosstalk
+from training.data.resume_check import check_same_order
 from training.metrics import names
 from training.metrics.flops import measure_flops
 from training.metrics.memory import measure_allocated_bytes, measure_memory
@@ -65,6 +66,7 @@ class ProfiledTrainer(Trainer):
         log_every: optimizer steps between `perf/` records.
         flops_profile_every: optimizer steps between counts of executed FLOPs against the analytic ones; 0: never.
         train_batches: where training batches come from; they know where they stand.
+        order: what their order is a function of; checkpoints keep it.
         verify_packing: check before the first step that packed documents leave each other alone.
 
     `start_data` comes before `train`: it takes the data to where the checkpoint stood and settles the number of steps.
@@ -76,6 +78,7 @@ class ProfiledTrainer(Trainer):
         *args: Any,
         run_dir: RunDir,
         train_batches: TrainBatches,
+        order: dict[str, Any],
         verify_packing: bool = False,
         meter: Meter | None = None,
         log_every: int = 10,
@@ -88,6 +91,7 @@ class ProfiledTrainer(Trainer):
         self._log_every = log_every
         self._flops_profile_every = flops_profile_every
         self.train_batches = train_batches
+        self._order = order
         self._verify_packing = verify_packing
         self._sinks: list[Sink] = []
         self._build_sinks: Callable[[int], list[Sink]] = lambda max_steps: []
@@ -262,17 +266,14 @@ class ProfiledTrainer(Trainer):
     def start_data(self, checkpoint: Path | None) -> None:
         """Take the data to where the checkpoint stood (None: to its beginning), and turn epochs into steps.
 
-        Afterwards `args.max_steps` is set. Raises UserError when the checkpoint does not say where the data stood.
+        Afterwards `args.max_steps` is set. Raises UserError when the checkpoint does not say where the data stood, or
+        when the data has changed since.
         """
         progress = Progress.read(checkpoint) if checkpoint else Progress()
         batches, args = self.train_batches, self.args
         if checkpoint is not None:
             self._resumed_progress = progress
-            if progress.order != batches.order:
-                logger.warning(
-                    "%s stood at %s of %s, this is %s: rows may repeat or be left out until the epoch ends",
-                    checkpoint.name, progress.position, progress.order, batches.order,
-                )  # fmt: skip
+            check_same_order(checkpoint, progress.order, self._order)
         batches.start(progress.position, lambda: self.span(names.H2D))
         if args.max_steps <= 0:
             done = read_manifest(checkpoint).step if checkpoint else 0
@@ -378,7 +379,7 @@ class ProfiledTrainer(Trainer):
         self._update_progress()
         self.progress.loss_sums = gather_floats(float(self._tr_loss.item()), self.args.device)
         self.progress.last_logged_step = self._globalstep_last_logged
-        self.progress.position, self.progress.order = self.train_batches.position, self.train_batches.order
+        self.progress.position, self.progress.order = self.train_batches.position, self._order
         if self.args.should_save:
             self.progress.write(checkpoint)
         if dist.is_initialized():

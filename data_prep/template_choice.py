@@ -1,0 +1,48 @@
+"""Which chat template a store is rendered with: that of the recipe, else the tokenizer's own, else ChatML.
+
+What is wrong with the template itself is said here, before a record could be blamed for it.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.chat import CHATML, ChatTemplate
+from data_prep.errors import UserError
+from data_prep.kinds import Shape
+from data_prep.tokenizer import LoadedTokenizer
+
+logger = logging.getLogger("redline.data")
+
+CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
+
+
+def read_template(option: str | None) -> str | None:
+    """Source of the template that the recipe names; None leaves it to the tokenizer. Raises UserError."""
+    if option is None:
+        return None
+    if option == "chatml":
+        return CHATML
+    try:
+        return Path(option).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.chat_template: {option} is neither chatml nor a readable Jinja file ({error})") from None
+
+
+def choose_template(option: str | None, tokenizer: LoadedTokenizer, shapes: Sequence[Shape]) -> str:
+    """The template, logged where one is needed. Raises UserError when it is no Jinja."""
+    template = read_template(option)
+    found = template or tokenizer.chat_template or CHATML
+    if all(shape.kind == "text" for shape in shapes):
+        return found
+    is_own = template is None and tokenizer.chat_template is not None
+    origin = "data.chat_template" if template else "the tokenizer's own" if is_own else "ChatML"
+    logger.info("chat template: %s", origin)
+    where = f"tokenizer.path: {tokenizer.directory}" if is_own else f"data.chat_template: {option}"
+    if fault := ChatTemplate(found, tokenizer.special_tokens).find_fault():
+        raise UserError(f"{where}: the chat template is no Jinja ({fault})")
+    marks = [mark for mark in CHATML_MARKS if mark in found]
+    if split := [mark for mark in marks if len(tokenizer.backend.encode(mark, add_special_tokens=False).ids) != 1]:
+        what = f"{' and '.join(split)} of the chat template {'is' if len(split) == 1 else 'are'}"
+        logger.warning("%s no single token of %s: spelled out in every turn", what, tokenizer.directory)
+    return found

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import chunks
-from data_prep.build import BuildSpec, build_part, name_parts
+from data_prep.build import BuildSpec, build_part, estimate_seconds, name_parts
 from data_prep.executor import choose_executor
 from data_prep.options import DataSection
 from data_prep.parts import Part
@@ -41,7 +41,7 @@ def assemble_store(parts: Sequence[Part], spec: BuildSpec, data: DataSection, to
     for name, result in results.items():
         _take_counts(result, times[name], counts)
     missing = _order({part.fingerprint: part for part in parts if part.fingerprint not in results}.values())
-    execute = choose_executor(data, sum(part.size for part in missing))
+    execute = choose_executor(data, estimate_seconds(missing, spec))
     try:
         for part, result in _save_all(missing, execute(partial(build_part, spec=spec), missing), spec.directory):
             _take_counts(result, times[part.fingerprint], counts)

@@ -34,6 +34,10 @@ from data_prep.writing import ShardWriter
 
 BATCH_CHARACTERS = 4 * 2**20
 BATCH_DOCUMENTS = 8192
+# Bytes of input that one process turns into ids in a second, of texts and of what a template renders first. Only for
+# the choice between one process and a pool; as measured on a slow core (docs/experiments.md).
+TEXT_SPEED: dict[EncoderName, float] = {"gigatoken": 8e7, "tokenizers": 1e6}
+RENDERED_SPEED = 4e6
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,13 @@ class BuildSpec:
     splits: tuple[SplitChoice, ...]
     min_document_tokens: int | None = None
     max_document_tokens: int | None = None
+
+
+def estimate_seconds(parts: Sequence[Part], spec: BuildSpec) -> float:
+    """What the parts take one process, roughly."""
+    speed = TEXT_SPEED[spec.encoder]
+    rendered = min(speed, RENDERED_SPEED)
+    return sum(part.size / (speed if spec.shapes[part.source].kind == "text" else rendered) for part in parts)
 
 
 # Of a part and of a BuildSpec, what says where things lie, or how much there is of what else is named.

@@ -31,7 +31,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from data_prep.build import BuildSpec, read_batches
+from data_prep.build import BuildSpec, estimate_seconds, read_batches
 from data_prep.documents import Document
 from data_prep.executor import choose_executor
 from data_prep.fingerprint import hash_text, name_of
@@ -57,7 +57,7 @@ def drop_duplicates(parts: Sequence[Part], spec: BuildSpec, data: DataSection) -
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{_name(part, spec, data.deduplicate)}.bin" for part in parts]
     missing = [(part, path) for part, path in zip(parts, paths, strict=True) if not path.exists()]
-    execute = choose_executor(data, sum(part.size for part, _ in missing))
+    execute = choose_executor(data, estimate_seconds([part for part, _ in missing], spec))
     for _ in execute(partial(_sign_part, spec=spec, method=data.deduplicate), missing):
         pass
     width = 4 if data.deduplicate == "exact" else SIGNATURE_WORDS

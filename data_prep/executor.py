@@ -26,8 +26,8 @@ from data_prep.options import DataSection
 
 MAX_PROCESSES = 16
 SUBMITTED_PER_WORKER = 2
-# A pool takes about a second to start: not worth it for what one process tokenizes in as much.
-POOL_FROM_BYTES = 32 * 2**20
+# What a pool takes to start (1.0 to 1.3 s of imports a worker on 2 shared cores): it has to save more than that.
+POOL_START_SECONDS = 1.3
 P = TypeVar("P")
 R = TypeVar("R")
 
@@ -36,13 +36,15 @@ class Executor(Protocol):
     def __call__(self, function: Callable[[P], R], parts: Sequence[P]) -> Iterator[tuple[int, R]]: ...
 
 
-def choose_executor(data: DataSection, size: int) -> Executor:
-    """`data.executor` for an input of `size` bytes. Raises UserError when it cannot be had."""
+def choose_executor(data: DataSection, seconds: float) -> Executor:
+    """`data.executor` for work that one process does in about `seconds`. Raises UserError when it cannot be had."""
     if data.executor == "ray":
         from data_prep.ray_executor import run_on_ray  # an optional requirement
 
         return partial(run_on_ray, address=data.ray_address)
-    return partial(run_parts, processes=find_num_processes(data.num_proc) if size >= POOL_FROM_BYTES else 1)
+    processes = find_num_processes(data.num_proc)
+    saved = seconds * (1 - 1 / processes)
+    return partial(run_parts, processes=processes if saved > POOL_START_SECONDS else 1)
 
 
 def find_num_processes(num_proc: int | str) -> int:

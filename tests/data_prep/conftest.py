@@ -65,7 +65,7 @@ def set_part_bytes(patch: pytest.MonkeyPatch, least: int, most: int) -> None:
     """Parts of a size that tests can afford many of, and a pool for any input."""
     patch.setattr(chunks, "MIN_BYTES", least)
     patch.setattr(chunks, "MAX_BYTES", most)
-    patch.setattr(executor, "POOL_FROM_BYTES", 0)
+    patch.setattr(executor, "POOL_START_SECONDS", 0)
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def test_the_first_of_all_sources_stays_whatever_the_processes(
     lenient = {"on_bad_record": "skip", "max_bad_share": 0.5, "validation_share": 0.3}
     edited = sum(edit(text) != text for text in texts[60:90])
     assert edited > 20
-    monkeypatch.setattr("data_prep.executor.POOL_FROM_BYTES", 1)
+    monkeypatch.setattr("data_prep.executor.POOL_START_SECONDS", 0)
     stores = {}
     for method, processes in (("exact", 1), ("minhash", 1), ("minhash", 2)):
         options = {"deduplicate": method, "num_proc": processes, "store_dir": str(tmp_path / f"{method}{processes}")}

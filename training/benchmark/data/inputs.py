@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from data_prep.options import TokenizerSection
 from data_prep.tokenizer import train_tokenizer
 from training.benchmark.data.text import cut_prefix
@@ -31,7 +33,7 @@ class Settings:
     repeats: int = 5
     vocab_size: int = 16384
     tokenizer_sample_bytes: int = 64 * 2**20
-    build_mb: float = 230  # at least 200 MB of text
+    build_mb: float = 1000  # at least 200 MB of text
     datasets_mb: float = 60  # at least 50 MB of text, which takes it a minute and more
     scaling_mb: tuple[float, ...] = (10, 30, 100, 300, 1000)
     memory_mb: tuple[float, ...] = (100, 1000)
@@ -82,15 +84,23 @@ class Inputs:
             cut_prefix(self.settings.text, int(megabytes * MB), path)
         return path
 
-    def led_text(self, megabytes: float) -> Path:
-        """That much text behind the largest record of all: what is held of one record is then the same at any size."""
-        path = self.settings.work_dir / f"led-text-{megabytes:g}mb.jsonl"
+    def sampled_text(self, megabytes: float) -> Path:
+        """That much of the whole text: its largest record, and then records of it in random order (seed 0).
+
+        What is held at once depends on the records that come together, so inputs whose memory is compared must not
+        differ in them: the beginning of a source tree has other files than its middle.
+        """
+        path = self.settings.work_dir / f"sampled-text-{megabytes:g}mb.jsonl"
         if not path.exists():
-            with open(self.text(self.settings.needed_mb), "rb") as file:
-                largest = max(file, key=len)
-            with open(self.text(megabytes), "rb") as file, open(path, "wb") as output:
-                output.write(largest)
-                shutil.copyfileobj(file, output)
+            with open(self.text(self.settings.needed_mb), "rb") as file, open(path, "wb") as output:
+                sizes = np.array([len(line) for line in file])
+                begins = np.cumsum(sizes) - sizes
+                order = np.random.default_rng(0).permutation(len(sizes))
+                largest = int(sizes.argmax())
+                order = np.concatenate([[largest], order[order != largest]])
+                for index in order[: np.searchsorted(np.cumsum(sizes[order]), megabytes * MB, side="right")]:
+                    file.seek(int(begins[index]))
+                    output.write(file.read(int(sizes[index])))
         return path
 
     @cached_property

@@ -53,6 +53,9 @@ MAX_FRAMES = 1024
 CharSpan = tuple[int, int]
 
 
+PROMPT_ROLES = ("system", "developer", "user")
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """A Jinja template and the special tokens it may name (`eos_token`, `bos_token`, …)."""
@@ -66,6 +69,7 @@ class ChatTemplate:
         Raises RecordError when the template refuses the conversation or a turn cannot be found in its output.
         """
         text, marked = self._render(conversation.messages, conversation.tools)
+        _check_prompts(conversation.messages, text)
         if train_on == "all":
             return text, None
         turns = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
@@ -76,6 +80,8 @@ class ChatTemplate:
         else:
             contents = self._find_contents(conversation, text) or {}
             spans = {turn: self._find_turn(conversation, turn, text, contents.get(turn)) for turn in turns}
+        for turn in turns:
+            _check_calls(turn, conversation.messages[turn], text[slice(*spans[turn])])
         chosen = turns[-1:] if train_on == "last_assistant" else turns
         return text, [spans[turn] for turn in chosen if turn not in conversation.without_loss]
 
@@ -194,6 +200,21 @@ class ChatTemplate:
                 first = _count_common_prefix(text, changed)
                 return first, len(text) - _count_common_prefix(text[first:][::-1], changed[first:][::-1])
         raise RecordError(f"message {turn + 1}: not found in the chat template's output: use chat_template: chatml")
+
+
+def _check_prompts(messages: list[dict[str, Any]], text: str) -> None:
+    """Raises RecordError for what is said to the model and not in the text: answers would be learnt without it."""
+    for number, message in enumerate(messages, 1):
+        if message["role"] in PROMPT_ROLES and message["content"].strip() not in text:
+            raise RecordError(f"message {number}: the chat template leaves out what the {message['role']} says")
+
+
+def _check_calls(turn: int, message: dict[str, Any], written: str) -> None:
+    """Raises RecordError for a call that the turn does not hold: the model would learn to stop instead."""
+    for call in message.get("tool_calls") or ():
+        name = call["function"]["name"]
+        if name not in written:
+            raise RecordError(f"message {turn + 1}: the chat template leaves out the call of {name!r}")
 
 
 def _count_common_prefix(one: str, two: str) -> int:

@@ -38,6 +38,9 @@ def read_csv(reading: Reading) -> Iterator[Record | BadRecord]:
                 break
             if header is None:
                 header = row or None
+                if twice := sorted({name for name in row if row.count(name) > 1}):
+                    yield reading.refuse(f"the header names {', '.join(map(repr, twice))} twice", lines.first)
+                    return
             elif len(row) == len(header):
                 yield Record(dict(zip(header, row, strict=True)), reading.span.path, "line", lines.first)
             elif row:

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import orjson
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -26,9 +25,10 @@ from data_prep.errors import UserError
 from data_prep.fingerprint import hash_file
 from data_prep.statistics import count_tokens, measure_oddness
 from data_prep.store import REJECTED_SPLITS, SPLITS, TOKENIZER, Manifest, Split, Store, count_left_out
-from data_prep.summary import BAD_RECORDS
+from data_prep.summary import read_bad_records
 
 BAR_WIDTH = 32
+PIPED_WIDTH = 160  # rich takes 80 where there is no terminal, and cuts counts and paths off
 SHOWN_TOKENS = 400
 LOOKED_AT = 20_000
 LEAST_TOKENS = 8  # in shorter documents neither measure of oddness says much
@@ -39,9 +39,9 @@ def main(argv: list[str], console: Console | None = None) -> int:
     parser.add_argument("store", type=Path, help="directory that data_prep.prepare printed")
     parser.add_argument("--documents", type=int, default=3, help="decoded documents to show")
     parser.add_argument("--split", choices=[*SPLITS, *REJECTED_SPLITS], default="train")
-    parser.add_argument("--verify", action="store_true", help="only hold every byte against the manifest's hashes")
+    parser.add_argument("--verify", action="store_true", help="only hold every shard against the manifest's hashes")
     options = parser.parse_args(argv)
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     try:
         store = Store.open(options.store)
         verify(store, console) if options.verify else inspect(store, options.split, options.documents, console)
@@ -129,7 +129,10 @@ def show_histogram(lengths: np.ndarray) -> str:
 def _load_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise UserError(f"{path} is missing, without which nothing can be decoded: delete the store and prepare again")
-    return Tokenizer.from_file(str(path))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more special
+        raise UserError(f"{path} is damaged ({error}): delete the store and prepare again") from None
 
 
 def show_document(ids: np.ndarray, loss_runs: np.ndarray | None, tokenizer: Tokenizer, colour: bool = True) -> Text:
@@ -161,10 +164,8 @@ def _print_document(console: Console, table: DocumentTable, index: int, tokenize
 
 def _print_bad_records(console: Console, store: Store, shown: int) -> None:
     console.print(f"bad records: {store.manifest.bad_records}")
-    with open(store.path / BAD_RECORDS, "rb") as file:
-        for _, line in zip(range(shown), file, strict=False):
-            bad = orjson.loads(line)
-            console.print(f"  {bad['path']}, {bad['unit']} {bad['number']}: {bad['reason']}", markup=False)
+    for bad in read_bad_records(store.path, shown):
+        console.print(f"  {bad}", markup=False)
 
 
 if __name__ == "__main__":

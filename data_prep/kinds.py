@@ -147,10 +147,17 @@ def _parse_messages(value: dict[str, Any]) -> Conversation:
         message["content"] = _flatten_content(turn.get("content"), number)
         if calls := turn.get("tool_calls"):
             message["tool_calls"] = [_parse_call(call, number) for call in _listed(calls)]
-        if turn.get("weight", turn.get("loss_weight", 1)) == 0:
+        if _has_no_loss(turn, number):
             result.without_loss.add(number - 1)
         result.messages.append(message)
     return result
+
+
+def _has_no_loss(turn: dict[str, Any], number: int) -> bool:
+    weight = turn.get("weight", turn.get("loss_weight"))
+    if weight not in (None, 0, 1):
+        raise RecordError(f"message {number}: its weight is {weight!r}: only 0 (no loss) and 1 are known")
+    return weight == 0
 
 
 def _flatten_content(content: Any, number: int) -> str:
@@ -213,6 +220,8 @@ def _parse_sharegpt(value: dict[str, Any]) -> Conversation:
             result.messages.append({"role": "assistant", "content": "", "tool_calls": parsed})
         else:
             result.messages.append({"role": role, "content": turn["value"]})
+        if _has_no_loss(turn, number):
+            result.without_loss.add(len(result.messages) - 1)
     return result
 
 

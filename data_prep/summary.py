@@ -7,14 +7,17 @@ sides of the split. Bad records go from part to file, one part at a time.
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from data_prep.build import BuildSpec
 from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
+from data_prep.files import BadRecord
 from data_prep.fingerprint import NAMED_OPTIONS, STORE_FORMAT
 from data_prep.options import DataSection
 from data_prep.parts import Part
@@ -27,6 +30,7 @@ from data_prep.writing import write_atomically
 logger = logging.getLogger("redline.data")
 
 BAD_RECORDS = "bad_records.jsonl"
+SHOWN_BAD_RECORDS = 3
 
 
 def write_manifest(
@@ -47,6 +51,8 @@ def write_manifest(
     shards = [shard for shard in everything if shard.split in SPLITS]
     left_out = _sum_left_out(results)
     write_atomically(directory / BAD_RECORDS, _list_bad_records(parts, found, directory))
+    for bad in read_bad_records(directory, SHOWN_BAD_RECORDS):
+        logger.warning("bad record: %s", bad)
     documents = sum(shard.documents for shard in shards)
     check_bad_share(left_out["bad_records"], documents + sum(left_out.values()), data.max_bad_share, directory)
     if not documents:
@@ -96,6 +102,17 @@ def _list_bad_records(parts: Sequence[Part], found: dict[str, PartResult], direc
             result = load_result(directory, part)
             assert result is not None, f"{directory}: a result went missing while its lock was held"
             yield from (record.to_json_line() for record in result.bad_records)
+
+
+def read_bad_records(directory: Path, count: int) -> list[str]:
+    """The first of them, each in a line. Raises UserError when the list is not there or damaged."""
+    path = directory / BAD_RECORDS
+    try:
+        with open(path, "rb") as file:
+            found = [orjson.loads(line) for line in islice(file, count)]
+        return [str(BadRecord(**bad)) for bad in found]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): delete the store and prepare again") from None
 
 
 def check_bad_share(bad: int, records: int, limit: float, directory: Path) -> None:

@@ -223,3 +223,26 @@ def test_a_template_that_refuses_or_hides_a_turn_is_an_error(tokenizer: LoadedTo
     hiding = "{% for m in messages %}{{ m.role }}{% endfor %}"
     with pytest.raises(RecordError, match="message 2: not found"):
         ChatTemplate(hiding, special).render(Conversation(turns("a", "b")), "assistant")
+
+
+CALL = {"type": "function", "function": {"name": "find_weather", "arguments": {"city": "Oslo"}}}
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (
+            [*turns("hello", "looking")[:1], {"role": "assistant", "content": "", "tool_calls": [CALL]}],
+            "message 2: the chat template leaves out the call of 'find_weather'",
+        ),
+        ([{"role": "developer", "content": "be brief"}, *turns("hi", "yes")], "message 1: .* what the developer says"),
+        ([{"role": "system", "content": "be brief"}, *turns("hi", "yes")], "message 1: .* what the system says"),
+    ],
+)
+def test_a_template_that_leaves_out_what_answers_depend_on_is_an_error(tokenizer: LoadedTokenizer, messages, reason):
+    template = ChatTemplate(
+        PLAIN_CHATML.replace("{{ m.content }}", "{{ m.content if m.role in ('user', 'assistant') }}"),
+        tokenizer.special_tokens,
+    )
+    with pytest.raises(RecordError, match=reason):
+        template.render(Conversation(messages), "assistant")

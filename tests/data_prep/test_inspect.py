@@ -104,3 +104,15 @@ def test_verify_names_a_shard_with_a_flipped_bit(tmp_path: Path, recipe, capsys)
 def test_what_is_no_store_is_an_error(tmp_path: Path, capsys):
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("name", ["bad_records.jsonl", "tokenizer.json"])
+@pytest.mark.parametrize("content", [None, "{broken"])
+def test_a_damaged_list_or_tokenizer_is_one_line(tmp_path: Path, recipe, capsys, name: str, content: str | None):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(20)])
+    store = prepare(*recipe(path)).store_dir
+    (store / name).unlink()
+    if content is not None:
+        (store / name).write_text(content)
+    assert main([str(store)], Console(file=io.StringIO())) == 2
+    assert f"error: {store / name}" in capsys.readouterr().err

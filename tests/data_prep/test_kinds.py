@@ -151,6 +151,19 @@ def test_a_turn_of_weight_zero_is_marked_and_the_key_is_not_shown_to_templates(k
     assert parsed.messages == [USER, ASSISTANT, USER, ASSISTANT]
 
 
+def test_weights_of_sharegpt_turns_behind_a_system_prompt():
+    said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": 0}, {"from": "gpt", "value": "b"}]
+    parsed = parse_record({"system": "s", "conversations": said}, Shape("sharegpt"))
+    assert isinstance(parsed, Conversation)
+    assert parsed.without_loss == {2}
+
+
+@pytest.mark.parametrize("weight", ["0", 0.5, 2, []])
+def test_a_weight_that_is_no_choice_is_refused(weight: object):
+    with pytest.raises(RecordError, match="message 2: its weight is .*only 0"):
+        parse_record({"messages": [USER, {**ASSISTANT, "weight": weight}]}, Shape("messages"))
+
+
 ODDITIES = [None, True, 0, 1.5, "", "x", "{", [], ["x"], [[]], [None], {}, {"a": 1}, [{}], {"text": None}]
 
 

@@ -185,6 +185,8 @@ def parse_csv(data: bytes, delimiter: str) -> tuple[list[tuple[int, Any]], list[
             refused.append(at + 1)
         elif header and row:
             good.append((at + 1, dict(zip(header, row, strict=True))))
+        if not header and row and len(set(row)) < len(row):  # a column under the name of another would be lost
+            return [], [at + 1]
         header = header or row
         if not header and refused:
             break

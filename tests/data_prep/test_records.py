@@ -103,6 +103,7 @@ BAD = [
     ("json", b'{\n"text": }', 2, "malformed JSON"),
     ("csv", b"id,text\n1,one\n2\n", 3, "1 fields where the header has 2"),
     ("csv", b"id,text\n1,one,more\n", 2, "3 fields where the header has 2"),
+    ("csv", b"text,id,text\n1,2,3\n", 1, "the header names 'text' twice"),
     ("csv", b"id,text\n1,\xff\n", 2, "invalid UTF-8"),
     ("csv", b"id,text\n1,a\x00b\n", 2, "a NUL at byte 3"),
     ("csv", b'id,text\n1,one\n2,"two\n3,three\n', 3, "malformed CSV (the quote that opens here is never closed)"),

@@ -16,9 +16,8 @@ CACHE_STATES: dict[str, Callable[[Path], None]] = {"warm": read_whole, "cold": e
 MIN_OPENINGS = 5  # they cost milliseconds
 
 
-def run_side(inputs: Inputs, side: Side, megabytes: float, cache: str = "warm", watch: bool = False) -> Outcome[Build]:
-    """One build from nothing in a fresh process, of text in the page cache or not (watched: of `sampled_text`)."""
-    text = inputs.sampled_text(megabytes) if watch else inputs.text(megabytes)
+def run_side(inputs: Inputs, side: Side, text: Path, cache: str = "warm", watch: bool = False) -> Outcome[Build]:
+    """One build from nothing in a fresh process, of text in the page cache or not."""
     root = inputs.new_directory(side.__name__)
     CACHE_STATES[cache](text)
     os.sync()  # what the side before has written must not be on its way to the disk while this one is timed
@@ -32,14 +31,14 @@ def measure_build(inputs: Inputs) -> Row:
     settings = inputs.settings
     ours, theirs = settings.build_mb, settings.datasets_mb
     sides = {
-        "redline": lambda: run_side(inputs, build_store, ours).value,
-        "datasets": lambda: run_side(inputs, map_with_datasets, theirs).value,
-        "redline cold": lambda: run_side(inputs, build_store, ours, cache="cold").value,
+        "redline": lambda: run_side(inputs, build_store, inputs.text(ours)).value,
+        "datasets": lambda: run_side(inputs, map_with_datasets, inputs.text(theirs)).value,
+        "redline cold": lambda: run_side(inputs, build_store, inputs.text(ours), cache="cold").value,
         # Whether datasets may be judged by a part of the text: half of that part must go at the same speed.
-        "datasets half": lambda: run_side(inputs, map_with_datasets, theirs / 2).value,
+        "datasets half": lambda: run_side(inputs, map_with_datasets, inputs.text(theirs / 2)).value,
     }
     builds = interleave(sides, settings.repeats)
-    same = run_side(inputs, build_store, theirs).value
+    same = run_side(inputs, build_store, inputs.text(theirs)).value
     share = same.text_bytes / inputs.text(theirs).stat().st_size  # of the JSONL; datasets does not count text
     sizes = {name: done[0].text_bytes / MB for name, done in builds.items() if name.startswith("redline")}
     sizes |= {"datasets": same.text_bytes / MB, "datasets half": inputs.text(theirs / 2).stat().st_size * share / MB}
@@ -154,7 +153,8 @@ def measure_memory(inputs: Inputs) -> Row:
     settings = inputs.settings
     small, large = (f"{size:g} MB" for size in settings.memory_mb)
     sides = {
-        f"{size:g} MB": lambda size=size: run_side(inputs, build_store, size, watch=True) for size in settings.memory_mb
+        f"{size:g} MB": lambda size=size: run_side(inputs, build_store, inputs.sampled_text(size), watch=True)
+        for size in settings.memory_mb
     }
     outcomes = interleave(sides, settings.repeats)
     notes, values, most = [], {}, 0.0
@@ -194,9 +194,12 @@ def _find_largest(outcome: Outcome[Build]) -> Peak:
 
 
 def measure_scaling(inputs: Inputs) -> Row:
-    """Seconds of a build against the size of its input, and the line through the medians."""
+    """Seconds of a build against the size of its input, of like texts, and the line through the medians."""
     settings = inputs.settings
-    sides = {size: lambda size=size: run_side(inputs, build_store, size).value for size in settings.scaling_mb}
+    sides = {
+        size: lambda size=size: run_side(inputs, build_store, inputs.sampled_text(size)).value
+        for size in settings.scaling_mb
+    }
     builds = interleave({f"{size:g}": side for size, side in sides.items()}, settings.repeats)
     sizes = [done[0].text_bytes / MB for done in builds.values()]
     seconds = [[build.seconds for build in done] for done in builds.values()]

@@ -87,8 +87,8 @@ class Inputs:
     def sampled_text(self, megabytes: float) -> Path:
         """That much of the whole text: its largest record, and then records of it in random order (seed 0).
 
-        What is held at once depends on the records that come together, so inputs whose memory is compared must not
-        differ in them: the beginning of a source tree has other files than its middle.
+        What is held at once, and how fast text is encoded, depend on the records: inputs of which the size alone is to
+        tell must not differ in them, and the beginning of a source tree has other files than its middle.
         """
         path = self.settings.work_dir / f"sampled-text-{megabytes:g}mb.jsonl"
         if not path.exists():

@@ -32,6 +32,9 @@ def test_threads_are_shared_between_the_ranks_of_a_machine(monkeypatch):
     assert find_num_threads("auto", read_world(TORCHRUN), TORCHRUN) == 8  # torchrun's own 1 is nobody's wish
     assert find_num_threads("auto", read_world({}), {"OMP_NUM_THREADS": "1"}) == 1
     assert find_num_threads("auto", read_world({}), {"OMP_NUM_THREADS": "5"}) == 5
+    for launcher in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
+        environ = {"OMP_NUM_THREADS": "1", launcher: "no"}
+        assert find_num_threads("auto", read_world({}), environ) == 16
     assert find_num_threads(3, read_world(TORCHRUN), TORCHRUN) == 3
 
 

@@ -22,7 +22,7 @@ def run_dir(tmp_path):
     for step in (3, 6):
         checkpoint = run_dir.path / f"checkpoint-{step}"
         checkpoint.mkdir(parents=True)
-        (checkpoint / "weights").write_bytes(bytes([step]))
+        (checkpoint / "optimizer.pt").write_bytes(bytes([step]))
         write_manifest(checkpoint, step=step, world_size=2)
         run_dir.append_metrics({"step": step})
     run_dir.write_json(run_dir.summary, {"steps": 6})
@@ -40,7 +40,7 @@ def test_a_new_run_moves_each_older_one_aside_whole(run_dir):
         assert kept.is_dir() and not (run_dir.path / "checkpoint-6").exists()
     first = run_dir.path.with_name("run.old-1")
     assert json.loads((first / "summary.json").read_text()) == {"steps": 6}
-    assert (first / "checkpoint-6" / "weights").read_bytes() == b"\x06"
+    assert (first / "checkpoint-6" / "optimizer.pt").read_bytes() == b"\x06"
 
 
 def test_an_empty_directory_is_nobody_s_run(tmp_path):
@@ -50,7 +50,7 @@ def test_an_empty_directory_is_nobody_s_run(tmp_path):
 
 
 def test_auto_goes_on_from_the_latest_whole_one_and_abandons_what_comes_after(run_dir):
-    (run_dir.path / "checkpoint-6" / "weights").write_bytes(b"!")
+    (run_dir.path / "checkpoint-6" / "optimizer.pt").write_bytes(b"!")
     two_ranks = World("torchrun", 0, 0, 2, 2)
     start = find_start(load("--resume", "auto"), run_dir, two_ranks)
     assert start == run_dir.path / "checkpoint-3"
@@ -87,7 +87,7 @@ def test_auto_starts_at_the_beginning_when_there_is_nothing(tmp_path):
 def test_auto_never_starts_anew_over_checkpoints_that_are_all_damaged(run_dir):
     for checkpoint in run_dir.path.glob("checkpoint-*"):
         (checkpoint / "manifest.json").unlink()
-    with pytest.raises(UserError, match="no checkpoint in it is whole"):
+    with pytest.raises(UserError, match="no checkpoint in it can be resumed from"):
         find_start(load("--resume", "auto"), run_dir, ONE_RANK)
 
 

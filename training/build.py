@@ -66,6 +66,8 @@ def build_training_arguments(
 ) -> TrainingArguments:
     """`training:` as `TrainingArguments`, with what other sections own and what is forced."""
     config = loaded.config
+    if device.type == "cpu" and config.argument("fp16"):
+        raise UserError("training.fp16: float16 needs a GPU, and this run is on a CPU: use training.bf16")
     given = {key: value for key, value in config.training.items() if key != "report_to"}
     given |= FORCED_ARGUMENTS | {
         "output_dir": str(run_dir.path),

@@ -48,6 +48,8 @@ def write(args: argparse.Namespace) -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = load_trained(args.model, device=device, trust_remote_code=args.trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
+    if not args.prompt:
+        raise UserError("--prompt: is empty: give the text to go on from")
     inputs = tokenizer(args.prompt, return_tensors="pt", return_token_type_ids=False).to(device)
     torch.manual_seed(args.seed)
     sampling = {"do_sample": True, "temperature": args.temperature, "top_k": args.top_k}

@@ -66,12 +66,13 @@ def _find_launcher(environ: Mapping[str, str]) -> str:
 def find_num_threads(requested: int | str, world: World, environ: Mapping[str, str] = os.environ) -> int:
     """Threads for this rank: the number asked for, else `OMP_NUM_THREADS`, else this rank's share of the cores.
 
-    torchrun sets `OMP_NUM_THREADS=1` by itself when it starts several ranks; that 1 is not taken for a wish.
+    torchrun and accelerate set `OMP_NUM_THREADS=1` by themselves; that 1 is not taken for a wish.
     """
     if requested != "auto":
         return int(requested)
     given = environ.get("OMP_NUM_THREADS")
-    if given and not (given == "1" and "TORCHELASTIC_RUN_ID" in environ):
+    by_launcher = "TORCHELASTIC_RUN_ID" in environ or "ACCELERATE_MIXED_PRECISION" in environ
+    if given and not (given == "1" and by_launcher):
         return int(given)
     return max(1, count_cores() // world.local_size)
 

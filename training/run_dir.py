@@ -65,6 +65,13 @@ class RunDir:
     def final(self) -> Path:
         return self.path / "final"
 
+    def is_finished(self) -> bool:
+        """Whether a session came to its end here: `final/` written and checked, and said so last."""
+        try:
+            return json.loads(self.summary.read_text())["status"] == "finished" and self.final.is_dir()
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
     def write_json(self, target: Path, value: Any) -> None:
         """Atomically write `value`; NaN and infinities become null."""
         write_text_atomic(target, json.dumps(_finite(value), indent=2, default=str) + "\n")

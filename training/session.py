@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from data_prep.errors import UserError
 from data_prep.prepare import prepare
 from training.build import build_trainer, build_training_arguments, find_run_path
-from training.checkpoints.manifest import Manifest, find_checkpoints, find_resumable, read_manifest, verify_checkpoint
+from training.checkpoints.manifest import Manifest, check_resumable, find_checkpoints, find_resumable, read_manifest
 from training.config import LoadedConfig, dump_resolved
 from training.environment import describe_machine
 from training.launch import World, join_world, leave_world
@@ -50,15 +50,12 @@ def run_training(loaded: LoadedConfig, world: World) -> None:
         prepared = on_each_node(world, lambda: prepare(config.data, config.tokenizer))
         checkpoint = on_main_rank(world, lambda: find_start(loaded, run_dir, world))
         args = build_training_arguments(loaded, run_dir, device, world)
-        if checkpoint is not None and 0 < args.max_steps <= (step := read_manifest(checkpoint).step):
-            logger.info(
-                "%s is complete at step %d of %d: raise training.max_steps to go on", checkpoint, step, args.max_steps
-            )
+        if checkpoint is not None and is_over(run_dir, checkpoint, args.max_steps, world):
             return
         trainer = build_trainer(loaded, prepared, run_dir, args, world)
+        by_epochs = args.max_steps <= 0
         trainer.start_data(checkpoint)
-        if checkpoint is not None and args.max_steps <= (step := read_manifest(checkpoint).step):
-            logger.info("%s is complete at step %d: raise training.num_train_epochs to go on", checkpoint, step)
+        if by_epochs and checkpoint is not None and is_over(run_dir, checkpoint, args.max_steps, world):
             return
         # Only now, when all that a recipe can get wrong has been built, is anything on disk touched.
         on_main_rank(world, lambda: open_run(loaded, run_dir, world, checkpoint))
@@ -80,6 +77,24 @@ def run_training(loaded: LoadedConfig, world: World) -> None:
             trainer.close()
     finally:
         leave_world()
+
+
+def is_over(run_dir: RunDir, checkpoint: Path, max_steps: int, world: World) -> bool:
+    """Whether nothing is left to do: all steps done and `final/` written and checked. Steps alone: it is finished now.
+
+    max_steps: not positive where it is not known yet. Says what is so.
+    """
+    step = read_manifest(checkpoint).step
+    if not 0 < max_steps <= step:
+        return False
+    is_here = checkpoint.parent.resolve() == run_dir.path.resolve()
+    finished = on_main_rank(world, lambda: is_here and run_dir.is_finished())
+    if finished:
+        advice = "raise training.max_steps (or num_train_epochs) to go on"
+        logger.info("%s is complete at step %d of %d: %s", checkpoint, step, max_steps, advice)
+    else:
+        logger.info("%s: all %d steps are done, but there is no checked final/: finishing the run", checkpoint, step)
+    return finished
 
 
 def open_run(loaded: LoadedConfig, run_dir: RunDir, world: World, checkpoint: Path | None) -> None:
@@ -127,7 +142,7 @@ def find_start(loaded: LoadedConfig, run_dir: RunDir, world: World) -> Path | No
     verify = loaded.config.checkpoint.verify_on_resume
     if loaded.resume != "auto":
         checkpoint = Path(loaded.resume)
-        manifest = verify_checkpoint(checkpoint) if verify else read_manifest(checkpoint)
+        manifest = check_resumable(checkpoint, verify=verify)
         _check_world(checkpoint, manifest, loaded, world)
         return checkpoint
     checkpoint = find_resumable(run_dir.path, verify=verify)
@@ -135,7 +150,7 @@ def find_start(loaded: LoadedConfig, run_dir: RunDir, world: World) -> Path | No
         _check_world(checkpoint, read_manifest(checkpoint), loaded, world)
     elif find_checkpoints(run_dir.path):
         raise UserError(
-            f"{run_dir.path}: no checkpoint in it is whole; --resume never starts anew and keeps them aside"
+            f"{run_dir.path}: no checkpoint in it can be resumed from; --resume never starts anew and keeps them aside"
         )
     else:
         older = sorted(path.name for path in run_dir.path.parent.glob(f"{run_dir.path.name}.old-*"))

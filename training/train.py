@@ -3,7 +3,7 @@
     python training/train.py --config minigpt_quickstart
     torchrun --nproc_per_node=2 training/train.py --config configs/qwen2_tiny_pretrain.yaml --max_steps 100
     deepspeed --num_gpus 8 training/train.py --config qwen2.5_0.5b_pretrain --deepspeed ds_configs/zero2_bf16.json
-    accelerate launch --num_processes 2 training/train.py --config debug
+    accelerate launch --multi_gpu --num_processes 2 training/train.py --config debug      (so on a CPU, too)
 
 `--config` takes a path or a bare name in `configs/`; any key of any section can be overridden (`--learning_rate 1e-4`,
 `data.seq_len=1024`); `--resume auto|PATH|never` goes on from the latest whole checkpoint, from PATH, or starts anew.
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # torch comes in here, after everything that can fail without it; a wrong model is found before data is prepared
         from training.models.build import check_model
 
-        check_model(loaded.config.model)
+        check_model(loaded.config.model, loaded.config.data.seq_len)
 
         from training.session import run_training
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data_prep.errors import UserError
-from training.checkpoints.manifest import MANIFEST, find_resumable, verify_checkpoint, write_manifest
+from training.checkpoints.manifest import MANIFEST, check_resumable, find_resumable, verify_checkpoint, write_manifest
 from training.checkpoints.progress import Progress
 
 
@@ -57,6 +57,30 @@ def test_resume_takes_the_latest_that_is_whole_and_says_why_not_a_later_one(chec
     assert "checkpoint-100" in caplog.text and "interrupted" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "holds"),
+    [
+        ("optimizer.pt", True),
+        ("optimizer_0/__0_0.distcp", True),
+        ("global_step3/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", True),
+        ("global_step3/mp_rank_00_model_states.pt", True),
+        ("scheduler.pt", False),
+    ],
+)
+def test_weights_alone_are_not_resumed_from(tmp_path, caplog, name, holds):
+    """`training.save_only_model`: the Trainer would begin the optimizer and the schedule anew without a word."""
+    checkpoint = tmp_path / "checkpoint-3"
+    for file in ("model.safetensors", name):
+        (checkpoint / file).parent.mkdir(parents=True, exist_ok=True)
+        (checkpoint / file).write_bytes(b"\x01")
+    write_manifest(checkpoint, step=3, world_size=1)
+    assert find_resumable(tmp_path) == (checkpoint if holds else None)
+    assert ("no optimizer state" in caplog.text) is not holds
+    if not holds:
+        with pytest.raises(UserError, match="model.path="):
+            check_resumable(checkpoint, verify=False)
+
+
 def test_nothing_to_resume(tmp_path):
     assert find_resumable(tmp_path) is None
 
@@ -65,6 +89,7 @@ def test_steps_are_compared_as_numbers(tmp_path):
     for step in (90, 100):
         path = tmp_path / f"checkpoint-{step}"
         path.mkdir()
+        (path / "optimizer.pt").write_bytes(b"\x02")
         write_manifest(path, step=step, world_size=1)
     assert find_resumable(tmp_path) == tmp_path / "checkpoint-100"
 

@@ -45,6 +45,8 @@ from training.config import load_config
         (["--streaming", "--num_train_epochs", "2"], "a pass has no known length: set training.max_steps"),
         (["--streaming", "--eval_strategy", "epoch"], "streaming knows no end of an epoch"),
         (["--streaming", "--packing", "none", "--group_by_length"], "needs the lengths of all rows: use a store"),
+        (["--learning_rate", "-1"], "training.learning_rate (command line): is -1: must not be below 0"),
+        (["--max_grad_norm=-0.5"], "is -0.5: must not be below 0"),
         (["--remove_unused_columns"], "must stay false"),
         (["training.gradient_checkpointing_kwargs={use_reentrant: true}"], "use_reentrant must stay false"),
         (["--use_liger_kernel"], "MiniGPT is none"),

@@ -188,6 +188,7 @@ def test_check_deepspeed_by_itself() -> None:
         ('{"bf16":\n {"enabled": "yes"}}', "bf16.enabled"),
         ('{"zero_optimization":\n {"reduce_bucket_size": "5e8"}}', 'reduce_bucket_size = "5e8": must be a number'),
         ('{\n"gradient_clipping": true}', "gradient_clipping = true: must be a number"),
+        ('{\n"bf16": true}', "bf16 = true: must be a block with keys"),
         ('{\n"wall_clock_breakdown": "yes"}', 'wall_clock_breakdown = "yes": must be true or false'),
         ('{"checkpoint":\n {"tag_validation": 1}}', "checkpoint.tag_validation = 1: must be text in quotes"),
     ],

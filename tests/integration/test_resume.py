@@ -112,8 +112,10 @@ def two_ranks(
     }
     before = launch_all("torchrun", folder, runs)
     copy_killed_at(before["zero2"], 3, "zero2-resumed")
+    copy_killed_at(before["zero2"], 6, "zero2-unfinished")
     copy_killed_at(before["stream"], 2, "stream-resumed")
     after = {
+        "zero2-unfinished": [*zero2_flags, "data.verify_packing=false", *RESUME],
         "zero2-resumed": [*zero2_flags, *RESUME],
         # 2 x 2 rows a step: 8 of 20 are done; 12 are left, 2 steps of 2 x 3
         "zero2-elastic": [*elastic_flags, *ONE_EPOCH_BY_3, "--deepspeed", "zero2_bf16", *RESUME],
@@ -127,12 +129,13 @@ def one_rank(launch_all, folder, two_ranks, plain_flags, elastic_flags) -> dict[
     unmeasured = [*plain_flags, "perf.enabled=false", "--num_workers", "2"]
     before = launch_all("python", folder, {"plain": plain_flags, "plain-unmeasured": unmeasured})
     steps = {"plain-4": 4, "plain-7": 7, "plain-damaged": 8}
-    for name, step in steps.items():
+    for name, step in {**steps, "plain-unfinished": 9}.items():
         copy_killed_at(before["plain"], step, name)
     damage(shutil.copytree(folder / "plain" / "checkpoint-9", folder / "plain-damaged" / "checkpoint-9"))
     # 2 x 2 rows a step: 8 of 20 are done; 12 are left, 4 steps of 3
     runs = {name: [*plain_flags, *RESUME, "checkpoint.verify_final=false"] for name in steps}
     other = {
+        "plain-unfinished": [*plain_flags, *RESUME],
         "elastic": [*elastic_flags, *ONE_EPOCH_BY_3, *RESUME],
         "plain": [*plain_flags, "--max_steps", "10", "data.seed=7", *RESUME, REFUSED],
     }
@@ -217,6 +220,18 @@ def test_a_damaged_checkpoint_is_passed_over(one_rank):
     damaged = one_rank["plain-damaged"]
     assert "not resuming from checkpoint-9" in damaged.output and "content differs" in damaged.output
     check_same(one_rank["plain"], damaged, 8, 9)
+
+
+@pytest.mark.parametrize("name", ["plain", "zero2"])
+def test_a_run_that_was_stopped_behind_its_last_step_is_finished(one_rank, two_ranks, name):
+    runs = one_rank | two_ranks
+    straight, finished = runs[name], runs[f"{name}-unfinished"]
+    assert "steps are done, but there is no checked final/: finishing the run" in finished.output
+    assert finished.json("summary.json")["status"] == "finished" and (finished.path / "report.html").is_file()
+    assert [r["step"] for r in finished.metrics()] == [r["step"] for r in straight.metrics()]
+    weights, expected = (load_file(run.path / "final" / "model.safetensors") for run in (finished, straight))
+    assert weights.keys() == expected.keys()
+    assert all(weights[key].equal(expected[key]) for key in expected)
 
 
 def test_another_world_and_micro_batch_end_the_epoch_with_each_row_trained_once(one_rank):

@@ -8,8 +8,9 @@ import torch
 
 from data_prep.errors import UserError
 from tests.models.tiny import SHAPE, build_tiny
+from training.config.sections import ModelSection
 from training.models.adapters import trainable_share
-from training.models.build import resolve_parameter_dtype
+from training.models.build import check_model, resolve_parameter_dtype
 from training.models.known_architectures import KNOWN_ARCHITECTURES
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -33,6 +34,15 @@ def test_parameter_dtype(requested: str, compute: torch.dtype, frozen: bool, exp
 def test_float16_parameters_that_train_are_refused() -> None:
     with pytest.raises(UserError, match=r"model\.dtype: float16 parameters cannot be trained"):
         resolve_parameter_dtype("float16", compute_dtype=FP16, frozen=False)
+
+
+def test_rows_longer_than_the_positions_are_refused_of_a_model_from_scratch(qwen_dir: Path, caplog) -> None:
+    scratch = ModelSection.model_validate({"config": {"max_position_embeddings": 64}})
+    check_model(scratch, 64)
+    with pytest.raises(UserError, match=r"data\.seq_len: rows of 65 tokens, but the model has 64 positions"):
+        check_model(scratch, 65)
+    check_model(ModelSection.model_validate({"path": str(qwen_dir)}), 10**6)
+    assert "rows of 1000000 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("adapter", [{}, {"method": "lora"}])

@@ -106,7 +106,7 @@ class Wandb:
         write_text_atomic(id_file, run_id + "\n")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "redline"),
-            name=run_dir.name,
+            name=config.get("training", {}).get("run_name") or run_dir.name,
             id=run_id,
             resume="allow",
             dir=str(run_dir.path),

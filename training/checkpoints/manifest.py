@@ -22,6 +22,8 @@ from training.run_dir import write_text_atomic
 logger = logging.getLogger("redline.checkpoints")
 
 MANIFEST = "manifest.json"
+# optimizer.pt, optimizer_0/ of FSDP, *_optim_states.pt of ZeRO, mp_rank_00_model_states.pt of DeepSpeed without ZeRO
+OPTIMIZER_STATE = re.compile(r"optim|mp_rank_")
 _CHUNK = 8 << 20
 
 
@@ -72,6 +74,20 @@ def verify_checkpoint(checkpoint: Path) -> Manifest:
     return manifest
 
 
+def check_resumable(checkpoint: Path, *, verify: bool = True) -> Manifest:
+    """Check that a checkpoint is whole (`verify`: every byte of it) and holds the optimizer's state.
+
+    The Trainer itself would start Adam and the learning-rate schedule anew without a word. Raises UserError.
+    """
+    manifest = verify_checkpoint(checkpoint) if verify else read_manifest(checkpoint)
+    if not any(OPTIMIZER_STATE.search(name) for name in manifest.files):
+        raise UserError(
+            f"{checkpoint}: holds weights only, no optimizer state (training.save_only_model): it starts a new run as "
+            f"model.path={checkpoint}, but cannot be resumed from"
+        )
+    return manifest
+
+
 def find_checkpoints(run_dir: Path) -> list[Path]:
     """`checkpoint-N` directories of a run, highest step first, whole or not."""
     numbered = [
@@ -83,10 +99,10 @@ def find_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def find_resumable(run_dir: Path, *, verify: bool = True) -> Path | None:
-    """The latest checkpoint that is whole; each one passed over is said with its reason."""
+    """The latest checkpoint that can be resumed from; each one passed over is said with its reason."""
     for checkpoint in find_checkpoints(run_dir):
         try:
-            verify_checkpoint(checkpoint) if verify else read_manifest(checkpoint)
+            check_resumable(checkpoint, verify=verify)
             return checkpoint
         except UserError as reason:
             logger.warning("not resuming from %s: %s", checkpoint.name, reason)

@@ -38,6 +38,10 @@ def _positive(config: Config) -> Broken:
         value = config.training.get(name)
         if isinstance(value, int | float) and value <= 0:
             yield (f"training.{name}",), f"is {value}: must be above 0"
+    for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"):
+        value = config.training.get(name)
+        if isinstance(value, int | float) and value < 0:
+            yield (f"training.{name}",), f"is {value}: must not be below 0"
 
 
 def _one_precision(config: Config) -> Broken:

@@ -86,7 +86,7 @@ def _check_keys(layer: Layer, values: Mapping[str, Any], known: Mapping[str, Any
         below = known[key]
         if isinstance(below, dict) and isinstance(value, dict):
             _check_keys(layer, value, below, here)
-        elif isinstance(below, dict) and value not in (None, "auto") and not isinstance(value, bool):
+        elif isinstance(below, dict) and value is not None and value != "auto":
             raise UserError(f"{layer.origin(here)}: {dotted} = {json.dumps(value)}: must be a block with keys")
         elif not isinstance(below, dict):
             _check_value(layer, here, value, below)

@@ -17,8 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 REFUSED = {
     "auto_find_batch_size": "a smaller batch leaves accumulation alone, so the global batch shrinks unseen: set "
     "training.per_device_train_batch_size",
+    "data_seed": "the order of the data is that of data.seed",
     "dataloader_in_order": "batches always come in order: a resumed run sees the same ones",
     "deepspeed": "write `deepspeed: zero2_bf16` at the top level of the recipe, or --deepspeed",
+    "disable_tqdm": "there is no progress bar: lines of steps say more, in files too",
     "do_eval": "evaluation follows training.eval_strategy",
     "do_predict": "use python -m training.generate",
     "do_train": "train.py always trains",
@@ -28,13 +30,16 @@ REFUSED = {
     "ignore_data_skip": "the data goes on where it stood, at no cost",
     "include_num_input_tokens_seen": "costs a gather and a sync per micro-batch; tokens are counted in metrics.jsonl "
     "without it",
+    "label_names": "the collator's labels are the labels",
     "length_column_name": "lengths are known: use data.group_by_length",
     "local_rank": "the launcher sets it",
     "logging_dir": "everything of a run is below training.output_dir",
+    "logging_first_step": "the first step is always logged",
     "logging_nan_inf_filter": "true hides NaN losses and syncs every micro-step; it is always false here, leave it out",
     "logging_steps": "use monitor.train_every",
     "logging_strategy": "logs are by step: use monitor.train_every",
     "parallelism_config": "it is a Python object; parallelism comes from the launcher and --deepspeed",
+    "prediction_loss_only": "evaluation computes the loss alone",
     "resume_from_checkpoint": "use --resume auto|PATH|never",
     "torch_empty_cache_steps": "clears the cache between forward and backward: use perf.empty_cache_every",
     "train_sampling_strategy": "rows come in a random order of data.seed: use data.group_by_length",

@@ -83,12 +83,17 @@ def build_model(
     return _finish(built, adapter, gradient_checkpointing)
 
 
-def check_model(model: ModelSection) -> None:
-    """Raises UserError for what can be told of a model while there is no tokenizer yet: its architecture and shape."""
+def check_model(model: ModelSection, seq_len: int) -> None:
+    """Raises UserError for what can be told of a model while there is no tokenizer yet: its architecture and shape, and
+    whether it has positions for rows of `seq_len` tokens (of pretrained weights, which some stretch, a warning)."""
+    config = scratch_config(model, TokenizerFacts(vocab_size=1)) if model.path is None else load_config(model)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is None or seq_len <= positions:
+        return
+    fault = f"data.seq_len: rows of {seq_len} tokens, but the model has {positions} positions"
     if model.path is None:
-        scratch_config(model, TokenizerFacts(vocab_size=1))
-    else:
-        load_config(model)
+        raise UserError(f"{fault}: raise model.config.max_position_embeddings, or shorten the rows")
+    logger.warning("%s: what it writes beyond them has to be learnt anew", fault)
 
 
 def resolve_parameter_dtype(requested: str, *, compute_dtype: torch.dtype, frozen: bool) -> torch.dtype:

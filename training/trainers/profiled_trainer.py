@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -285,7 +286,15 @@ class ProfiledTrainer(Trainer):
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         super()._init_training_state(*args, **kwargs)
+        if self.state.global_step >= self.args.max_steps:
+            return sys.maxsize, 0  # no step is left, the loop over epochs is empty
         return int(self.train_batches.epoch), 0  # no batches to skip: the data stands where it should
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A tied head stands in a checkpoint under one of its names: nothing is missing."""
+        tied = cast(Any, self.model).all_tied_weights_keys
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result)
 
     def _check_packing(self) -> None:
         """Collective: every rank does the same forwards, so ZeRO-3 can gather."""

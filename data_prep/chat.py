@@ -38,6 +38,7 @@ CHATML = (
     "{%- if not (loop.first and tools and message.role == 'system') %}"
     "{{- '<|im_start|>' + message.role + '\n' }}"
     "{%- if message.role == 'assistant' %}{%- generation %}"
+    "{%- if message.reasoning_content %}{{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}{%- endif %}"
     "{{- message.content }}"
     "{%- for call in message.tool_calls or [] %}"
     "{%- if message.content or not loop.first %}{{- '\n' }}{%- endif %}"

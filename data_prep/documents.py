@@ -19,7 +19,7 @@ from data_prep.sources import Input
 
 logger = logging.getLogger("redline.data")
 
-SHAPE_RECORDS = 16
+SHAPE_RECORDS = 1000
 
 
 @dataclass(slots=True)

@@ -31,6 +31,7 @@ SHAREGPT_ROLES = {
 PROMPT_KEYS = ("prompt", "question", "query")
 PROMPT_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
 TEXT_KEYS = ("text", "content")
+TURNS_KEYS = ("messages", "conversations")
 
 
 class RecordError(ValueError):
@@ -76,7 +77,14 @@ def find_shape(value: Any, kind: Kind, text_key: str | None) -> Shape:
         raise RecordError(f"a record is a JSON {type(value).__name__}, not an object")
     if kind == "text" or text_key:
         return Shape("text", text_key or _find_text_key(value))
-    return Shape("text", _find_text_key(value)) if (found := _find_chat_kind(value)) is None else Shape(found)
+    found = _find_chat_kind(_unfold(value))
+    return Shape("text", _find_text_key(value)) if found is None else Shape(found)
+
+
+def _unfold(value: dict[str, Any]) -> dict[str, Any]:
+    """The record with its turns as a list where they are JSON text, as CSV and many a Parquet file keep them."""
+    folded = [key for key in TURNS_KEYS if isinstance(value.get(key), str) and value[key].lstrip()[:2] in ("[{", "[]")]
+    return {**value, **{key: _load_json(value[key], repr(key)) for key in folded}} if folded else value
 
 
 def _find_chat_kind(value: dict[str, Any]) -> Kind | None:
@@ -120,6 +128,7 @@ def _parse_or_refuse(value: Any, shape: Shape) -> Content:
             raise RecordError("an object, where this source's first record is plain text: make them two sources")
         _take(value, shape.text_key, str)
         raise RecordError("empty text")
+    value = _unfold(value)
     if shape.kind == "preference":
         return Preference(*(_parse_answer(value, key) for key in ("chosen", "rejected")))
     conversation = _PARSERS[shape.kind](value)

@@ -38,7 +38,7 @@ BESIDE_TEXT = "beside more bytes of text (format: jsonl, csv, … takes them alo
 
 def list_directory(directory: str, format: FileFormat, key: str) -> list[str]:
     """Files in the order of their paths. Raises UserError naming `key` when there is none of the format."""
-    left_out: dict[str, list[str]] = {"hidden": [], "of other suffixes": []}
+    left_out: dict[str, list[str]] = {"hidden": [], "links to directories": [], "of other suffixes": []}
     found = sorted(_walk(directory, left_out), key=split_path)
     if format == "auto":
         found = choose_larger(found, directory, key, left_out)
@@ -92,6 +92,8 @@ def _walk(directory: str, left_out: dict[str, list[str]]) -> Iterator[str]:
                 left_out["hidden"].append(entry.path)
             elif entry.is_dir(follow_symlinks=False):
                 yield from _walk(entry.path, left_out)
+            elif entry.is_dir():
+                left_out["links to directories"].append(entry.path)
             elif _plain_suffix(entry.name) in READ_SUFFIXES and entry.is_file():
                 yield entry.path
             else:

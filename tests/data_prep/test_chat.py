@@ -246,3 +246,11 @@ def test_a_template_that_leaves_out_what_answers_depend_on_is_an_error(tokenizer
     )
     with pytest.raises(RecordError, match=reason):
         template.render(Conversation(messages), "assistant")
+
+
+def test_chatml_writes_reasoning_before_the_answer(tokenizer: LoadedTokenizer):
+    answer = {"role": "assistant", "content": "four", "reasoning_content": "two and two"}
+    text, loss = ChatTemplate(CHATML, tokenizer.special_tokens).render(
+        Conversation([{"role": "user", "content": "q"}, answer]), "assistant"
+    )
+    assert [text[start:end] for start, end in loss or []] == ["<think>\ntwo and two\n</think>\n\nfour<|im_end|>"]

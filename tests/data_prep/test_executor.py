@@ -103,12 +103,14 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path):
 
 
 STOPPED = """
+import signal
 import sys
 from pathlib import Path
 from data_prep import prepare
 from data_prep.executor import run_parts
 from tests.data_prep.test_executor import wait_for_ever
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     prepare.prepare = lambda *_: list(run_parts(wait_for_ever, [Path(sys.argv[1])] * 2, 2))
     sys.exit(prepare.main([]))
 """
@@ -131,7 +133,10 @@ def test_ctrl_c_is_one_line(tmp_path: Path, delay: float | None):
     time.sleep(delay or 0.0)
     workers = process.children()
     os.killpg(parent.pid, signal.SIGINT)
-    said = parent.communicate(timeout=60)[1]
+    try:
+        said = parent.communicate(timeout=60)[1]
+    finally:
+        parent.kill()
     assert (parent.returncode, said) == (130, "stopped; finished parts are kept: run again to go on\n")
     assert not psutil.wait_procs(workers, timeout=30)[1]
 

@@ -1,4 +1,5 @@
 import copy
+import json
 from collections.abc import Iterator
 from functools import reduce
 from operator import getitem
@@ -162,6 +163,17 @@ def test_weights_of_sharegpt_turns_behind_a_system_prompt():
 def test_a_weight_that_is_no_choice_is_refused(weight: object):
     with pytest.raises(RecordError, match="message 2: its weight is .*only 0"):
         parse_record({"messages": [USER, {**ASSISTANT, "weight": weight}]}, Shape("messages"))
+
+
+@pytest.mark.parametrize(("key", "kind"), [("messages", "messages"), ("conversations", "sharegpt")])
+def test_turns_that_are_json_text_are_turns(key: str, kind: str):
+    sharegpt = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    turns = [USER, ASSISTANT] if key == "messages" else sharegpt
+    record = {key: json.dumps(turns)}
+    assert find_shape(record, "auto", None) == Shape(kind)  # type: ignore[arg-type]
+    assert parse_record(record, Shape(kind)) == parse_record({key: turns}, Shape(kind))  # type: ignore[arg-type]
+    with pytest.raises(RecordError, match=f"'{key}': malformed JSON"):
+        parse_record({key: "[{"}, Shape(kind))  # type: ignore[arg-type]
 
 
 ODDITIES = [None, True, 0, 1.5, "", "x", "{", [], ["x"], [[]], [None], {}, {"a": 1}, [{}], {"text": None}]

@@ -46,6 +46,17 @@ def test_directory_takes_known_files_in_order_and_no_hidden_ones(tmp_path: Path,
     assert all(name in said for name in (".hidden.txt", "__pycache__", "c.bin", "LICENSE"))
 
 
+def test_a_link_to_a_directory_is_not_followed_and_said(tmp_path: Path, caplog):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "other").mkdir()
+    write_jsonl(tmp_path / "other" / "a.jsonl", [{"text": "one"}])
+    (tmp_path / "in").mkdir()
+    write_jsonl(tmp_path / "in" / "b.jsonl", [{"text": "two"}])
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "other")
+    assert names(find(tmp_path / "in")) == [("b.jsonl", "jsonl")]
+    assert "1 links to directories: link" in caplog.text
+
+
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
     """Records with text files beside them."""

@@ -91,13 +91,13 @@ def set_environment(
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # ranks and workers fork after the tokenizer was used
 
 
-def leave_bitsandbytes_out() -> None:
-    """Make `import bitsandbytes` fail in this process, as if it were not installed.
+def leave_out(package: str) -> None:
+    """Make `import package` fail in this process, as if it were not installed.
 
-    peft imports it wherever it finds it, and it imports torch's compiler: a fifth of the time to the first step. For
-    runs that have no use for it: a model from scratch with an optimizer of torch's own.
+    peft imports bitsandbytes and transformers imports `datasets` wherever they find them, and those import torch's
+    compiler and pandas: seconds of a start, for runs that have no use for them.
     """
-    sys.modules.setdefault("bitsandbytes", None)  # pyright: ignore[reportArgumentType]  (Python's idiom for this)
+    sys.modules.setdefault(package, None)  # pyright: ignore[reportArgumentType]  (Python's idiom for this)
 
 
 def configure_logging(world: World) -> None:
@@ -116,14 +116,18 @@ def configure_logging(world: World) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def join_world(world: World, *, timeout_seconds: float, use_cpu: bool = False, deepspeed: bool = False) -> torch.device:
+def join_world(
+    world: World, *, timeout_seconds: float, use_cpu: bool = False, deepspeed: Mapping[str, Any] | None = None
+) -> torch.device:
     """Choose this rank's device and open the process group (if there are several ranks, or DeepSpeed wants one).
 
-    Returns the device: `cuda:LOCAL_RANK` where there is CUDA and `use_cpu` is not set, else `cpu`.
+    deepspeed: the JSON, None without DeepSpeed. Returns the device: `cuda:LOCAL_RANK` where there is CUDA and `use_cpu`
+    is not set, else `cpu`.
     """
     import torch
     import torch.distributed as dist
 
+    uses_deepspeed = deepspeed is not None
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     on_gpu = torch.cuda.is_available() and not use_cpu
     device = torch.device("cuda", world.local_rank) if on_gpu else torch.device("cpu")
@@ -131,18 +135,20 @@ def join_world(world: World, *, timeout_seconds: float, use_cpu: bool = False, d
         torch.cuda.set_device(device)
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"
-        if deepspeed:  # `accelerate launch --cpu` sets it, and accelerate then leaves DeepSpeed out without a word
+        if uses_deepspeed:  # `accelerate launch --cpu` sets it, and accelerate then leaves DeepSpeed out without a word
             os.environ.pop("ACCELERATE_USE_CPU", None)
-    if deepspeed and not on_gpu:
+    if deepspeed and "muon" not in str(deepspeed.get("optimizer")).lower():
+        _leave_inductor_out()
+    if uses_deepspeed and not on_gpu:
         _leave_shared_memory_op_out()
-    if (world.size > 1 or deepspeed) and not dist.is_initialized():
+    if (world.size > 1 or uses_deepspeed) and not dist.is_initialized():
         _complete_rendezvous(world)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             timeout=timedelta(seconds=timeout_seconds),
             device_id=device if on_gpu else None,
         )
-    if deepspeed:
+    if uses_deepspeed:
         _join_deepspeed()
     logger.info(
         "%s: %d rank%s on %s, %d thread%s each",
@@ -166,6 +172,19 @@ def _complete_rendezvous(world: World) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+
+
+def _leave_inductor_out() -> None:
+    """DeepSpeed decorates the functions of its Muon optimizer with `torch.compile` when it is imported, which loads the
+    inductor: 1.4 s of a start. Only for runs with another optimizer: undecorated they would be slower."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        del os.environ["TORCHDYNAMO_DISABLE"]
+        if before is not None:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def _leave_shared_memory_op_out() -> None:

@@ -43,7 +43,7 @@ def run_training(loaded: LoadedConfig, world: World) -> None:
         world,
         timeout_seconds=config.training.get("ddp_timeout", 1800),
         use_cpu=config.training.get("use_cpu", False),
-        deepspeed=loaded.deepspeed is not None,
+        deepspeed=loaded.deepspeed,
     )
     run_dir = RunDir(find_run_path(config, loaded.recipe))
     try:

@@ -20,8 +20,9 @@ if __package__ in (None, ""):  # run as a script: its folder is on the path, the
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_prep.errors import UserError
+from data_prep.options import HUB_PREFIX
 from training.config import load_config
-from training.launch import configure_logging, leave_bitsandbytes_out, read_world, set_environment
+from training.launch import configure_logging, leave_out, read_world, set_environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_environment(world, loaded.config.perf.num_threads)
         configure_logging(world)
         if loaded.config.model.path is None and "bit" not in loaded.config.argument("optim"):
-            leave_bitsandbytes_out()
+            leave_out("bitsandbytes")
+        if not any(source.path.startswith(HUB_PREFIX) for source in loaded.config.data.sources):
+            leave_out("datasets")
         # torch comes in here, after everything that can fail without it; a wrong model is found before data is prepared
         from training.models.build import check_model
 

@@ -38,8 +38,9 @@ class Document:
     rejected: "Document | None" = None
 
 
-def find_source_shape(item: Input) -> Shape:
-    """Kind of a source from its first good record; logged. Raises UserError naming the place when there is none."""
+def find_source_shape(item: Input, skip_bad_records: bool = False) -> Shape:
+    """Kind of a source from its first good record; logged. With none among its first SHAPE_RECORDS it is taken for text
+    where bad records are skipped, so that each is counted with its reason. Else raises UserError naming the place."""
     section, reasons = item.section, []
     for record in _first_records(item):
         if isinstance(record, BadRecord):
@@ -52,7 +53,11 @@ def find_source_shape(item: Input) -> Shape:
             continue
         _log_shape(item, shape, record)
         return replace(shape, max_record_bytes=item.max_record_bytes)
-    raise UserError(f"data.sources.{item.index}: {reasons[0]}")
+    if not skip_bad_records:
+        raise UserError(f"data.sources.{item.index}: {reasons[0]}")
+    logger.warning("data.sources.%d: no good record among the first %d, taken for text", item.index, len(reasons))
+    kind = "text" if section.kind == "auto" else section.kind
+    return Shape(kind, section.text_key, item.max_record_bytes)
 
 
 def _first_records(item: Input) -> Iterator[Record | BadRecord]:

@@ -21,7 +21,7 @@ Format = Literal["jsonl", "json", "parquet", "arrow", "csv", "tsv", "text", "lin
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 READ_ERRORS = (OSError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError, pa.ArrowException)
 MAX_RECORD_BYTES = 64 * 2**20
-BLOCK_BYTES = 256 * 2**10
+BLOCK_BYTES = 64 * 2**10  # a decompressor that meets damage gives nothing of the block it was asked for
 BOM = b"\xef\xbb\xbf"
 # Inode, size, mtime and ctime in ns. ctime moves at every write and cannot be set back.
 Stamp = tuple[int, int, int, int]

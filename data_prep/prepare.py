@@ -69,10 +69,11 @@ class _Plan:
     inputs: list[Input]
     contents: list[dict[str, Any]]
     files: list[tuple[Content, ...]]
+    skip_bad_records: bool
 
     @cached_property
     def shapes(self) -> tuple[Shape, ...]:
-        return tuple(find_source_shape(item) for item in self.inputs)
+        return tuple(find_source_shape(item, self.skip_bad_records) for item in self.inputs)
 
 
 def prepare(data: DataSection, tokenizer: TokenizerSection) -> Prepared:
@@ -88,7 +89,7 @@ def prepare(data: DataSection, tokenizer: TokenizerSection) -> Prepared:
     inputs = find_inputs(data.sources, data.max_record_bytes)
     files = [find_contents(item, root) for item in inputs]
     hashes = [[content.hash for content in contents] for contents in files]
-    plan = _Plan(inputs, describe_contents(inputs, hashes), files)
+    plan = _Plan(inputs, describe_contents(inputs, hashes), files, data.on_bad_record == "skip")
     tokenizer_dir, tokenizer_cached = _prepare_tokenizer(tokenizer, plan.contents, _read_texts(plan, tokenizer), root)
     store_dir, store_cached = _prepare_store(data, plan, tokenizer_dir)
     return Prepared(store_dir, tokenizer_dir, store_cached, tokenizer_cached, time.perf_counter() - started)
@@ -98,7 +99,8 @@ def _prepare_stream(data: DataSection, options: TokenizerSection) -> Prepared:
     """The tokenizer, and what a stream is read by. Reads a sample of the sources, whatever their size."""
     started = time.perf_counter()
     root = Path(data.store_dir)
-    plan = _Plan(find_inputs(data.sources, data.max_record_bytes, streaming=True), [], [])
+    inputs = find_inputs(data.sources, data.max_record_bytes, streaming=True)
+    plan = _Plan(inputs, [], [], data.on_bad_record == "skip")
     texts = [] if options.path is not None else sample_texts(plan.inputs, plan.shapes, options.sample_bytes)
     contents = [{"sample": texts}]
     directory, cached = _prepare_tokenizer(options, contents, texts, root)

@@ -2,9 +2,12 @@ import json
 import logging
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
@@ -116,6 +119,26 @@ def test_bad_records_stop_or_are_listed(tmp_path: Path, recipe):
     assert store.manifest.num_documents == 47
     with pytest.raises(UserError, match="records are bad"):  # the limit also holds for what is cached
         prepare(*recipe(source, {"on_bad_record": "skip", "max_bad_share": 0.05}))
+
+
+def test_a_source_without_a_good_record_is_counted_where_bad_ones_are_skipped(tmp_path: Path, recipe, caplog):
+    good = write_jsonl(tmp_path / "good.jsonl", [{"text": text} for text in make_texts(50)])
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "broken.jsonl").write_bytes(b"{\n" * 3)
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.parquet")
+    write_jsonl(tmp_path / "unknown.jsonl", [{"one": "a", "other": "b"}] * 2)
+    bad = [("empty.jsonl", 1), ("broken.jsonl", 3), ("empty.parquet", 1), ("unknown.jsonl", 2)]
+    sources = [{"path": str(good)}, *({"path": str(tmp_path / name)} for name, _ in bad)]
+    with pytest.raises(UserError, match=r"data\.sources\.1: .*empty\.jsonl, line 1: the file holds no record"):
+        prepare(*recipe(good, {"sources": sources}))
+    store = Store.open(
+        prepare(*recipe(good, {"sources": sources, "on_bad_record": "skip", "max_bad_share": 0.2})).store_dir
+    )
+    assert "data.sources.2: no good record among the first 3, taken for text" in caplog.text
+    assert (store.manifest.num_documents, store.manifest.bad_records) == (50, 7)
+    listed = [json.loads(line) for line in (store.path / "bad_records.jsonl").read_text().splitlines()]
+    assert Counter(Path(item["path"]).name for item in listed) == dict(bad)
+    assert [source.documents for source in store.manifest.sources] == [50, 0, 0, 0, 0]
 
 
 def test_a_conversation_without_loss_is_a_bad_record(tmp_path: Path, recipe):

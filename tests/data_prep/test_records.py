@@ -4,6 +4,7 @@ import json
 import lzma
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import json_array
-from data_prep.files import Reading
+from data_prep.files import BLOCK_BYTES, Reading
 from data_prep.lines import read_line_blocks
 from data_prep.parts import Part
 from data_prep.records import BadRecord, Record, Span, read_records
@@ -73,13 +74,35 @@ def test_tables_in_every_compression(tmp_path: Path, suffix: str):
         assert values(read(path, format)) == [{"text": "one"}, {"text": "two"}]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
-def test_a_file_cut_short_is_named(tmp_path: Path, suffix: str):
-    lines = b"".join(b'{"text": "%d %d"}\n' % (i, i * 7919 % 1000) for i in range(20000))
+def read_bytewise_zst(data: bytes) -> bytes:
+    found = bytearray()
+    with (
+        pa.input_stream(pa.BufferReader(data), compression="zstd") as stream,
+        pytest.raises(OSError, match="Truncated"),
+    ):
+        while True:
+            found += stream.read(1)
+    return bytes(found)
+
+
+DECOMPRESSORS = {
+    ".gz": lambda data: zlib.decompressobj(31).decompress(data),
+    ".bz2": lambda data: bz2.BZ2Decompressor().decompress(data),
+    ".xz": lambda data: lzma.LZMADecompressor().decompress(data),
+    ".zst": read_bytewise_zst,
+}
+
+
+@pytest.mark.parametrize("suffix", DECOMPRESSORS)
+def test_a_file_cut_short_is_named_and_read_up_to_there(tmp_path: Path, suffix: str):
+    lines = b"".join(b'{"text": "%d %d"}\n' % (i, i * 7919 % 1000) for i in range(100_000))
     whole = COMPRESSORS[suffix](lines)
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(whole[: len(whole) * 2 // 3])
     *good, last = read(path, "jsonl")
+    decoded = DECOMPRESSORS[suffix](path.read_bytes())
+    assert len(decoded) > BLOCK_BYTES
+    assert decoded[:-BLOCK_BYTES].count(b"\n") <= len(good) <= decoded.count(b"\n")
     assert isinstance(last, BadRecord)
     assert "cannot be read" in last.reason or "JSON" in last.reason
     assert last.number >= len(good)

@@ -152,10 +152,8 @@ def measure_memory(inputs: Inputs) -> Row:
     """Peak memory of the largest process of a build, and of its main process, of a small and of a large input."""
     settings = inputs.settings
     small, large = (f"{size:g} MB" for size in settings.memory_mb)
-    sides = {
-        f"{size:g} MB": lambda size=size: run_side(inputs, build_store, inputs.sampled_text(size), watch=True)
-        for size in settings.memory_mb
-    }
+    texts = {f"{size:g} MB": inputs.sampled_text(size, with_largest=True) for size in settings.memory_mb}
+    sides = {name: lambda text=text: run_side(inputs, build_store, text, watch=True) for name, text in texts.items()}
     outcomes = interleave(sides, settings.repeats)
     notes, values, most = [], {}, 0.0
     for role, find_peak in {"largest process": _find_largest, "main process": lambda outcome: outcome.main}.items():

@@ -84,21 +84,32 @@ class Inputs:
             cut_prefix(self.settings.text, int(megabytes * MB), path)
         return path
 
-    def sampled_text(self, megabytes: float) -> Path:
-        """That much of the whole text: its largest record, and then records of it in random order (seed 0).
+    def sampled_text(self, megabytes: float, *, with_largest: bool = False) -> Path:
+        """That much of the whole text: records in random order (seed 0), of which those are taken that still fit; with
+        `with_largest` the largest record first.
 
-        What is held at once, and how fast text is encoded, depend on the records: inputs of which the size alone is to
-        tell must not differ in them, and the beginning of a source tree has other files than its middle.
+        How fast text is encoded, and how much of it is held at once, depend on the records: inputs of which the size
+        alone is to tell must not differ in them, and the beginning of a source tree has other files than its middle.
+        Raises ValueError when no record fits.
         """
-        path = self.settings.work_dir / f"sampled-text-{megabytes:g}mb.jsonl"
-        if not path.exists():
-            with open(self.text(self.settings.needed_mb), "rb") as file, open(path, "wb") as output:
-                sizes = np.array([len(line) for line in file])
-                begins = np.cumsum(sizes) - sizes
-                order = np.random.default_rng(0).permutation(len(sizes))
-                largest = int(sizes.argmax())
-                order = np.concatenate([[largest], order[order != largest]])
-                for index in order[: np.searchsorted(np.cumsum(sizes[order]), megabytes * MB, side="right")]:
+        path = self.settings.work_dir / f"sampled-text-{megabytes:g}mb{'-with-largest' * with_largest}.jsonl"
+        if path.exists():
+            return path
+        with open(self.text(self.settings.needed_mb), "rb") as file:
+            sizes = np.array([len(line) for line in file])
+            begins = np.cumsum(sizes) - sizes
+            order = np.random.default_rng(0).permutation(len(sizes))
+            if with_largest:
+                order = np.concatenate([[sizes.argmax()], order])
+            chosen, room = {}, int(megabytes * MB)  # a dict: in order, each once
+            for index in order:
+                if sizes[index] <= room and index not in chosen:
+                    chosen[index] = None
+                    room -= sizes[index]
+            if not chosen:
+                raise ValueError(f"no record of {file.name} fits into {megabytes:g} MB")
+            with open(path, "wb") as output:
+                for index in chosen:
                     file.seek(int(begins[index]))
                     output.write(file.read(int(sizes[index])))
         return path

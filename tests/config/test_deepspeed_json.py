@@ -191,6 +191,20 @@ def test_check_deepspeed_by_itself() -> None:
         ('{\n"bf16": true}', "bf16 = true: must be a block with keys"),
         ('{\n"wall_clock_breakdown": "yes"}', 'wall_clock_breakdown = "yes": must be true or false'),
         ('{"checkpoint":\n {"tag_validation": 1}}', "checkpoint.tag_validation = 1: must be text in quotes"),
+        (
+            '{"optimizer":\n {"type": "Adamm"}}',
+            'optimizer.type = "Adamm": DeepSpeed has no such optimizer: did you mean',
+        ),
+        ('{"scheduler":\n {"type": "warmuplr"}}', 'scheduler.type = "warmuplr": DeepSpeed has no such scheduler'),
+        ('{\n"optimizer": {"params": {"lr": 1}}}', "optimizer has no type: name one, or leave the block out"),
+        (
+            '{"optimizer": {"type": "AdamW", "params":\n {"wheight_decay": 0}}}',
+            "optimizer.params.wheight_decay: AdamW takes no such parameter: did you mean weight_decay?",
+        ),
+        (
+            '{"scheduler": {"type": "WarmupLR", "params":\n {"total_num_steps": 9}}}',
+            "scheduler.params.total_num_steps: WarmupLR takes no such parameter",
+        ),
     ],
 )
 def test_values_that_deepspeed_would_refuse_late(tmp_path, text, message):

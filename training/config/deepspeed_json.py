@@ -65,12 +65,16 @@ def read_deepspeed(name: str) -> tuple[Layer, Path]:
     layer = parse_yaml(text.replace("\t", " "), shown)
     layer.values = values
     _check_keys(layer, values, key_table()["keys"], ())
+    for block, known in key_table()["params"].items():
+        if isinstance(values.get(block), dict):
+            _check_params(layer, values[block], block, known)
     return layer, file
 
 
 @cache
 def key_table() -> dict[str, Any]:
-    """`keys`: nested, a value's kind, and "*" for free-form; `removed`: dotted key -> why. See deepspeed_keys.py."""
+    """`keys`: nested, a value's kind, and "*" for free-form; `removed`: dotted key -> why; `params`: those of every
+    optimizer and scheduler, by block and type. See deepspeed_keys.py."""
     return json.loads(KEYS_FILE.read_text(encoding="utf-8"))
 
 
@@ -90,6 +94,26 @@ def _check_keys(layer: Layer, values: Mapping[str, Any], known: Mapping[str, Any
             raise UserError(f"{layer.origin(here)}: {dotted} = {json.dumps(value)}: must be a block with keys")
         elif not isinstance(below, dict):
             _check_value(layer, here, value, below)
+
+
+def _check_params(layer: Layer, values: Mapping[str, Any], block: str, known: Mapping[str, list[str] | None]) -> None:
+    """`type` and `params` of the block `optimizer` or `scheduler`; without a type DeepSpeed would pass over it."""
+    name = values.get("type")
+    if name is None:
+        raise UserError(f"{layer.origin((block,))}: {block} has no type: name one, or leave the block out")
+    found = name if name in known else name.lower()  # DeepSpeed's own optimizers are known in any case
+    if found not in known:
+        raise UserError(
+            f"{_shown(layer, (block, 'type'), name)}: DeepSpeed has no such {block}{did_you_mean(name, known)}"
+        )
+    taken, params = known[found], values.get("params")
+    if taken is None or not isinstance(params, dict):
+        return
+    for key in params:
+        if key not in taken:
+            origin = layer.origin((block, "params", key))
+            near = did_you_mean(key, taken)
+            raise UserError(f"{origin}: {block}.params.{key}: {name} takes no such parameter{near}")
 
 
 def _check_value(layer: Layer, path: KeyPath, value: Any, kind: Any) -> None:

@@ -8,6 +8,7 @@ it. A value's kind in the table is "boolean", "number", "string", the list of it
 annotation nor default tells. Needs torch, so it runs here and in its test, not in `load_config`.
 """
 
+import inspect
 import json
 from collections.abc import Iterator
 from enum import Enum
@@ -37,6 +38,8 @@ WRITTEN_BY_HAND: dict[str, Any] = {
     "sequence_parallel_size": "number",  # read from the raw dict, before parsing
     "vocabulary_size": "number",
 }
+# Taken by DeepSpeed before it constructs an Adam.
+ADAM_EXTRAS = ("adam_w_mode", "torch_adam", "fp32_optimizer_states")
 KINDS: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: "string"}
 MAX_DEPTH = 4
 
@@ -100,7 +103,63 @@ def build_table() -> dict[str, Any]:
     removed |= {f"zero_optimization.{key}": text for key, text in ds_config._REMOVED_ZERO_CONFIG_KEYS.items()}
     for key in removed:
         keys.pop(key, None)
-    return {"deepspeed": deepspeed.__version__, "keys": _sorted(keys), "removed": dict(sorted(removed.items()))}
+    return {
+        "deepspeed": deepspeed.__version__,
+        "keys": _sorted(keys),
+        "removed": dict(sorted(removed.items())),
+        "params": {"optimizer": _sorted(_optimizers()), "scheduler": _sorted(_schedulers())},
+    }
+
+
+def _optimizers() -> dict[str, Any]:
+    """Name -> its `params`. DeepSpeed's own names in lower case; None for those of `mup`, which may not be here."""
+    import torch
+    from deepspeed.ops.adagrad import DeepSpeedCPUAdagrad
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+    from deepspeed.ops.lamb import FusedLamb
+    from deepspeed.ops.lion import DeepSpeedCPULion, FusedLion
+    from deepspeed.runtime import config as ds_config
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    adam = {*ADAM_EXTRAS, *_params(DeepSpeedCPUAdam, FusedAdam, torch.optim.AdamW)}
+    muon = {*DeepSpeedEngine._MUON_HALF_KEYS, *DeepSpeedEngine._ADAM_HALF_KEYS, "muon_lr", "adam_lr", *ADAM_EXTRAS}
+    found: dict[str, Any] = dict.fromkeys(ds_config.DEEPSPEED_OPTIMIZERS)
+    found |= {
+        "adam": sorted(adam),
+        "adamw": sorted(adam),
+        "adagrad": _params(DeepSpeedCPUAdagrad, torch.optim.Adagrad),
+        "lamb": _params(FusedLamb),
+        "lion": _params(DeepSpeedCPULion, FusedLion),
+        "muon": sorted(muon),
+    }
+    for name, kind in vars(torch.optim).items():
+        is_one = (
+            isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+        )
+        if is_one and name.lower() not in found:
+            found[name] = _params(kind)
+    return found
+
+
+def _schedulers() -> dict[str, Any]:
+    """Name -> its `params`."""
+    from deepspeed.runtime import lr_schedules
+    from torch.optim import lr_scheduler
+
+    found = {name: _params(getattr(lr_schedules, name)) for name in lr_schedules.VALID_LR_SCHEDULES}
+    for name, kind in vars(lr_scheduler).items():
+        is_one = isinstance(kind, type) and issubclass(kind, lr_scheduler.LRScheduler)
+        if is_one and name[0] != "_" and kind is not lr_scheduler.LRScheduler:
+            found.setdefault(name, _params(kind))
+    return found
+
+
+def _params(*kinds: type) -> list[str]:
+    """Names of what any of them is constructed with, after itself and what it works on."""
+    signatures = [list(inspect.signature(kind.__init__).parameters.values()) for kind in kinds]
+    return sorted(
+        {item.name for signature in signatures for item in signature[2:] if item.kind is not item.VAR_KEYWORD}
+    )
 
 
 def _models() -> dict[str, type]:

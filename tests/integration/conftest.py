@@ -136,7 +136,7 @@ def run(command: list[str], run_dir: Path, expect: int | None = 0, timeout: int 
     """Run in an environment without what a developer's shell may set."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_", "WANDB_", "ACCELERATE_"))}
     environ |= {"PATH": f"{BIN}:{os.environ['PATH']}", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    environ["HF_HUB_OFFLINE"] = "1"
+    environ |= {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(run_dir.parent / "cache")}
     done = subprocess.run(command, env=environ, cwd=run_dir.parent, capture_output=True, text=True, timeout=timeout)
     finished = Finished(run_dir, done.returncode, done.stdout + done.stderr)
     assert expect is None or finished.code == expect, finished.output[-6000:]

@@ -2,10 +2,12 @@
 
 The sleeps sit in code as a user writes it: the dataset's `__getitems__`, a forward hook of the model, a hook on a
 gradient, and the optimizer's own `step` (below whatever DeepSpeed or accelerate wrap around it). They sleep in
-every second step only, so that a step's own work can be taken off.
+every second step only, so that a step's own work can be taken off. With several ranks only rank 1 sleeps, and only in
+its backward pass: the others wait for it.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -41,6 +43,10 @@ class Sleeper:
 def inject(trainer):
     """One sleep a batch of rows, one a forward pass, one a backward pass, one an optimizer step."""
     sleeper = Sleeper(trainer)
+    if trainer.args.world_size > 1:
+        if trainer.args.process_index == 1:
+            trainer.model.get_output_embeddings().register_full_backward_hook(lambda *_: sleeper("backward"))
+        return sleeper
     dataset = type(trainer.train_dataset)
     dataset.__getitems__ = sleeper.before(dataset.__getitems__, "data_wait")
     trainer.model.register_forward_pre_hook(lambda *_: sleeper("forward"))
@@ -70,7 +76,7 @@ def main():
 
     session.build_trainer = build_slow_trainer
     code = train()
-    for sleeper, run_dir in sleepers:
+    for sleeper, run_dir in sleepers if os.environ.get("RANK", "0") == "0" else []:
         (run_dir / "injected.json").write_text(json.dumps(sleeper.slept))
     return code
 

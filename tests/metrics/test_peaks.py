@@ -19,6 +19,10 @@ from training.metrics.peaks import find_peak, known_devices, measure_matmul_peak
         ("NVIDIA GeForce RTX 4090", "float16", 165.2),  # 330 is with fp16 accumulation
         ("Tesla T4", "float16", 65.0),
         ("Tesla V100-SXM2-16GB", "float16", 125.0),
+        ("AMD Instinct MI300X", "bfloat16", 1307.4),  # the datasheet's 2614.9 is with sparsity
+        ("AMD Instinct MI300X", "float8", 2614.9),
+        ("AMD Instinct MI250X", "bfloat16", 191.5),  # 383 is the card, a device is one of two dies
+        ("AMD Instinct MI355X", "bfloat16", 2516.6),
     ],
 )
 def test_dense_rates(device, dtype, tflops):

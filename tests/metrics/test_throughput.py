@@ -9,7 +9,7 @@ from training.metrics import names
 from training.metrics.flops import StepFlops
 from training.metrics.peaks import Peak
 from training.metrics.phase_timer import PhaseTimer
-from training.metrics.throughput import WARMUP_STEPS, Meter
+from training.metrics.throughput import WARMUP_STEPS, Meter, Totals
 
 
 @dataclass
@@ -87,11 +87,41 @@ def test_work_and_time_of_a_step_that_is_not_readable_yet_wait_together():
 def test_two_ranks_add_their_tokens_and_average_their_time():
     """The other rank took twice as long over twice the tokens."""
     clock = HandClock()
-    meter = build_meter(clock, world_size=2, sum_over_ranks=lambda values: [3 * value for value in values])
+    meter = build_meter(clock, gather=lambda values: [values, [2 * value for value in values]])
     train_step(meter, clock)
     window = meter.window()
     assert window[names.PERF_TOKENS_PER_SECOND] == pytest.approx(120 / 3)
     assert window[names.PERF_TOKENS_PER_SECOND_PER_DEVICE] == pytest.approx(20)
+
+
+def test_the_ranks_are_held_against_each_other():
+    """Three ranks step together: rank 1 computes for 3 s and waits for none, the others wait for it."""
+    clock = HandClock()
+    calls = []
+
+    def gather(values):
+        calls.append(values)
+        ranks = [Totals.from_list(values) for _ in range(3)]
+        for rank, (forward, waits) in zip(ranks, [(1.0, 2.0), (3.0, 0.0), (2.0, 1.0)], strict=True):
+            rank.seconds |= {names.FORWARD: forward, names.COMM_EXPOSED: waits}
+        return [rank.as_list() for rank in ranks]
+
+    meter = build_meter(clock, gather=gather)
+    with meter.timer.span(names.COMM_EXPOSED):
+        clock.now += 0.5
+    train_step(meter, clock)
+    window = meter.window()
+    assert len(calls) == 1  # one collective a window
+    assert window[names.phase_key(names.FORWARD)] == 2000
+    found = [window[names.spread_key(names.FORWARD, which)] for which in ("min", "median", "max")]
+    assert found == [1000, 2000, 3000]
+    assert window[names.spread_key(names.COMM_EXPOSED, "max")] == 2000
+    assert window[names.PERF_SLOWEST_RANK] == 1
+    assert window[names.PERF_SLOWEST_RANK_BEHIND_PCT] == pytest.approx(50)
+    assert names.spread_key(names.EVAL, "max") not in window
+    alone = build_meter(clock)
+    train_step(alone, clock)
+    assert names.PERF_SLOWEST_RANK not in alone.window()
 
 
 def test_without_a_peak_there_is_no_mfu_and_without_flops_no_rate():

@@ -16,13 +16,18 @@ DATA_WAIT = "data_wait"
 H2D = "h2d"
 FORWARD = "forward"
 BACKWARD = "backward"
+COMM_EXPOSED = "comm_exposed"
 OPTIMIZER = "optimizer"
 CACHE_CLEAR = "cache_clear"
 CHECKPOINT = "checkpoint"
 EVAL = "eval"
 LOGGING = "logging"
 OTHER = "other"
-PHASES = (DATA_WAIT, H2D, FORWARD, BACKWARD, OPTIMIZER, CACHE_CLEAR, CHECKPOINT, EVAL, LOGGING, OTHER)
+PHASES = (
+    DATA_WAIT, H2D, FORWARD, BACKWARD, COMM_EXPOSED, OPTIMIZER, CACHE_CLEAR, CHECKPOINT, EVAL, LOGGING, OTHER,
+)  # fmt: skip
+# What a rank does for itself: not waiting for others, not what only rank 0 does.
+OWN_WORK = (DATA_WAIT, H2D, FORWARD, BACKWARD, OPTIMIZER)
 
 
 def phase_key(phase: str) -> str:
@@ -30,6 +35,13 @@ def phase_key(phase: str) -> str:
     return f"perf/{phase}_ms"
 
 
+def spread_key(phase: str, which: str) -> str:
+    """`forward`, `max` -> `perf/forward_rank_max_ms`: of the ranks' means over a window."""
+    return f"perf/{phase}_rank_{which}_ms"
+
+
+PERF_SLOWEST_RANK = "perf/slowest_rank"
+PERF_SLOWEST_RANK_BEHIND_PCT = "perf/slowest_rank_behind_pct"
 PERF_TOKENS_PER_SECOND = "perf/tokens_per_second"
 PERF_TOKENS_PER_SECOND_PER_DEVICE = "perf/tokens_per_second_per_device"
 PERF_USEFUL_TOKENS_PCT = "perf/useful_tokens_pct"

@@ -7,8 +7,10 @@
   this rank, and no vendor states it. The best of several shapes and layouts counts, so that a training step, which
   runs the same kernels with more around them, does not come out above 100 %.
 
-Rows are given only where NVIDIA publishes the figure; `source` names the document. fp16 and bf16 are with fp32
-accumulation, which is what training uses.
+Rows are given only where the vendor publishes the figure and PyTorch gives the device a name; `document` says where.
+fp16 and bf16 are with fp32 accumulation, which is what training uses. AMD's GPUs come by the same `torch.cuda` call;
+Apple, Intel, Gaudi and TPU have no entry: their names or dense rates are not documented to the device, or this project
+does not run there.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ _A100 = (
     "NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A100-PCIE-80GB",
     "NVIDIA A100 80GB PCIe", "A100-SXM4-40GB", "A100-SXM4-80GB", "A100-PCIE-40GB",
 )  # fmt: skip
+_MI300X = ("AMD Instinct MI300X", "AMD Instinct MI300X OAM")  # the second as some drivers have it
 _GH200 = ("NVIDIA GH200 480GB", "NVIDIA GH200 120GB")
 
 # Where a datasheet prints only the figure with 2:4 sparsity, the dense one is half of it (NVIDIA's own footnote).
@@ -152,6 +155,31 @@ _ROWS = (
         "NVIDIA Blackwell architecture technical brief (2024), GB200",
         **_tensor(2500.0, tfloat32=1250.0, float32=80.0, float8=5000.0),
     ),
+    _Row(
+        ("AMD Instinct MI210",),
+        "AMD Instinct MI210 datasheet (2022)",
+        float32=45.3, float16=181.0, bfloat16=181.0,
+    ),
+    _Row(
+        ("AMD Instinct MI250X",),
+        "AMD Instinct MI250X datasheet (2021), half of the card: a device is one of its two dies",
+        float32=47.85, float16=191.5, bfloat16=191.5,
+    ),
+    _Row(
+        _MI300X,
+        "AMD Instinct MI300X datasheet (2023)",
+        **_tensor(1307.4, tfloat32=653.7, float32=163.4, float8=2614.9),
+    ),
+    _Row(
+        ("AMD Instinct MI325X",),
+        "AMD Instinct MI325X datasheet (2024)",
+        **_tensor(1307.4, tfloat32=653.7, float32=163.4, float8=2614.9),
+    ),
+    _Row(
+        ("AMD Instinct MI355X",),
+        "AMD Instinct MI355X datasheet (2025)",
+        float32=157.3, float16=2516.6, bfloat16=2516.6, float8=5033.2,
+    ),
 )  # fmt: skip
 _BY_NAME = {name: row for row in _ROWS for name in row.names}
 
@@ -197,13 +225,24 @@ def measure_matmul_peak(
     best: Peak | None = None
     for a, b in screened[:2]:
         rates = _measure_rates(a, b, seconds=seconds / 2)
-        ceiling = statistics.quantiles(rates, n=10)[-1]
+        ceiling = upper_decile(rates)
         if best is None or ceiling > best.tflops:
             low, median, high = statistics.quantiles(rates, n=4)
             spread, shape = 100.0 * (high - low) / median, (a.shape[0], a.shape[1], b.shape[1])
             best = Peak(ceiling, "measured", device_label(device), str(dtype).removeprefix("torch."), spread, shape)
     assert best is not None
     return best
+
+
+def measure_rates(
+    shape: Shape, layout: str, dtype: torch.dtype, device: torch.device, *, seconds: float
+) -> list[float]:
+    """TFLOP/s of single products of one shape, after a warm-up. Layout nn, or nt: the second factor transposed."""
+    return _measure_rates(*_operands(shape, layout, dtype, device), seconds=seconds)
+
+
+def upper_decile(rates: Sequence[float]) -> float:
+    return statistics.quantiles(rates, n=10)[-1]
 
 
 def device_label(device: torch.device) -> str:

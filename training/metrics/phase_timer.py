@@ -123,6 +123,11 @@ class PhaseTimer(Generic[Work]):
     def running(self) -> bool:
         return self._open is not None
 
+    @property
+    def phase(self) -> str:
+        """The phase that time belongs to now."""
+        return self._stack[-1] if self._stack else OTHER
+
     @contextmanager
     def span(self, phase: str) -> Iterator[None]:
         """Time inside belongs to `phase`, but for what an inner span takes."""
@@ -136,7 +141,7 @@ class PhaseTimer(Generic[Work]):
 
     def _change(self) -> None:
         if self._open is not None:
-            self._open.changes.append((self._stack[-1] if self._stack else OTHER, self._clock.mark()))
+            self._open.changes.append((self.phase, self._clock.mark()))
 
     def end_step(self, work: Work) -> None:
         """Close the current step here. A span that is open goes on in the next step."""

@@ -1,15 +1,16 @@
 """From the seconds and the work of steps to the `perf/` metrics.
 
-A `Meter` is told of each micro-batch (`add`), closes a step (`end_step`), and at a logging step sums what is known
-since the last one over all ranks (`window`): tokens/s, MFU and phase times are ratios of sums over one and the same
+A `Meter` is told of each micro-batch (`add`), closes a step (`end_step`), and at a logging step gathers what is known
+since the last one from all ranks (`window`): tokens/s, MFU and phase times are ratios of sums over one and the same
 set of steps, never a count of now over a clock of then. So they are right with accumulation, with evaluation in
-between (its own phase) and in the first window after a resume.
+between (its own phase) and in the first window after a resume. The same gather says how far the ranks are apart.
 
 The first `WARMUP_STEPS` steps of a launch (allocation, autotuning, page cache) are logged but left out of the totals.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
@@ -20,7 +21,7 @@ from training.metrics.phase_timer import PhaseTimer, Step
 
 WARMUP_STEPS = 2
 
-SumOverRanks = Callable[[list[float]], list[float]]
+GatherOverRanks = Callable[[list[float]], list[list[float]]]
 
 
 @dataclass
@@ -65,6 +66,12 @@ class Totals:
         totals.seconds = dict(zip(names.PHASES, values[num_fields:], strict=True))
         return totals
 
+    def __iadd__(self, other: Totals) -> Totals:
+        self.work += other.work
+        for phase, seconds in other.seconds.items():
+            self.seconds[phase] += seconds
+        return self
+
     @property
     def total_seconds(self) -> float:
         return sum(self.seconds.values())
@@ -73,24 +80,25 @@ class Totals:
 class Meter:
     """Counts work against time on one rank and reports over all of them.
 
-    `model_flops` None leaves the FLOPs out; `peak` None leaves MFU out (FLOP/s stay). `sum_over_ranks` adds a list of
-    floats element by element over the ranks (the identity for one rank); `window` and `run_totals` are collective.
+    `model_flops` None leaves the FLOPs out; `peak` None leaves MFU out (FLOP/s stay); `ceiling`
+    is kept for the summary. `gather` gives the lists of
+    floats of all ranks, by rank; `window`, `epoch` and `run_totals` are collective.
     """
 
     def __init__(
         self,
         timer: PhaseTimer[Work],
         *,
-        world_size: int = 1,
-        sum_over_ranks: SumOverRanks = lambda values: values,
+        gather: GatherOverRanks = lambda values: [values],
         model_flops: ModelFlops | None = None,
         checkpointing: bool = False,
         peak: Peak | None = None,
+        ceiling: Peak | None = None,
     ) -> None:
         self.timer = timer
         self.peak = peak
-        self._world_size = world_size
-        self._sum = sum_over_ranks
+        self.ceiling = ceiling
+        self._gather = gather
         self._flops = model_flops
         self._checkpointing = checkpointing
         self._current = Work()
@@ -136,22 +144,24 @@ class Meter:
 
     def window(self) -> dict[str, float]:
         """The `perf/` metrics of the steps since the last call, over all ranks; empty when none is known yet."""
-        totals, self._window = self._over_ranks(self._window), Totals()
-        return self._as_metrics(totals)
+        ranks, self._window = self._of_ranks(self._window), Totals()
+        return self._as_metrics(ranks) | self._spread_over_ranks(ranks)
 
     def epoch(self) -> dict[str, float]:
         """The per-epoch keys (seconds, mean over ranks) and a fresh start for the next epoch."""
         self._collect(wait=True)
-        totals, self._epoch = self._over_ranks(self._epoch), Totals()
-        seconds = {phase: value / self._world_size for phase, value in totals.seconds.items()}
+        ranks, self._epoch = self._of_ranks(self._epoch), Totals()
+        totals = _sum(ranks)
+        seconds = {phase: value / len(ranks) for phase, value in totals.seconds.items()}
         total = sum(seconds.values())
         if not total:
             return {}
         loading = seconds[names.DATA_WAIT] + seconds[names.H2D]
-        computing = seconds[names.FORWARD] + seconds[names.BACKWARD] + seconds[names.OPTIMIZER]
+        backward = seconds[names.BACKWARD] + seconds[names.COMM_EXPOSED]
+        computing = seconds[names.FORWARD] + backward + seconds[names.OPTIMIZER]
         return {
             names.PERF_EPOCH_FORWARD_TIME: seconds[names.FORWARD],
-            names.PERF_EPOCH_BACKWARD_TIME: seconds[names.BACKWARD],
+            names.PERF_EPOCH_BACKWARD_TIME: backward,
             names.PERF_EPOCH_OPTIMIZER_TIME: seconds[names.OPTIMIZER],
             names.PERF_EPOCH_DATA_LOADING_TIME: loading,
             names.PERF_EPOCH_AVG_MEMORY_GB: totals.work.allocated_bytes / totals.work.steps / 1e9,
@@ -162,18 +172,38 @@ class Meter:
     def run_totals(self) -> dict[str, float]:
         """The same metrics over the whole launch but its warm-up steps (over all of it when it was no longer)."""
         self._collect(wait=True)
-        totals = self._over_ranks(self._run)
-        return self._as_metrics(totals)
+        return self._as_metrics(self._of_ranks(self._run))
 
-    def _over_ranks(self, totals: Totals) -> Totals:
-        return Totals.from_list(self._sum(totals.as_list()))
+    def _of_ranks(self, totals: Totals) -> list[Totals]:
+        return [Totals.from_list(values) for values in self._gather(totals.as_list())]
 
-    def _as_metrics(self, totals: Totals) -> dict[str, float]:
+    def _spread_over_ranks(self, ranks: list[Totals]) -> dict[str, float]:
+        """How far several ranks are apart in each phase, and who has the most work of its own. The ranks of a step all
+        take the same time: a slow one shows in the others' `comm_exposed`."""
+        if len(ranks) == 1 or not all(rank.work.steps for rank in ranks):  # on CUDA a rank may know of none yet
+            return {}
+        found: dict[str, float] = {}
+        for phase in names.PHASES:
+            values = [1e3 * rank.seconds[phase] / rank.work.steps for rank in ranks]
+            if phase in self._seen:
+                found |= {
+                    names.spread_key(phase, "min"): min(values),
+                    names.spread_key(phase, "median"): statistics.median(values),
+                    names.spread_key(phase, "max"): max(values),
+                }
+        own = [sum(rank.seconds[phase] for phase in names.OWN_WORK) for rank in ranks]
+        found[names.PERF_SLOWEST_RANK] = own.index(max(own))
+        if median := statistics.median(own):
+            found[names.PERF_SLOWEST_RANK_BEHIND_PCT] = 100.0 * (max(own) / median - 1.0)
+        return found
+
+    def _as_metrics(self, ranks: list[Totals]) -> dict[str, float]:
+        totals = _sum(ranks)
         work, seconds = totals.work, totals.total_seconds
         if not work.steps or not seconds:
             return {}
         device_seconds = seconds  # summed over ranks already
-        wall_seconds = seconds / self._world_size
+        wall_seconds = seconds / len(ranks)
         metrics = {
             names.PERF_STEP_MS: 1e3 * seconds / work.steps,
             **{names.phase_key(p): 1e3 * s / work.steps for p, s in totals.seconds.items() if p in self._seen},
@@ -190,3 +220,10 @@ class Meter:
                 metrics[names.PERF_MFU_PALM_PCT] = 100.0 * work.palm_flops / possible
                 metrics[names.PERF_HFU_PCT] = 100.0 * work.hardware_flops / possible
         return metrics
+
+
+def _sum(ranks: list[Totals]) -> Totals:
+    total = Totals()
+    for rank in ranks:
+        total += rank
+    return total

@@ -37,6 +37,11 @@ PHASE_RULES = (
         "Set training.dataloader_pin_memory to true.",
     ),
     PhaseRule(
+        names.COMM_EXPOSED, 10, "Communication-bound: computation waits for other ranks",
+        "Raise training.gradient_accumulation_steps (fewer reductions per token), or reduce_bucket_size in the "
+        "DeepSpeed JSON; when perf/slowest_rank_behind_pct is high, it is that rank which the others wait for.",
+    ),
+    PhaseRule(
         names.OPTIMIZER, 25, "The optimizer step is a large part",
         "Raise training.gradient_accumulation_steps (fewer optimizer steps per token; the global batch grows with it), "
         "or choose a fused optimizer in training.optim.",

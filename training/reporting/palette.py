@@ -23,6 +23,7 @@ COLOURS: dict[str, tuple[str, str]] = {
     "red": ("#c1121f", "#ff6b6b"),
     f"phase-{names.FORWARD}": ("#88ccee", "#88ccee"),
     f"phase-{names.BACKWARD}": ("#332288", "#7d6fe0"),
+    f"phase-{names.COMM_EXPOSED}": ("#6699cc", "#6699cc"),
     f"phase-{names.OPTIMIZER}": ("#44aa99", "#44aa99"),
     f"phase-{names.DATA_WAIT}": ("#cc6677", "#e0808f"),
     f"phase-{names.H2D}": ("#ddcc77", "#ddcc77"),
@@ -35,7 +36,7 @@ COLOURS: dict[str, tuple[str, str]] = {
 
 # Bottom to top in stacked charts: the work first, then what keeps it waiting.
 STACKING = (
-    names.FORWARD, names.BACKWARD, names.OPTIMIZER, names.DATA_WAIT, names.H2D,
+    names.FORWARD, names.BACKWARD, names.OPTIMIZER, names.COMM_EXPOSED, names.DATA_WAIT, names.H2D,
     names.EVAL, names.CHECKPOINT, names.LOGGING, names.CACHE_CLEAR, names.OTHER,
 )  # fmt: skip
 

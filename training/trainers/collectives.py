@@ -1,4 +1,4 @@
-"""Sums over the ranks of a run; with one rank the values themselves."""
+"""Sums and gathers over the ranks of a run; with one rank the values themselves."""
 
 import torch
 import torch.distributed as dist
@@ -20,3 +20,13 @@ def gather_floats(value: float, device: torch.device) -> list[float]:
     values = [0.0] * dist.get_world_size()
     values[dist.get_rank()] = value
     return sum_over_ranks(values, device)
+
+
+def gather_lists(values: list[float], device: torch.device) -> list[list[float]]:
+    """These values, equally many everywhere, of every rank, by rank, in float64. Collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [values]
+    mine = torch.tensor(values, dtype=torch.float64, device=device)
+    gathered = mine.new_empty(dist.get_world_size() * len(values))
+    dist.all_gather_into_tensor(gathered, mine)
+    return gathered.view(-1, len(values)).tolist()

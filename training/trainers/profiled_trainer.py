@@ -10,6 +10,7 @@ No part of the training loop is copied. The seams, none of which changes a numbe
 | `_prepare_inputs` | the collator's `BatchInfo` is taken out and counted; `h2d` of evaluation |
 | `compute_loss_context_manager` | `forward`, while training |
 | `accelerator.backward` | `backward`; under DeepSpeed this also runs `engine.step`, which is `optimizer` |
+| collectives of DeepSpeed, the end of DDP's backward pass | `comm_exposed` (`step_timing.py`) |
 | `optimizer.step`, `_clip_grad_norm`, `_get_grad_norm` | `optimizer` |
 | `evaluate`, `_save_checkpoint`, `log` | `eval`, `checkpoint`, `logging` |
 | `_maybe_log_save_evaluate` | a step ends; its record is put together and written |
@@ -17,7 +18,6 @@ No part of the training loop is copied. The seams, none of which changes a numbe
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import sys
@@ -47,6 +47,7 @@ from training.metrics.memory import measure_allocated_bytes, measure_memory
 from training.metrics.throughput import Meter
 from training.run_dir import RunDir
 from training.trainers.collectives import gather_floats, sum_over_ranks
+from training.trainers.step_timing import time_step
 
 logger = logging.getLogger("redline.train")
 
@@ -111,27 +112,12 @@ class ProfiledTrainer(Trainer):
         """Time inside goes to `phase`. Callbacks that do something slow name it with this."""
         return self.meter.timer.span(phase) if self.meter else nullcontext()
 
-    def _timed(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.span(phase):
-                return function(*args, **kwargs)
-
-        return timed
-
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self._verify_packing:
             self._check_packing()
         if self.meter:
-            self.accelerator.backward = self._timed(self.accelerator.backward, names.BACKWARD)
-            if self.is_deepspeed_enabled:
-                # accelerate's backward() runs engine.step() at the accumulation boundary; optimizer.step() is a no-op
-                engine: Any = self.model_wrapped
-                engine.step = self._timed(engine.step, names.OPTIMIZER)
-            else:
-                optimizer: Any = self.optimizer
-                optimizer.step = self._timed(optimizer.step, names.OPTIMIZER)
+            time_step(self, self.meter.timer)
         return prepared
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def test_readers_do_not_import_torch_or_the_trainer():
     code = (
-        "import sys, training.report, training.monitor, training.reporting\n"
+        "import sys, training.report, training.monitor, training.compare, training.reporting\n"
         "heavy = {'torch', 'transformers', 'deepspeed', 'accelerate', 'datasets', 'matplotlib.pyplot'}\n"
         "ours = {'training.trainers', 'training.config', 'training.data', 'training.build', 'training.metrics.flops'}\n"
         "found = (heavy | ours) & set(sys.modules)\n"

@@ -5,7 +5,11 @@ import sys
 
 # name -> module with `main(argv)`, what it does
 BENCHMARKS = {
+    "calibrate": ("training.benchmark.calibrate", "how often `compare` is wrong, and what it can find"),
+    "compare": ("training.benchmark.compare", "two configurations trained in turn, with intervals"),
     "data": ("training.benchmark.data.command", "raw text to batches, against datasets, TRL and accelerate"),
+    "memory": ("training.benchmark.memory.command", "the plan's peak of a rank against the peak of real steps"),
+    "overhead": ("training.benchmark.overhead", "what measuring costs a step, on and off in turn"),
     "text": ("training.benchmark.data.text", "write a directory of files as the JSONL that `data --input` reads"),
 }
 
@@ -14,7 +18,7 @@ def main(argv: list[str]) -> int:
     if argv and argv[0] in BENCHMARKS:
         return importlib.import_module(BENCHMARKS[argv[0]][0]).main(argv[1:])
     asked = argv in (["-h"], ["--help"])
-    lines = [f"    {name:<6} {what}" for name, (_, what) in BENCHMARKS.items()]
+    lines = [f"    {name:<9} {what}" for name, (_, what) in BENCHMARKS.items()]
     print("usage: python -m training.benchmark NAME [--help]", "", *lines, sep="\n", file=None if asked else sys.stderr)
     return 0 if asked else 2
 

@@ -123,7 +123,7 @@ def plot_run(run: Run) -> list[Path]:
         if panel.draw(figure.add_subplot(), run):
             _set_title(figure, f"{panel.title}: {run.name}")
             (run.path / "plots").mkdir(exist_ok=True)
-            paths.append(write_atomically(run.path / "plots" / f"{name}.png", _to_png(figure)))
+            paths.append(write_atomically(run.path / "plots" / f"{name}.png", to_png(figure)))
     return paths
 
 
@@ -149,7 +149,7 @@ def _loss_figure(metrics: MetricsLog, entropy: float | None, title: str, panels:
         draw_loss(ax, metrics, entropy, recent)
     _write_statistics(figure.add_subplot(grid[0, 1]), describe_loss(metrics, entropy))
     _set_title(figure, title)
-    return _to_png(figure)
+    return to_png(figure)
 
 
 def _write_statistics(ax: Axes, rows: list[tuple[str, str]]) -> None:
@@ -165,7 +165,7 @@ def _set_title(figure: Figure, title: str) -> None:
     figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", fontsize=12, weight="bold", color=light("ink"))
 
 
-def _to_png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

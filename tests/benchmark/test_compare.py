@@ -1,0 +1,59 @@
+"""Two configurations in turn, with a stand-in for training that writes run directories."""
+
+import itertools
+import json
+
+import pytest
+
+from tests.comparing.conftest import write_timed  # noqa: F401
+from training.benchmark.compare import main
+
+
+@pytest.fixture
+def trained(write_timed, tmp_path, monkeypatch):  # noqa: F811
+    """Calls of the stand-in, in order: (name of the run, arguments)."""
+    calls, seeds = [], itertools.count()
+    monkeypatch.chdir(tmp_path)
+
+    def train(arguments, path):
+        slower = 1.1 if "--slow" in arguments else 1.0
+        run = write_timed(f"made/{next(seeds)}", seed=len(calls), slower=slower, steps=200)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run.rename(path)
+        calls.append((path.name, arguments))
+
+    return calls, train
+
+
+def test_sides_take_turns_and_are_compared_within_rounds(trained, tmp_path, capsys):
+    calls, train = trained
+    arguments = ["--a", "--config debug", "--b", "--config debug --slow", "--repeat", "3", "--max_steps", "200"]
+    assert main([*arguments, "--seeds", "--output", str(tmp_path / "page.md")], train) == 0
+    assert [name for name, _ in calls] == ["warmup-a", "warmup-b", "a-1", "b-1", "b-2", "a-2", "a-3", "b-3"]
+    assert calls[4][1] == [
+        "--config", "debug", "--slow", "training.output_dir=runs/compare/b-2", "training.max_steps=200",
+        "training.seed=2",
+    ]  # fmt: skip
+    out = capsys.readouterr().out
+    assert out.startswith("step time B / A by round: 1.") and "75.0%" in out
+    data = json.loads((tmp_path / "page.json").read_text())
+    assert data["paired"] and len(data["sides"]["A"]) == 3
+    step = next(row for row in data["pairs"][0]["metrics"] if row["key"] == "perf/step_ms")
+    assert step["interval"]["estimate"] == pytest.approx(1.1, rel=0.02)
+
+
+def test_what_will_not_do_is_refused_before_anything_trains(trained, tmp_path, capsys):
+    calls, train = trained
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert main(["--a", "", "--b", "", "--repeat", "1"], train) == 2
+    assert main(["--a", "", "--b", "", "--work_dir", "full"], train) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "--repeat 1" in errors[0] and "it is not empty" in errors[1] and not calls
+
+
+def test_a_training_that_fails_is_one_line_with_its_log(tmp_path, capsys):
+    arguments = ["--a", "training.nonsense=1", "--b", "", "--repeat", "2", "--work_dir", str(tmp_path / "runs")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: warmup-a failed with exit code 2, see ") and "nonsense" in error

@@ -1,0 +1,102 @@
+"""Whole comparisons of synthetic runs: verdicts, levels, JSON."""
+
+import json
+
+import pytest
+
+from tests.reporting.conftest import CONFIG, make_records
+from training.comparing.comparison import compare
+from training.comparing.page import format_page
+from training.comparing.sides import STEP_WITHOUT_PERIODIC, find_windows, load_side
+from training.metrics import names
+
+
+def compare_paths(*paths, **options):
+    return compare([load_side(letter, [path]) for letter, path in zip("ABC", paths, strict=False)], **options)
+
+
+def test_one_configuration_twice_is_no_difference(write_timed):
+    pair = compare_paths(write_timed("a", seed=1), write_timed("b", seed=2)).pairs[0]
+    assert len(pair.rows) > 15
+    assert not [row.key for row in pair.rows if row.interval.differs]
+    assert not [loss for loss in pair.losses if loss.interval and loss.interval.differs]
+    assert pair.settings == ()
+
+
+def test_a_slower_run_is_found_with_its_size(write_timed):
+    """The interval of the steps between checkpoints is narrow; `perf/step_ms` has evaluations in it."""
+    pair = compare_paths(write_timed("a", seed=1), write_timed("b", seed=2, slower=1.2)).pairs[0]
+    work = pair.find(STEP_WITHOUT_PERIODIC)
+    assert work and work.interval.differs and work.interval.low < 1.2 < work.interval.high
+    assert work.interval.low > 1.1
+    rate = pair.find(names.PERF_TOKENS_PER_SECOND)
+    assert rate and rate.interval.estimate == pytest.approx(1 / 1.2, rel=0.02)
+
+
+def test_a_better_loss_is_found_and_equal_losses_are_said_to_be_equal(write_timed):
+    a, same, better = write_timed("a"), write_timed("b", slower=1.01), write_timed("c", seed=3, loss=-0.3)
+    equal, lower = compare_paths(a, same, better).pairs
+    assert [(loss.key, loss.axis, loss.equal) for loss in equal.losses] == [
+        (names.TRAIN_LOSS, "tokens", True), (names.TRAIN_LOSS, "time_s", False), (names.EVAL_LOSS, "tokens", True),
+    ]  # fmt: skip
+    loss = lower.losses[0]
+    assert not loss.equal and loss.interval and loss.interval.differs
+    assert loss.interval.low < -0.3 < loss.interval.high < -0.2
+
+
+def test_repeats_find_what_one_run_cannot(write_timed):
+    a = [write_timed(f"a/{seed}", seed=seed) for seed in range(4)]
+    b = [write_timed(f"b/{seed}", seed=10 + seed, slower=1.03) for seed in range(4)]
+    repeated = compare([load_side("A", [a[0].parent]), load_side("B", b)]).pairs[0].find(names.PERF_STEP_MS)
+    single = compare_paths(a[0], b[0]).pairs[0].find(names.PERF_STEP_MS)
+    assert repeated and single
+    assert repeated.interval.differs and not single.interval.differs
+    assert repeated.interval.detectable < single.interval.detectable / 3
+
+
+def test_windows_are_weighted_so_that_a_mean_is_total_over_total(write_timed):
+    run = load_side("A", [write_timed("a")]).runs[0]
+    records = [record for record in make_records(600, 5, 0) if record["step"] >= 65]  # the first tenth is left out
+    seconds = sum(5 * record[names.PERF_STEP_MS] / 1000 for record in records)
+    rate, step = (find_windows(run, key) for key in (names.PERF_TOKENS_PER_SECOND, names.PERF_STEP_MS))
+    assert rate and step
+    assert rate.mean() == pytest.approx(5 * 4096 * len(records) / seconds)
+    assert step.mean() == pytest.approx(1000 * seconds / (5 * len(records)))
+    less = find_windows(run, STEP_WITHOUT_PERIODIC)
+    periodic = [names.phase_key(phase) for phase in (names.CHECKPOINT, names.EVAL, names.LOGGING)]
+    assert less and less.values[0] == records[0][names.PERF_STEP_MS] - sum(records[0][key] for key in periodic)
+    peak = find_windows(run, names.PERF_MEMORY_PEAK_GIB)
+    assert peak and peak.values.tolist() == [1.87]
+
+
+def test_the_first_steps_after_a_resume_are_left_out(write_timed):
+    path = write_timed("a")
+    (path / "events.jsonl").write_text('{"kind": "resume", "step": 300}\n')
+    windows = find_windows(load_side("A", [path]).runs[0], names.PERF_STEP_MS)
+    all_windows = find_windows(load_side("A", [write_timed("b")]).runs[0], names.PERF_STEP_MS)
+    assert windows and all_windows
+    assert len(windows.values) == len(all_windows.values) - 1
+
+
+def test_settings_that_differ_are_named_with_their_origins(write_timed):
+    other = CONFIG.replace("0.001  # configs/minigpt_quickstart.yaml:9", "0.002  # command line")
+    comparison = compare_paths(write_timed("a"), write_timed("b", seed=1, config=other))
+    (difference,) = comparison.pairs[0].settings
+    assert (difference.key, str(difference.a), str(difference.b)) == (
+        "training.learning_rate", "0.001 (configs/minigpt_quickstart.yaml:9)", "0.002 (command line)",
+    )  # fmt: skip
+    mixed = compare([load_side("A", [comparison.sides[0].runs[0].path, comparison.sides[1].runs[0].path])] * 2)
+    assert any("A is a mixture" in note and "training.learning_rate" in note for note in mixed.notes)
+
+
+def test_json_has_no_nan_and_the_page_says_one_run(write_timed):
+    comparison = compare_paths(write_timed("a"), write_timed("b", seed=1))
+    data = json.loads(json.dumps(comparison.as_json(), allow_nan=False))
+    rows = {row["key"]: row for row in data["pairs"][0]["metrics"]}
+    assert rows["perf/cache_clear_ms"]["interval"]["estimate"] is None  # 0 against 0
+    assert rows[names.PERF_STEP_MS]["differs"] is False
+    page = format_page(comparison)
+    assert "What differs from run to run cannot be seen in one run" in page
+    assert rows[names.PERF_MEMORY_PEAK_GIB]["equal"] and rows[names.PERF_MEMORY_ALLOCATED_GIB]["differs"] is None
+    assert page.count("not told: needs repeats") == 6  # memory, MFU without a peak (3), validation loss (2)
+    assert len({len(line) for line in page.split("### Phases")[0].splitlines() if line.startswith("|")}) == 1

@@ -1,0 +1,209 @@
+"""How often `training.compare` sees a difference where there is none, and which differences it finds.
+
+    python -m training.benchmark calibrate [--pairs N] [--output docs/results/compare.md] [--runs DIR]
+
+Simulation: step times of one configuration on a machine of several kinds, as one path over time that is cut into runs
+which take turns (A B, B A, …), held against each other as `compare` holds speed. **False alarms** are the pairs that
+came out as different. **Found** is the smallest slowdown seen in 80 % of the pairs: slowing B by a factor scales its
+interval, so a pair shows every slowdown above 1 / low - 1, and the figure is the 80 % quantile of those.
+
+`--runs DIR`: every pair of the runs in DIR, all of one configuration, through the whole comparison: a pair counts as a
+false alarm when any row of it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.errors import UserError
+from training.comparing.comparison import QUESTIONS, Pair, compare
+from training.comparing.intervals import ALPHA, POWER, Windows, find_interval
+from training.comparing.sides import WARMUP_SHARE, Side, load_side
+from training.environment import describe_machine
+from training.reporting.plots import write_atomically
+
+WINDOWS = (30, 100, 1000)
+REPEATS = (1, 3, 6)
+NOISE = 0.05  # standard deviation of a window's time, relative
+Machine = Callable[[np.random.Generator, int, int, int], np.ndarray]
+
+
+def _independent(rng: np.random.Generator, pairs: int, runs: int, windows: int) -> np.ndarray:
+    return rng.normal(0, NOISE, (pairs, runs * windows))
+
+
+def _build_autoregressive(length: Callable[[int], float]) -> Machine:
+    """AR(1) with a correlation length in windows, given the windows of a run."""
+
+    def draw(rng: np.random.Generator, pairs: int, runs: int, windows: int) -> np.ndarray:
+        carry = float(np.exp(-1 / length(windows)))
+        shocks = rng.normal(0, NOISE * (1 - carry**2) ** 0.5, (pairs, runs * windows))
+        shocks[:, 0] = rng.normal(0, NOISE, pairs)
+        for at in range(1, shocks.shape[1]):
+            shocks[:, at] += carry * shocks[:, at - 1]
+        return shocks
+
+    return draw
+
+
+def _flicker(rng: np.random.Generator, pairs: int, runs: int, windows: int) -> np.ndarray:
+    """1/f noise: a spectrum that falls with frequency, from a path twice as long."""
+    count = 2 * runs * windows
+    amplitudes = np.zeros(count // 2 + 1)
+    amplitudes[1:] = np.arange(1, count // 2 + 1) ** -0.5
+    spectrum = amplitudes * (rng.normal(size=(pairs, len(amplitudes), 2)) @ np.array([1, 1j]))
+    path = np.fft.irfft(spectrum, count)[:, : runs * windows]
+    return path / path.std() * NOISE
+
+
+def _random_walk(rng: np.random.Generator, pairs: int, runs: int, windows: int) -> np.ndarray:
+    """Drifts by NOISE, as a standard deviation, within the time of one run, over independent noise."""
+    steps = rng.normal(0, NOISE / windows**0.5, (pairs, runs * windows))
+    return np.cumsum(steps, axis=1) + _independent(rng, pairs, runs, windows)
+
+
+def _waves(rng: np.random.Generator, pairs: int, runs: int, windows: int) -> np.ndarray:
+    """A sine of half to eight runs' length, over independent noise."""
+    length = 2 ** rng.uniform(-1, 3, (pairs, 1)) * windows
+    phase = rng.uniform(0, 2 * np.pi, (pairs, 1))
+    wave = np.sin(2 * np.pi * np.arange(runs * windows) / length + phase)
+    return NOISE * wave + _independent(rng, pairs, runs, windows)
+
+
+def _hiccups(rng: np.random.Generator, pairs: int, runs: int, windows: int) -> np.ndarray:
+    """3 windows in 100 take longer, by a Pareto distribution without a variance."""
+    shape = (pairs, runs * windows)
+    return np.log1p((rng.random(shape) < 0.03) * 0.5 * rng.pareto(1.5, shape)) + rng.normal(0, NOISE, shape)
+
+
+def _warm_up(rng: np.random.Generator, pairs: int, runs: int, windows: int) -> np.ndarray:
+    """The first windows of each run take three times as long, falling by e in 5 windows."""
+    slow = np.tile(np.log1p(2 * np.exp(-np.arange(windows) / 5)), runs)
+    return slow + _independent(rng, pairs, runs, windows)
+
+
+def _run_to_run(rng: np.random.Generator, pairs: int, runs: int, windows: int) -> np.ndarray:
+    """Each run has a level of its own (1 %): what one run cannot show."""
+    return np.repeat(rng.normal(0, 0.01, (pairs, runs)), windows, axis=1) + _independent(rng, pairs, runs, windows)
+
+
+MACHINES: dict[str, Machine] = {
+    "independent": _independent,
+    "AR(1), 10 windows": _build_autoregressive(lambda windows: 10),
+    "AR(1), quarter of a run": _build_autoregressive(lambda windows: windows / 4),
+    "flicker noise": _flicker,
+    "random walk": _random_walk,
+    "slow waves": _waves,
+    "hiccups, heavy tails": _hiccups,
+    "warm-up": _warm_up,
+    "1 % from run to run": _run_to_run,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Of one machine, length and number of runs. shown: median of what the comparison itself says it could show."""
+
+    false_alarms: float
+    found: float
+    shown: float
+
+
+def simulate(machine: Machine, windows: int, repeats: int, pairs: int, seed: int = 0) -> Cell:
+    """`pairs` comparisons of a configuration with itself, at the level of the speed question."""
+    rng = np.random.default_rng(seed)
+    times = np.exp(machine(rng, pairs, 2 * repeats, windows)).reshape(pairs, 2 * repeats, windows)
+    times = times[:, :, max(2, round(WARMUP_SHARE * windows)) :]
+    weights = np.ones(times.shape[2])
+    # The order of `interleave`: A B, B A, A B, …
+    first = [2 * i + i % 2 for i in range(repeats)]
+    second = [2 * i + 1 - i % 2 for i in range(repeats)]
+    alarms, thresholds, shown = 0, [], []
+    for runs in times:
+        a, b = ([Windows(runs[at], weights) for at in order] for order in (first, second))
+        found = find_interval(a, b, alpha=ALPHA / QUESTIONS, paired=repeats > 1)
+        alarms += bool(found.differs)
+        thresholds.append(1 / found.low - 1 if found.low else np.inf)
+        shown.append(found.detectable if found.detectable is not None else np.inf)
+    return Cell(alarms / pairs, float(np.quantile(thresholds, POWER)), float(np.median(shown)))
+
+
+def count_false_alarms(side: Side) -> tuple[int, list[str]]:
+    """All pairs of the runs of one configuration: their number, and a line for each that shows any difference."""
+    alarms, number = [], 0
+    for one, other in itertools.combinations(side.runs, 2):
+        number += 1
+        pair = compare([Side("A", (one,)), Side("B", (other,))]).pairs[0]
+        if keys := find_differing(pair):
+            alarms.append(f"{one.path.name} and {other.path.name}: {', '.join(keys)}")
+    return number, alarms
+
+
+def find_differing(pair: Pair) -> list[str]:
+    """Keys of all rows whose interval leaves out "no difference"."""
+    losses = [f"{one.key} at {one.axis}" for one in pair.losses if one.interval and one.interval.differs]
+    return [row.key for row in pair.rows if row.interval.differs] + losses
+
+
+def main(argv: list[str]) -> int:
+    options = _parse(argv)
+    try:
+        if options.runs:
+            number, alarms = count_false_alarms(load_side("A", [options.runs]))
+            print(f"{len(alarms)} of {number} pairs show a difference", *alarms, sep="\n")
+            return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    page = format_table(options.pairs, argv)
+    print(page)
+    if options.output:
+        write_atomically(options.output, page.encode())
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    what, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.benchmark calibrate",
+        description=what,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pairs", type=int, default=400, metavar="N", help="simulated pairs a cell (default 400)")
+    parser.add_argument("--output", type=Path, metavar="PAGE.md", help="write the table")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="runs of one configuration, instead of a simulation")
+    return parser.parse_args(argv)
+
+
+def format_table(pairs: int, argv: list[str]) -> str:
+    """The page: a row a machine and length; false alarms / found / shown by number of runs on each side."""
+    started = time.perf_counter()
+    runs = [f"{repeats} run{'s' * (repeats > 1)} each" for repeats in REPEATS]
+    lines = [
+        "# Comparisons, calibrated", "",
+        "Of one configuration against itself: false alarms; then the smallest slowdown found in 80 % of the pairs; "
+        "then, in brackets, what the comparison itself says (median). Speed, at the level that it has on a page "
+        f"({ALPHA / QUESTIONS:.2%}). Windows vary by {NOISE:.0%}; {pairs} pairs a cell, rounds interleaved.", "",
+        f"| machine | windows | {' | '.join(runs)} |", "|---|---|" + "---|" * len(runs),
+    ]  # fmt: skip
+    for name, machine in MACHINES.items():
+        for windows in WINDOWS:
+            cells = [simulate(machine, windows, repeats, pairs) for repeats in REPEATS]
+            shown = [f"{c.false_alarms:.1%}; {c.found:.1%} ({c.shown:.1%})" for c in cells]
+            lines.append(f"| {name} | {windows:,} | {' | '.join(shown)} |")
+    facts = describe_machine(("numpy",))
+    command = " ".join(["python -m training.benchmark calibrate", *argv])
+    lines += [
+        "", f"Command: `{command}` ({time.perf_counter() - started:.0f} s; {facts['cpu']}, numpy {facts['numpy']}, "
+        f"commit {facts['git_commit']}).", "",
+    ]  # fmt: skip
+    return "\n".join(lines)

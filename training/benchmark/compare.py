@@ -1,0 +1,154 @@
+"""Two configurations trained in turn, several times each, and held against each other.
+
+    python -m training.benchmark compare --a "--config debug" --b "--config debug training.learning_rate=1e-3" \\
+        --repeat 6 --max_steps 60 [--seeds] [--launcher "torchrun --nproc_per_node=2"] [--output PAGE.md]
+
+Runs take turns (A B, B A, A B, …), which cancels a linear drift of the machine, and are compared within rounds. Every
+run is `training/train.py` in a process of its own; it is kept in `--work_dir` with its log. An uncounted first round
+(`--no_warmup` leaves it out) builds token stores and fills the page cache, so that no counted run pays for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from data_prep.errors import UserError
+from training.benchmark.interleave import find_ratio, interleave
+from training.comparing.comparison import Comparison, compare
+from training.comparing.page import format_page
+from training.comparing.sides import Side, find_windows, load_side
+from training.comparing.writing import write_comparison
+from training.metrics import names
+
+logger = logging.getLogger("redline.benchmark")
+
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+RUN_LIMIT_SECONDS = 24 * 3600
+Train = Callable[[Sequence[str], Path], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """arguments: of train.py by side. seeds: round i trains both sides with seed i instead of the recipe's."""
+
+    arguments: Mapping[str, tuple[str, ...]]
+    repeats: int
+    max_steps: int | None
+    seeds: bool
+    warmup: bool
+    work_dir: Path
+
+
+def main(argv: list[str], train: Train | None = None) -> int:
+    options = _parse(argv)
+    logging.basicConfig(level=logging.INFO, format="benchmark | %(message)s", stream=sys.stderr)
+    try:
+        settings = build_settings(options)
+        comparison = train_in_turn(settings, train or partial(run_training, shlex.split(options.launcher)))
+        print(describe_rounds(comparison))
+        print(format_page(comparison))
+        if options.output:
+            write_comparison(comparison, options.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    what, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.benchmark compare",
+        description=what,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for side in ("a", "b"):
+        parser.add_argument(f"--{side}", required=True, metavar='"ARGS"', help="arguments of train.py, in quotes")
+    parser.add_argument("--repeat", type=int, default=6, metavar="N", help="runs of each side (default 6)")
+    parser.add_argument("--max_steps", type=int, metavar="M", help="steps of every run (default: the recipes' own)")
+    parser.add_argument("--seeds", action="store_true", help="a seed for each round, the same on both sides")
+    parser.add_argument("--no_warmup", action="store_true", help="no uncounted first round")
+    parser.add_argument("--launcher", default=sys.executable, metavar='"CMD"', help="what starts train.py")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/compare"), help="where the runs go")
+    parser.add_argument("--output", type=Path, metavar="PAGE.md", help="write the page, its JSON and its picture")
+    return parser.parse_args(argv)
+
+
+def build_settings(options: argparse.Namespace) -> Settings:
+    """Raises UserError for too few repeats and for a place that holds something already."""
+    if options.repeat < 2:
+        raise UserError(f"--repeat {options.repeat}: name 2 or more, one run cannot show what differs from run to run")
+    if options.work_dir.is_dir() and any(options.work_dir.iterdir()):
+        raise UserError(f"--work_dir {options.work_dir}: it is not empty; name another place or remove it")
+    arguments = {"A": tuple(shlex.split(options.a)), "B": tuple(shlex.split(options.b))}
+    return Settings(
+        arguments, options.repeat, options.max_steps, options.seeds, not options.no_warmup, options.work_dir
+    )
+
+
+def train_in_turn(settings: Settings, train: Train) -> Comparison:
+    """All runs, then the comparison of the counted ones. Raises UserError when one fails."""
+    if settings.warmup:
+        for side in settings.arguments:
+            _train_one(settings, side, f"warmup-{side.lower()}", 0, train)
+    rounds = {side: itertools.count(1) for side in settings.arguments}
+
+    def train_next(side: str) -> Path:
+        number = next(rounds[side])
+        return _train_one(settings, side, f"{side.lower()}-{number}", number, train)
+
+    paths = interleave({side: partial(train_next, side) for side in settings.arguments}, settings.repeats)
+    return compare([load_side(side, runs) for side, runs in paths.items()], paired=True)
+
+
+def _train_one(settings: Settings, side: str, name: str, seed: int, train: Train) -> Path:
+    path = settings.work_dir / name
+    arguments = [*settings.arguments[side], f"training.output_dir={path}"]
+    if settings.max_steps is not None:
+        arguments.append(f"training.max_steps={settings.max_steps}")
+    if settings.seeds:
+        arguments.append(f"training.seed={seed}")
+    logger.info("%s: %s", name, shlex.join(arguments))
+    train(arguments, path)
+    return path
+
+
+def run_training(launcher: Sequence[str], arguments: Sequence[str], path: Path) -> None:
+    """`train.py` in its own process, its output in `PATH.log`. Raises UserError with its last line when it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = path.with_name(f"{path.name}.log")
+    with log.open("w") as file:
+        done = subprocess.run(
+            [*launcher, str(TRAIN), *arguments], stdout=file, stderr=subprocess.STDOUT, timeout=RUN_LIMIT_SECONDS
+        )
+    if done.returncode:
+        lines = log.read_text(errors="replace").strip().splitlines()
+        raise UserError(f"{path.name} failed with exit code {done.returncode}, see {log}: {lines[-1] if lines else ''}")
+
+
+def describe_rounds(comparison: Comparison) -> str:
+    """Step times by round and the median of their ratios with the interval of its order statistics."""
+    a, b = ([_mean_step(side, number) for number in range(len(side.runs))] for side in comparison.sides)
+    ratio = find_ratio(b, a)
+    rounds = ", ".join(f"{y / x:.4f}" for x, y in zip(a, b, strict=True))
+    return (
+        f"step time B / A by round: {rounds}; median {ratio.format(4)}"
+        f"{f', which covers it with {ratio.coverage:.1%}' if ratio.repeats > 1 else ''}\n"
+    )
+
+
+def _mean_step(side: Side, number: int) -> float:
+    windows = find_windows(side.runs[number], names.PERF_STEP_MS)
+    if windows is None:
+        raise UserError(f"{side.runs[number].path}: no step was timed past the first ones; raise --max_steps")
+    return windows.mean()

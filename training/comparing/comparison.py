@@ -1,0 +1,159 @@
+"""Sides of runs -> what differs between them, as data: each side against the first.
+
+All intervals of one comparison hold together at least 95 times in 100: the 5 % are divided among the sides that are
+held against the first, then in thirds among three questions (speed, loss, everything else); within a question among its
+rows (Bonferroni), except that speed counts once: its rows are one measurement in several units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from training.comparing.intervals import ALPHA, MIN_WINDOWS_PER_PART, PARTS, RUN_TO_RUN, Interval, find_interval
+from training.comparing.losses import AXES, LossComparison, compare_losses
+from training.comparing.settings import Difference, describe_mixture, find_differences
+from training.comparing.sides import (
+    OF_PEAK,
+    PHASE_KEYS,
+    SPEED,
+    Side,
+    find_metrics,
+    find_windows,
+    has_one_peak,
+    one_value,
+)
+
+QUESTIONS = 3
+LOSS_ROWS = len(AXES) + 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric: means over the runs of A and of B, and their ratio; equal: to the last digits, in every run."""
+
+    key: str
+    a: float
+    b: float
+    interval: Interval
+    equal: bool
+    windows: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One side against the first side. `rows`: speed, phases, memory and so on, in that order."""
+
+    a: Side
+    b: Side
+    rows: tuple[Row, ...]
+    losses: tuple[LossComparison, ...]
+    settings: tuple[Difference, ...]
+
+    def find(self, key: str) -> Row | None:
+        return next((row for row in self.rows if row.key == key), None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    sides: tuple[Side, ...]
+    pairs: tuple[Pair, ...]
+    notes: tuple[str, ...]
+    paired: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """Every number of the page; what is not known is null."""
+        return {
+            "sides": {side.name: [str(run.path) for run in side.runs] for side in self.sides},
+            "paired": self.paired,
+            "notes": list(self.notes),
+            "pairs": [_pair_as_json(pair) for pair in self.pairs],
+        }
+
+
+def compare(sides: Sequence[Side], *, paired: bool = False, skip_steps: int | None = None) -> Comparison:
+    """Each of `sides` against the first, which is the baseline. Raises ValueError for fewer than 2.
+
+    paired: the i-th runs of all sides were made in one round.
+    """
+    if len(sides) < 2:
+        raise ValueError("a comparison needs two sides")
+    alpha = ALPHA / (len(sides) - 1) / QUESTIONS
+    first, *others = sides
+    pairs = tuple(_compare_pair(first, other, alpha, paired, skip_steps) for other in others)
+    return Comparison(tuple(sides), pairs, tuple(_find_notes(sides)), paired)
+
+
+def _compare_pair(a: Side, b: Side, alpha: float, paired: bool, skip_steps: int | None) -> Pair:
+    keys = find_metrics((a, b))
+    num_others = max(sum(key not in SPEED for key in keys), 1)
+    rows = [
+        _compare_metric(a, b, key, alpha if key in SPEED else alpha / num_others, paired, skip_steps) for key in keys
+    ]
+    losses = compare_losses(a, b, alpha=alpha / LOSS_ROWS, paired=paired)
+    settings = find_differences(a.runs[0], b.runs[0])
+    return Pair(a, b, tuple(row for row in rows if row), tuple(losses), tuple(settings))
+
+
+def _compare_metric(a: Side, b: Side, key: str, alpha: float, paired: bool, skip_steps: int | None) -> Row | None:
+    sides = [[find_windows(run, key, skip_steps) for run in side.runs] for side in (a, b)]
+    known = [[windows for windows in side if windows is not None] for side in sides]
+    if any(len(found) < len(side) for found, side in zip(known, sides, strict=True)):
+        return None
+    if key in OF_PEAK and not has_one_peak((a, b)):
+        known = [[one_value(windows.mean()) for windows in side] for side in known]
+    mean_a, mean_b = (float(np.mean([windows.mean() for windows in side])) for side in known)
+    values = np.concatenate([windows.values for side in known for windows in side])
+    equal = bool(np.all(values == values[0]))
+    interval = find_interval(*known, alpha=alpha, paired=paired)
+    shortest = tuple(min(len(windows.values) for windows in side) for side in known)
+    return Row(key, mean_a, mean_b, interval, equal, (shortest[0], shortest[1]))
+
+
+def _find_notes(sides: Sequence[Side]) -> list[str]:
+    """What limits the comparison, one sentence each."""
+    notes = []
+    alone = [side.name for side in sides if len(side.runs) == 1]
+    if alone:
+        notes.append(
+            f"{' and '.join(alone)}: one run. What differs from run to run cannot be seen in one run; the intervals "
+            "take a run's mean to be as uncertain as that of a quarter of it, at least by the run's own drift, and at "
+            f"least by {RUN_TO_RUN:.0%}. "
+            "Repeats on both sides (--a RUN RUN --b RUN RUN) show it, and find smaller differences."
+        )
+    for side in sides:
+        notes += describe_mixture(side)
+        for run in side.runs:
+            if len(run.metrics) < PARTS * MIN_WINDOWS_PER_PART and len(side.runs) == 1:
+                notes.append(f"{run.path}: {len(run.metrics)} records are too few for an interval.")
+            notes += [f"{run.path}: {note}" for note in run.notes]
+    return notes
+
+
+def is_phase(row: Row) -> bool:
+    return row.key in PHASE_KEYS
+
+
+def _pair_as_json(pair: Pair) -> dict[str, Any]:
+    return {
+        "a": pair.a.name,
+        "b": pair.b.name,
+        "metrics": [{**_finite(asdict(row)), "differs": row.interval.differs} for row in pair.rows],
+        "losses": [
+            {**_finite(asdict(one)), "differs": one.interval.differs if one.interval else not one.equal}
+            for one in pair.losses
+        ],
+        "settings": [asdict(one) for one in pair.settings],
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

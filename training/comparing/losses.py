@@ -1,0 +1,148 @@
+"""Losses at equal tokens and at equal training time.
+
+Curves of `train/loss` against the columns `tokens` and `time_s` of the same lines, linear in between. Two figures:
+
+- the table: each run's smoothed curve (`statistics.smooth`) at 25, 50, 75 and 100 % of what all runs have reached;
+- the difference that is judged, B less A in nats per token: the mean over the last quarter of that range.
+
+With repeats its interval is that of runs. With one run on each side it follows the rule of `intervals.py` on the
+*difference of the curves* along the whole range but its first tenth: what one recipe with another seed does to a curve
+comes and goes along it, and a quarter is taken to say as much as another. Losses that are equal in every digit at every
+common step are said to be so. Evaluation losses are compared at the last evaluation that all runs have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.comparing.intervals import Interval, Windows, find_interval
+from training.comparing.sides import Side, one_value
+from training.metrics import names
+from training.reporting.run_reader import Run
+from training.reporting.statistics import smooth
+
+AXES = {"tokens": "equal tokens", "time_s": "equal training time"}
+SHARES = (0.25, 0.5, 0.75, 1.0)
+LATE_SHARE = 0.75
+EARLY_SHARE = 0.1
+MAX_POINTS = 2000
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A loss of one run: `x` (n,) increasing tokens or seconds, `y` (n,) nats per token."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def at(self, x: np.ndarray) -> np.ndarray:
+        return np.interp(x, self.x, self.y)
+
+    def smoothed(self) -> Curve:
+        return Curve(self.x, smooth(self.y))
+
+
+@dataclass(frozen=True)
+class LossComparison:
+    """Of one loss along one axis. x: the points of the table; a, b: means over the runs of a side there."""
+
+    key: str
+    axis: str
+    x: tuple[float, ...]
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+    interval: Interval | None
+    equal: bool
+
+
+def load_curve(run: Run, axis: str, key: str = names.TRAIN_LOSS) -> Curve | None:
+    """None when the run has fewer than 2 points of it."""
+    loss, along = run.series(key).finite(), run.series(axis).finite()
+    rows, at, where = np.intersect1d(loss.rows, along.rows, return_indices=True)
+    if len(rows) < 2:
+        return None
+    x, first = np.unique(along.values[where], return_index=True)
+    return Curve(x, loss.values[at][first])
+
+
+def compare_losses(a: Side, b: Side, *, alpha: float, paired: bool = False) -> list[LossComparison]:
+    """Training loss along each axis, then the evaluation loss by tokens; what was not measured is left out."""
+    found = [_compare_training(a, b, axis, alpha, paired) for axis in AXES]
+    return [one for one in [*found, _compare_evaluation(a, b, alpha, paired)] if one is not None]
+
+
+def is_equal(a: Side, b: Side, key: str) -> bool:
+    """Whether every run has the same losses, in every digit, at the steps that all of them have (at least one)."""
+    series = [run.series(key).finite() for side in (a, b) for run in side.runs]
+    first = dict(zip(series[0].steps.tolist(), series[0].values.tolist(), strict=True))
+    common = set(first).intersection(*(one.steps.tolist() for one in series[1:]))
+    return bool(common) and all(
+        first[step] == value
+        for one in series[1:]
+        for step, value in zip(one.steps.tolist(), one.values.tolist(), strict=True)
+        if step in common
+    )
+
+
+def _compare_training(a: Side, b: Side, axis: str, alpha: float, paired: bool) -> LossComparison | None:
+    curves_a, curves_b = ([load_curve(run, axis) for run in side.runs] for side in (a, b))
+    known_a, known_b = ([curve for curve in curves if curve] for curves in (curves_a, curves_b))
+    if len(known_a) < len(a.runs) or len(known_b) < len(b.runs):
+        return None
+    curves = known_a + known_b
+    begin, end = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
+    if begin >= end:
+        return None
+    points = begin + (end - begin) * np.array(SHARES)
+    values_a, values_b = (
+        tuple(np.mean([curve.smoothed().at(points) for curve in side], axis=0).tolist()) for side in (known_a, known_b)
+    )
+    equal = axis == "tokens" and is_equal(a, b, names.TRAIN_LOSS)
+    grid = _find_grid(curves, begin, end)
+    interval = None if equal else _judge(known_a, known_b, grid, alpha, paired)
+    return LossComparison(names.TRAIN_LOSS, axis, tuple(points.tolist()), values_a, values_b, interval, equal)
+
+
+def _find_grid(curves: Sequence[Curve], begin: float, end: float) -> np.ndarray:
+    """Evenly spaced points past the first tenth, no closer than the coarsest curve's own."""
+    count = min(int(((curve.x >= begin) & (curve.x <= end)).sum()) for curve in curves)
+    return np.linspace(begin + EARLY_SHARE * (end - begin), end, int(np.clip(count * (1 - EARLY_SHARE), 2, MAX_POINTS)))
+
+
+def _judge(a: list[Curve], b: list[Curve], grid: np.ndarray, alpha: float, paired: bool) -> Interval:
+    late = grid >= grid[-1] - (1 - LATE_SHARE) * (grid[-1] - grid[0])
+    if len(a) == len(b) == 1:
+        return _judge_single(b[0].at(grid) - a[0].at(grid), late, alpha)
+    sides = [[one_value(float(curve.at(grid)[late].mean())) for curve in side] for side in (a, b)]
+    return find_interval(*sides, alpha=alpha, paired=paired, absolute=True)
+
+
+def _judge_single(difference: np.ndarray, late: np.ndarray, alpha: float) -> Interval:
+    """The mean of the `late` part of `difference` (n,), with the spread of the whole of it."""
+    along = Windows(difference, np.ones(len(difference)))
+    found = find_interval([Windows(np.zeros_like(difference), along.weights)], [along], alpha=alpha, absolute=True)
+    shift = float(difference[late].mean()) - found.estimate
+    if found.low is None or found.high is None:
+        return Interval(found.estimate + shift, None, None, None, None, True)
+    return Interval(
+        found.estimate + shift, found.low + shift, found.high + shift, found.detectable, found.degrees, True
+    )
+
+
+def _compare_evaluation(a: Side, b: Side, alpha: float, paired: bool) -> LossComparison | None:
+    curves_a, curves_b = ([load_curve(run, "tokens", names.EVAL_LOSS) for run in side.runs] for side in (a, b))
+    known_a, known_b = ([curve for curve in curves if curve] for curves in (curves_a, curves_b))
+    if len(known_a) < len(a.runs) or len(known_b) < len(b.runs):
+        return None
+    end = min(curve.x[-1] for curve in known_a + known_b)
+    if end < max(curve.x[0] for curve in known_a + known_b):
+        return None
+    last = [[float(curve.at(np.array([end]))[0]) for curve in side] for side in (known_a, known_b)]
+    equal = is_equal(a, b, names.EVAL_LOSS)
+    sides = [[one_value(value) for value in side] for side in last]
+    interval = None if equal else find_interval(*sides, alpha=alpha, paired=paired, absolute=True)
+    mean_a, mean_b = (float(np.mean(side)) for side in last)
+    return LossComparison(names.EVAL_LOSS, "tokens", (float(end),), (mean_a,), (mean_b,), interval, equal)

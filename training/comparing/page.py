@@ -1,0 +1,163 @@
+"""A comparison as Markdown that reads as well in a terminal: tables are padded, lines are short."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from training.comparing.comparison import Comparison, Pair, Row, is_phase
+from training.comparing.intervals import Interval
+from training.comparing.losses import AXES, SHARES, LossComparison
+from training.comparing.sides import SPEED, STEP_WITHOUT_PERIODIC
+from training.metrics import names
+from training.reporting.formatting import format_duration, format_large, format_significant
+
+NO_DIFFERENCE = "no difference"
+NOT_TOLD = "not told"
+EQUAL = "equal in every digit"
+NEEDS_REPEATS = "not told: needs repeats"  # one value a run: its spread is not in it
+HOW_TO_READ = """\
+Ratios are {b} / {a}, each with its interval: all intervals of this page hold together 95 times in 100. "Could show" is
+the smallest true change that such runs show 8 times in 10; what is smaller may be there unseen."""
+
+
+def format_page(comparison: Comparison, picture: str | None = None) -> str:
+    """The whole page; `picture` is the name of the PNG beside it."""
+    lines = ["# Comparison", "", *(f"- {side.describe()}" for side in comparison.sides), ""]
+    for pair in comparison.pairs:
+        lines += [*_format_pair(pair), ""]
+    if comparison.notes:
+        lines += ["## Notes", "", *(f"- {note}" for note in comparison.notes), ""]
+    if picture:
+        lines += [f"![Ratios, losses and phases]({picture})", ""]
+    return "\n".join(lines)
+
+
+def _format_pair(pair: Pair) -> list[str]:
+    a, b = pair.a.name, pair.b.name
+    metrics = [row for row in pair.rows if not is_phase(row)]
+    phases = [row for row in pair.rows if is_phase(row)]
+    lines = [f"## {b} against {a}", "", *(f"- {line}" for line in describe_verdict(pair)), ""]
+    lines += [HOW_TO_READ.format(a=a, b=b), "", *_format_metrics(metrics, a, b, share=False)]
+    if phases:
+        lines += ["", f"### Phases, {b} against {a}", "", *_format_metrics(phases, a, b, share=True)]
+    if pair.losses:
+        lines += ["", f"### Loss, {b} less {a}, nats per token", "", *_format_losses(pair.losses, a, b)]
+    lines += ["", f"### Settings, {b} against {a}", "", *_format_settings(pair, a, b)]
+    return lines
+
+
+def describe_verdict(pair: Pair) -> list[str]:
+    """One line a question: speed, loss, everything else."""
+    speed = pair.find(names.PERF_STEP_MS)
+    lines = []
+    if speed:
+        lines.append(f"speed: {_describe_row(speed, pair.b.name)}")
+    work = pair.find(STEP_WITHOUT_PERIODIC)
+    if work and speed and work.interval.differs != speed.interval.differs:
+        lines.append(f"speed between checkpoints and evaluations: {_describe_row(work, pair.b.name)}")
+    rate = pair.find(names.PERF_TOKENS_PER_SECOND)
+    if rate:
+        lines.append(f"tokens/s: {_describe_row(rate, pair.b.name)}")
+    for loss in pair.losses:
+        lines.append(f"{_name_loss(loss)}: {_judge_loss(loss, pair.b.name)}")
+    others = [row.key for row in pair.rows if row.key not in SPEED and row.interval.differs]
+    lines.append(f"everything else: {', '.join(others) + ' differ' if others else NO_DIFFERENCE}")
+    return lines
+
+
+def _describe_row(row: Row, b: str) -> str:
+    verdict = judge(row, b)
+    return verdict if row.equal else f"{verdict} ({row.key} {_ratio(row.interval)})"
+
+
+def judge(row: Row, b: str) -> str:
+    """`no difference`, `B higher`, `B lower`; `not told` without an interval."""
+    if row.equal:
+        return EQUAL
+    if row.interval.differs is None:
+        return NEEDS_REPEATS if max(row.windows) == 1 else NOT_TOLD
+    if not row.interval.differs:
+        return NO_DIFFERENCE
+    return f"{b} {'higher' if row.interval.estimate > 1 else 'lower'}"
+
+
+def _format_metrics(rows: Sequence[Row], a: str, b: str, share: bool) -> list[str]:
+    cells = [["metric", a, b, f"{b} / {a}", "interval", "could show", "verdict"]]
+    totals = [sum(getattr(row, side) for row in rows) or math.nan for side in ("a", "b")]
+    for row in rows:
+        values = [format_significant(row.a), format_significant(row.b)]
+        if share:
+            parts = (100 * row.a / totals[0], 100 * row.b / totals[1])
+            values = [f"{value} ({part:.1f} %)" for value, part in zip(values, parts, strict=True)]
+        ratio, interval = _split_ratio(row.interval)
+        cells.append([row.key, *values, ratio, interval, _percent(row.interval.detectable), judge(row, b)])
+    return _align(cells)
+
+
+def _format_losses(losses: Sequence[LossComparison], a: str, b: str) -> list[str]:
+    cells = [["loss", "at", a, b, f"{b} - {a}"]]
+    for loss in losses:
+        shares = SHARES if len(loss.x) > 1 else (1.0,)
+        for share, x, value_a, value_b in zip(shares, loss.x, loss.a, loss.b, strict=True):
+            where = f"{format_large(x)} tokens" if loss.axis == "tokens" else format_duration(x)
+            values = (f"{value_a:.4f}", f"{value_b:.4f}", f"{value_b - value_a:+.4f}")
+            cells.append([loss.key, f"{where} ({share:.0%})" if len(loss.x) > 1 else where, *values])
+    lines = _align(cells)
+    lines.append("")
+    for loss in losses:
+        over = "mean of the last quarter" if len(loss.x) > 1 else "last evaluation that all have"
+        lines.append(f"- {_name_loss(loss)}, {over}: {_judge_loss(loss, b)}")
+    return lines
+
+
+def _name_loss(loss: LossComparison) -> str:
+    return f"{loss.key} at {AXES[loss.axis]}"
+
+
+def _judge_loss(loss: LossComparison, b: str) -> str:
+    if loss.equal or loss.interval is None:
+        return EQUAL
+    found = loss.interval
+    if found.low is None or found.high is None or found.detectable is None:
+        return f"{NEEDS_REPEATS} ({found.estimate:+.4f})"
+    verdict = (f"{b} {'higher' if found.estimate > 0 else 'lower'}") if found.differs else NO_DIFFERENCE
+    interval = f"{found.estimate:+.4f}, {found.low:+.4f} to {found.high:+.4f}"
+    return f"{verdict} ({interval}; could show {found.detectable:.4f})"
+
+
+def _format_settings(pair: Pair, a: str, b: str) -> list[str]:
+    if not pair.settings:
+        return ["The same."]
+    return _align([["key", a, b], *([one.key, str(one.a), str(one.b)] for one in pair.settings)])
+
+
+def _split_ratio(interval: Interval) -> tuple[str, str]:
+    if not math.isfinite(interval.estimate):
+        return "-", "-"
+    if interval.low is None or interval.high is None:
+        return f"{interval.estimate:.4f}", "-"
+    return f"{interval.estimate:.4f}", f"{_short(interval.low)} to {_short(interval.high)}"
+
+
+def _ratio(interval: Interval) -> str:
+    ratio, between = _split_ratio(interval)
+    return ratio if between == "-" else f"{ratio}, {between}; could show {_percent(interval.detectable)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.4f}" if value < 10 else f"{value:.3g}"
+
+
+def _percent(change: float | None) -> str:
+    if change is None:
+        return "-"
+    return f"{100 * change:.2g} %" if change < 10 else "> 10 x"
+
+
+def _align(cells: list[list[str]]) -> list[str]:
+    """A Markdown table with columns of even width."""
+    cells = [[cell.replace("|", "/").replace("\n", " ") for cell in line] for line in cells]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rows = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    return [rows[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *rows[1:]]

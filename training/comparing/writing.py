@@ -1,0 +1,20 @@
+"""A comparison as files: PAGE.md, PAGE.json and PAGE.png, each written beside its place and renamed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from training.comparing.comparison import Comparison
+from training.comparing.page import format_page
+from training.comparing.picture import draw_comparison
+from training.reporting.plots import write_atomically
+
+
+def write_comparison(comparison: Comparison, output: Path) -> None:
+    """`output` ends in .md; its folder is made."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    picture = output.with_suffix(".png")
+    write_atomically(picture, draw_comparison(comparison))
+    write_atomically(output.with_suffix(".json"), (json.dumps(comparison.as_json(), indent=1) + "\n").encode())
+    write_atomically(output, format_page(comparison, picture.name).encode())

@@ -34,14 +34,16 @@ from training.data.loader import LoaderOptions, StoreBatches, TrainBatches, buil
 from training.data.resume_check import describe_order
 from training.data.streaming import StreamBatches, read_first_rows, read_validation_rows
 from training.launch import World, count_cores
+from training.metrics.calibration import Calibrator
 from training.metrics.flops import ModelFlops
-from training.metrics.peaks import Peak, find_peak, measure_matmul_peak
+from training.metrics.matmuls import find_matmuls
+from training.metrics.peaks import find_peak
 from training.metrics.phase_timer import build_phase_timer
 from training.metrics.throughput import Meter
 from training.models.attention import takes_varlen
 from training.models.build import build_model
 from training.run_dir import RunDir
-from training.trainers.collectives import sum_over_ranks
+from training.trainers.collectives import gather_lists, sum_over_ranks
 from training.trainers.profiled_trainer import ProfiledTrainer
 
 logger = logging.getLogger("redline.build")
@@ -119,7 +121,7 @@ def build_trainer(
     assert source is not None
     train_dataset, eval_dataset = find_datasets(source, config)
     model = build_run_model(config, tokenizer, args)
-    meter = build_meter(config, model, args) if config.perf.enabled else None
+    meter = build_meter(config, model, args, world) if config.perf.enabled else None
     collator = Collator(
         pad_token_id=_pad_id(tokenizer),
         seq_len=config.data.seq_len,
@@ -238,37 +240,32 @@ def compute_dtype(args: TrainingArguments) -> torch.dtype:
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
-def build_meter(config: Config, model: torch.nn.Module, args: TrainingArguments) -> Meter:
-    """Clock, FLOPs of this model, and the ceiling they are held against."""
-    sum_ranks = partial(sum_over_ranks, device=args.device)
-    peak = find_or_measure_peak(args)
+def build_meter(config: Config, model: torch.nn.Module, args: TrainingArguments, world: World) -> Meter:
+    """Clock, FLOPs of this model, and the rates they are held against: the vendor's dense peak of this device, or a
+    measured one where no table has it (every CPU), and what the model's own matmuls reach here."""
+    dtype = compute_dtype(args)
+    calibrator = Calibrator(dtype, args.device, ranks=world.local_size, keeps=world.is_main)
+    peak = None
+    if args.device.type == "cuda":
+        peak = find_peak(torch.cuda.get_device_name(args.device), str(dtype).removeprefix("torch."))
+    peak = peak or calibrator.find_machine_peak()
+    matmuls = find_matmuls(model)
+    tokens = args.per_device_train_batch_size * config.data.seq_len
+    ceiling = calibrator.find_model_ceiling([m for m in (*matmuls.layers, *matmuls.head) if not m.overhead], tokens)
     spread = "" if peak.spread_pct is None else f", spread {peak.spread_pct:.0f} %"
+    alone = f"; this model's matmuls alone reach {ceiling.tflops:.2f}" if ceiling else ""
     logger.info(
-        "MFU is against %.2f TFLOP/s per device: %s (%s, %s%s)",
-        peak.tflops,
-        peak.source,
-        peak.device,
-        peak.dtype,
-        spread,
-    )
+        "MFU is against %.2f TFLOP/s per device: %s (%s, %s%s)%s",
+        peak.tflops, peak.source, peak.device, peak.dtype, spread, alone,
+    )  # fmt: skip
     return Meter(
         build_phase_timer(args.device.type),
-        world_size=args.world_size,
-        sum_over_ranks=sum_ranks,
+        gather=partial(gather_lists, device=args.device),
         model_flops=ModelFlops.from_model(model),
         checkpointing=bool(args.gradient_checkpointing),
         peak=peak,
+        ceiling=ceiling,
     )
-
-
-def find_or_measure_peak(args: TrainingArguments) -> Peak:
-    """The vendor's dense peak of this device, or a measured one where no table has it (every CPU)."""
-    dtype = compute_dtype(args)
-    if args.device.type == "cuda":
-        found = find_peak(torch.cuda.get_device_name(args.device), str(dtype).removeprefix("torch."))
-        if found is not None:
-            return found
-    return measure_matmul_peak(dtype, args.device)
 
 
 def build_callbacks(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ from data_prep.store import Store
 from training.build import compute_dtype
 from training.config import LoadedConfig
 from training.data.batch import BATCH_INFO
+from training.memory.comparison import MemoryBase, PeakComparison, compare_peak
 from training.metrics import names
 from training.models.adapters import trainable_share
+from training.models.planned import build_planned_model
 from training.models.trained import load_trained
 from training.reporting.html import build_report
 from training.reporting.plots import plot_losses
@@ -36,8 +39,11 @@ SAMPLE_PROMPT_TOKENS = 16
 SAMPLE_NEW_TOKENS = 120
 
 
-def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTrainer) -> None:
-    """Save, check, sample, sum up, report. Collective; rank 0 writes and prints."""
+def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTrainer, memory_base: MemoryBase) -> None:
+    """Save, check, sample, sum up, report. Collective; rank 0 writes and prints.
+
+    memory_base: of this process before its model was built.
+    """
     run_dir = trainer.run_dir
     totals = trainer.meter.run_totals() if trainer.meter else {}
     data = describe_data(prepared, trainer)
@@ -58,7 +64,7 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
             check_same_logits(model, batch, reference, trainer)
             sample = write_sample(model, trainer, loaded.config.monitor.sample_prompt)
         run_dir.append_event("final", trainer.state.global_step, "final/ written" + " and checked" * bool(sample))
-        summary = summarize(loaded, data, trainer, totals, sample)
+        summary = summarize(loaded, data, trainer, totals, sample, memory_base)
         run_dir.write_json(run_dir.summary, summary)
         plot_losses(run_dir.path, final=True, unigram_entropy_nats=summary["unigram_entropy_nats"])
         build_report(run_dir.path)
@@ -184,13 +190,15 @@ def summarize(
     trainer: ProfiledTrainer,
     totals: dict[str, float],
     sample: dict[str, str] | None,
+    memory_base: MemoryBase,
 ) -> dict[str, Any]:
     """The last word on a run, as numbers."""
     run = load_run(trainer.run_dir.path)
     losses = run.metrics.series(names.TRAIN_LOSS).finite().values
     eval_losses = run.metrics.series(names.EVAL_LOSS).finite().values
-    peak_memory = run.metrics.series(names.PERF_MEMORY_PEAK_GIB).finite().values
-    peak = trainer.meter.peak if trainer.meter else None
+    peaks_gib = run.metrics.series(names.PERF_MEMORY_PEAK_GIB).finite().values
+    peak_gib = float(peaks_gib.max()) if len(peaks_gib) else None
+    peak, ceiling = (trainer.meter.peak, trainer.meter.ceiling) if trainer.meter else (None, None)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     share = trainable_share(model)
     phases = {p: totals[names.phase_key(p)] for p in names.PHASES if names.phase_key(p) in totals}
@@ -212,10 +220,12 @@ def summarize(
         "mfu_palm_pct": totals.get(names.PERF_MFU_PALM_PCT),
         "hfu_pct": totals.get(names.PERF_HFU_PCT),
         "peak": asdict(peak) if peak else None,
+        "ceiling": asdict(ceiling) if ceiling else None,
         "phases_ms": phases,
         "phases_pct": {phase: 100.0 * ms / step_ms for phase, ms in phases.items()} if step_ms else {},
         "step_ms": step_ms,
-        "peak_memory_gib": float(peak_memory.max()) if len(peak_memory) else None,
+        "peak_memory_gib": peak_gib,
+        "memory_plan": asdict(_compare_memory(loaded, trainer, memory_base, peak_gib)),
         "parameters": share.total,
         "trainable_parameters": share.trainable,
         "attn_implementation": getattr(model.config, "_attn_implementation", None),
@@ -223,6 +233,14 @@ def summarize(
         "sample": sample,
         "report": "report.html",
     }
+
+
+def _compare_memory(
+    loaded: LoadedConfig, trainer: ProfiledTrainer, base: MemoryBase, peak_gib: float | None
+) -> PeakComparison:
+    args = trainer.args
+    build = partial(build_planned_model, loaded.config)
+    return compare_peak(loaded, build, base, peak_gib, world_size=args.world_size, device=args.device)
 
 
 def _at(values: Any, index: int) -> float | None:

@@ -22,9 +22,6 @@ from data_prep.errors import UserError
 from training.config import load_config
 
 if TYPE_CHECKING:
-    import torch
-
-    from training.config import Config
     from training.memory.run_plan import RunPlan
 
 GIB = 2**30
@@ -50,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         loaded = load_config(rest, flags.world_size)
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-        from training.memory.run_plan import plan_run  # torch comes in after everything that can fail without it
+        # torch comes in after everything that can fail without it
+        from training.memory.run_plan import plan_run
+        from training.models.planned import build_planned_model
 
         plan = plan_run(loaded, partial(build_planned_model, loaded.config), **flags.target)
     except UserError as error:
@@ -78,25 +77,6 @@ def split_flags(argv: list[str]) -> tuple[PlanFlags, list[str]]:
     if not world_size.isdigit() or int(world_size) < 1:
         raise UserError(f"command line: --world_size = {world_size!r}: must be a whole number from 1 on")
     return PlanFlags(int(world_size), values.get("__device"), "__json" in values), rest
-
-
-def build_planned_model(config: Config, dtype: torch.dtype, four_bit: bool) -> Any:
-    """The recipe's model on the meta device. Kernels are neither at hand nor needed: the plan stands in for them."""
-    from training.models.build import build_model
-
-    eager = config.model.attn_implementation == "eager"
-    return build_model(
-        config.model.model_copy(update={"attn_implementation": "eager" if eager else "sdpa"}),
-        config.adapter.model_copy(update={"load_in_4bit": four_bit}),
-        vocab_size=config.tokenizer.vocab_size if config.tokenizer.path is None else 1,  # 1: keep the model's own
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-        device_type="cpu",
-        dtype=dtype,
-        packed=False,
-        meta=True,
-    )
 
 
 def format_plan(plan: RunPlan) -> str:

@@ -28,6 +28,8 @@ from training.checkpoints.manifest import Manifest, check_resumable, find_checkp
 from training.config import LoadedConfig, dump_resolved
 from training.environment import describe_machine
 from training.launch import World, join_world, leave_world
+from training.memory.comparison import measure_base
+from training.micro_batch import fit_micro_batch
 from training.run_dir import RunDir, write_text_atomic
 
 logger = logging.getLogger("redline.train")
@@ -52,6 +54,10 @@ def run_training(loaded: LoadedConfig, world: World) -> None:
         args = build_training_arguments(loaded, run_dir, device, world)
         if checkpoint is not None and is_over(run_dir, checkpoint, args.max_steps, world):
             return
+        if config.perf.micro_batch_size == "auto":
+            loaded = fit_micro_batch(loaded, prepared, world, device)
+            args = build_training_arguments(loaded, run_dir, device, world)
+        memory_base = measure_base(device)
         trainer = build_trainer(loaded, prepared, run_dir, args, world)
         by_epochs = args.max_steps <= 0
         trainer.start_data(checkpoint)
@@ -63,7 +69,7 @@ def run_training(loaded: LoadedConfig, world: World) -> None:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             from training.finish import finish_run  # the report's libraries are not loaded before the first step
 
-            finish_run(loaded, prepared, trainer)
+            finish_run(loaded, prepared, trainer, memory_base)
         except BaseException as error:
             if world.is_main:
                 message = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -42,6 +42,10 @@ from training.config import load_config
         ),
         (["--group_by_length"], "packed rows are all equally long"),
         (["--max_tokens_per_batch", "4096"], "packed rows are all equally long"),
+        (
+            ["perf.micro_batch_size=auto", "--packing", "none", "--max_tokens_per_batch", "4096"],
+            "perf.micro_batch_size (command line) and data.max_tokens_per_batch (command line): both say how large",
+        ),
         (["--streaming", "--num_train_epochs", "2"], "a pass has no known length: set training.max_steps"),
         (["--streaming", "--eval_strategy", "epoch"], "streaming knows no end of an epoch"),
         (["--streaming", "--packing", "none", "--group_by_length"], "needs the lengths of all rows: use a store"),

@@ -125,6 +125,13 @@ def test_train_batch_size_depends_on_the_ranks() -> None:
         load({"train_batch_size": 12}, *argv, world_size=4)
 
 
+@pytest.mark.parametrize("key", ["train_micro_batch_size_per_gpu", "gradient_accumulation_steps"])
+def test_an_automatic_micro_batch_wants_no_numbers(key: str) -> None:
+    load({key: "auto"}, "perf.micro_batch_size=auto")
+    with pytest.raises(UserError, match=rf"ds\.json:2: {key} = 1 leaves perf\.micro_batch_size: auto nothing"):
+        load({key: 1}, "perf.micro_batch_size=auto")
+
+
 def test_world_size_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     Path("ds.json").write_text('{"train_batch_size": 6}', encoding="utf-8")

@@ -10,9 +10,11 @@ from training.memory.states import (
     bytes_per_4bit_weight,
     count_parameters,
     list_plain_parts,
+    list_step_temporaries,
     list_zero_parts,
     read_zero_setup,
 )
+from training.memory.trace import Reduction
 
 COUNTS = Parameters(
     total=1000, trained=800, in_4bit=0, bytes=4000, trained_bytes=3200,
@@ -34,35 +36,67 @@ def test_plain_adam():
 
 
 @pytest.mark.parametrize(
-    ("stage", "parameters", "master", "states", "gradients"),
-    [(0, 2000, 3200, 6400, None), (1, 2000, 800, 1600, None), (2, 2000, 800, 1600, 400), (3, 500, 800, 1600, 400)],
+    ("stage", "parameters", "master", "states", "gradients", "at_step"),
+    [
+        (0, 2000, 3200, 6400, None, None),
+        (1, 2000, 800, 1600, None, 2 * 400 + 800),
+        (2, 2000, 800, 1600, None, 2 * 400 + 800),
+        (3, 500, 800, 1600, 400, None),
+    ],
 )
-def test_zero_stages_over_four_ranks(stage, parameters, master, states, gradients):
+def test_zero_stages_over_four_ranks(stage, parameters, master, states, gradients, at_step):
     parts = by_name(list_zero_parts(COUNTS, ZeroSetup(stage, 4, reduce_bucket=100), "adamw_torch"))
     assert parts["parameters"] == parameters
     assert parts["fp32 master weights"] == master
     assert parts["optimizer states"] == states
     assert parts.get("gradients") == gradients
-    assert parts.get("reduce buckets") == (None if stage == 0 else 200)
+    assert parts.get("gradients at the step") == at_step
+    assert parts.get("reduce bucket") == (200 if stage == 3 else None)
     assert ("gathered parameters" in parts) == (stage == 3)
 
 
+def test_zero3_turns_gradients_to_fp32_one_sub_group_at_a_time():
+    parts = by_name(list_zero_parts(COUNTS, ZeroSetup(3, 4, sub_group=30), "adamw_torch"))
+    assert parts["fp32 gradients"] == 4 * 30
+
+
+@pytest.mark.parametrize(
+    ("reuse", "live", "gathered"),
+    [(10**9, 10**9, 1000), (800, 10**9, 400), (10, 10**9, 350), (10**9, 120, 120)],
+)
+def test_zero3_gathers_what_is_soon_used_again(reuse, live, gathered):
+    """All of a small model; half the distance; the head of 300 and the prefetch of 50; no more than may live."""
+    setup = ZeroSetup(3, 4, prefetch_bucket=50, max_reuse_distance=reuse, max_live_parameters=live)
+    assert by_name(list_zero_parts(COUNTS, setup, "adamw_torch"))["gathered parameters"] == 2 * gathered
+
+
 def test_offloading_moves_states_to_the_host():
-    setup = ZeroSetup(3, 4, offload_optimizer=True, offload_param=True, reduce_bucket=100, prefetch_bucket=50)
+    setup = ZeroSetup(
+        3, 4, offload_optimizer=True, offload_param=True, reduce_bucket=100, prefetch_bucket=50, max_reuse_distance=0
+    )
     parts = list_zero_parts(COUNTS, setup, "adamw_torch")
     assert by_name(parts, "host") == {
         "parameters": 500,
         "fp32 master weights": 800,
         "optimizer states": 1600,
         "fp32 gradients": 800,
+        "gradients": 400,
     }
-    assert by_name(parts) == {"reduce buckets": 200, "gathered parameters": 2 * (300 + 50)}
+    assert by_name(parts) == {"reduce bucket": 200, "gathered parameters": 2 * (300 + 50)}
 
 
-def test_buckets_never_exceed_the_model_and_double_when_overlapped():
-    one = by_name(list_zero_parts(COUNTS, ZeroSetup(2, 4), "adamw_torch"))
-    two = by_name(list_zero_parts(COUNTS, ZeroSetup(2, 4, overlap_comm=True), "adamw_torch"))
-    assert (one["reduce buckets"], two["reduce buckets"]) == (1600, 3200)
+def test_buckets_are_made_in_backward_and_double_when_overlapped():
+    assert ZeroSetup(0, 4).reduction is None
+    sizes = [ZeroSetup(stage, 4, reduce_bucket=70, overlap_comm=stage > 1).reduction for stage in (1, 2, 3)]
+    assert sizes == [Reduction(140, 1, 0), Reduction(140, 2, 0), Reduction(140, 0, 0)]
+
+
+def test_temporaries_of_an_optimizer_that_is_not_fused():
+    def size(optimizer, on_gpu):
+        return [part.bytes for part in list_step_temporaries(optimizer, 30, 100, on_gpu=on_gpu)]
+
+    assert (size("adamw_torch", False), size("adamw_torch", True)) == ([240], [400])
+    assert size("adamw_torch_fused", True) == size("sgd", False) == []
 
 
 def test_reading_a_deepspeed_json():

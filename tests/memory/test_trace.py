@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tests.metrics.decoders import build_decoder
-from training.memory.trace import StepShape, StepTracer
+from training.memory.trace import Reduction, StepShape, StepTracer, _LiveBytes, _Reducer
 
 ROWS, SEQ_LEN = 4, 128  # large enough for kernels' workspaces, which no trace sees, not to matter
 
@@ -40,7 +40,7 @@ def real_step(model: Any, autocast: torch.dtype | None) -> None:
 
 
 def shape(attention: Any = "flash", autocast: torch.dtype | None = None, **changes: Any) -> StepShape:
-    fields = {"checkpointing": False, "accumulates": False, "keeps_gradients": True} | changes
+    fields: dict[str, Any] = {"checkpointing": False, "accumulates": False, "keeps_gradients": True} | changes
     return StepShape(ROWS, SEQ_LEN, attention, autocast, **fields)
 
 
@@ -90,5 +90,30 @@ def test_gradients_of_earlier_micro_batches_are_there_from_the_start(tracer):
     assert accumulating.after_forward - fresh.after_forward == gradients
 
 
-def test_partitioned_gradients_are_not_kept(tracer):
-    assert tracer.trace(shape(keeps_gradients=False)).peak <= tracer.trace(shape()).peak
+def test_reduced_gradients_are_not_kept(tracer):
+    reduction = Reduction(bucket=1000, num_buckets=0, partition=0)
+    assert tracer.trace(shape(keeps_gradients=False, reduction=reduction)).peak <= tracer.trace(shape()).peak
+
+
+def test_reducer_by_hand():
+    """Buckets of 100 bytes: two of 40 fit, the third flushes 80, one of 400 waits alone and is flattened once more."""
+    live = _LiveBytes()
+    parameters = [torch.nn.Parameter(torch.zeros(size // 4)) for size in (40, 40, 40, 400, 40)]
+    seen = []
+    with live:
+        reducer = _Reducer(Reduction(bucket=100, num_buckets=2, partition=50))
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+            live.peak = live.now
+            reducer(parameter)
+            seen.append((live.peak, live.now))
+        reducer.flush()
+    buffers = 2 * 100 + 50
+    assert seen == [
+        (buffers + 40, buffers),
+        (buffers + 40, buffers),
+        (buffers + 40 + 80, buffers),
+        (buffers + 400 + 40, buffers + 400),
+        (buffers + 400 + 40 + 400, buffers),
+    ]
+    assert live.now == buffers

@@ -113,6 +113,15 @@ def _unpacked(config: Config) -> Broken:
             yield (f"data.{name}", "data.packing"), "packed rows are all equally long: set data.packing to none"
 
 
+def _micro_batch(config: Config) -> Broken:
+    if config.perf.micro_batch_size != "auto":
+        return
+    if config.data.max_tokens_per_batch:
+        yield ("perf.micro_batch_size", "data.max_tokens_per_batch"), "both say how large a micro-batch is: keep one"
+    if config.argument("auto_find_batch_size"):
+        yield ("perf.micro_batch_size", "training.auto_find_batch_size"), "are two of a kind: keep the first"
+
+
 def _streaming(config: Config) -> Broken:
     if not config.data.streaming:
         return
@@ -155,6 +164,7 @@ RULES: tuple[Callable[[Config], Broken], ...] = (
     _evaluation,
     _loader,
     _unpacked,
+    _micro_batch,
     _streaming,
     _one_checkpointing,
     _owned,

@@ -211,5 +211,17 @@ def check_deepspeed(deepspeed: Mapping[str, Any], config: Config, world_size: in
     )
 
 
+def check_micro_batch(deepspeed: Layer, config: Config) -> None:
+    """Raises UserError when the JSON states a number that `perf.micro_batch_size: auto` is to choose."""
+    if config.perf.micro_batch_size != "auto":
+        return
+    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        if (value := deepspeed.values.get(key)) not in (None, "auto"):
+            raise UserError(
+                f"{_shown(deepspeed, (key,), value)} leaves perf.micro_batch_size: auto nothing to choose: "
+                'write "auto" in the JSON'
+            )
+
+
 def _shown(deepspeed: Layer, path: KeyPath, value: Any) -> str:
     return f"{deepspeed.nearest_origin(path)}: {'.'.join(map(str, path))} = {json.dumps(value)}"

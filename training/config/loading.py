@@ -34,6 +34,7 @@ from training.config.deepspeed_json import (
     DEEPSPEED_DIR,
     as_training_layer,
     check_deepspeed,
+    check_micro_batch,
     compare_with_recipe,
     fill_in,
     read_deepspeed,
@@ -119,6 +120,7 @@ def load_config(argv: Sequence[str], world_size: int | None = None) -> LoadedCon
     if deepspeed:
         compare_with_recipe(deepspeed, layer, config.arguments())
         ranks = world_size or int(os.environ.get("WORLD_SIZE", "1"))
+        check_micro_batch(deepspeed, config)
         check_deepspeed(deepspeed.values, config, ranks, str(deepspeed.origin(("train_batch_size",))))
         layer.origins[("deepspeed",)] = json_origin
     values = fill_in(deepspeed.values) if deepspeed else None

@@ -86,6 +86,11 @@ class PerfSection(Section):
         default=None, description="[first, last] step that torch.profiler traces"
     )
     num_threads: Positive | Literal["auto"] = Field(default="auto", description="CPU threads of each rank")
+    micro_batch_size: Literal["recipe", "auto"] = Field(
+        default="recipe",
+        description="auto: as many rows at once as fit the device; per_device_train_batch_size x "
+        "gradient_accumulation_steps, the rows of a step, stay the recipe's",
+    )
 
     @model_validator(mode="after")
     def _check_window(self) -> "PerfSection":

@@ -20,6 +20,9 @@ _CAPACITY_GIB: dict[str, float] = {
     "NVIDIA GeForce RTX 3090": 23.6, "NVIDIA GeForce RTX 4090": 23.6, "NVIDIA GeForce RTX 5090": 31.3,
     "NVIDIA H100 80GB HBM3": 79.1, "NVIDIA H100 PCIe": 79.1, "NVIDIA H100 NVL": 93.0,
     "NVIDIA H200": 139.8, "NVIDIA H200 NVL": 139.8, "NVIDIA B200": 178.3,
+    "AMD Instinct MI210": 63.9, "AMD Instinct MI250X": 63.9,  # of one of its two dies, which is a device
+    "AMD Instinct MI300X": 191.9, "AMD Instinct MI300X OAM": 191.9, "AMD Instinct MI325X": 255.9,
+    "AMD Instinct MI355X": 287.9,
 }  # fmt: skip
 
 

@@ -29,6 +29,13 @@ class Estimate:
     trace: StepTrace
     device_peak: int
     host: int
+    allowances: int = 0
+    """Of `device_peak`, what is allowed for and no tensor."""
+
+    @property
+    def tensor_peak(self) -> int:
+        """What an allocator would count."""
+        return self.device_peak - self.allowances
 
 
 def estimate_rank(
@@ -56,19 +63,22 @@ def estimate_rank(
     allowances = list_allowances(sum(part.bytes for part in passes), on_gpu=on_gpu, world_size=world_size)
     gradients = _gradient_parts(shape, gradient_bytes)
     always = _sum([*states, *allowances], "always")
-    peak = always + max(_sum([*passes, *gradients], "passes"), _sum(states, "step") + gradient_bytes)
+    left = 0 if shape.reduction else gradient_bytes  # what ZeRO reduced is in `states`
+    peak = always + max(_sum([*passes, *gradients], "passes"), _sum(states, "step") + left)
     parts = [*(p for p in states if p.at == "always"), *gradients, *passes]
     parts += [*(p for p in states if p.at == "step"), *allowances]
     host = sum(part.bytes for part in parts if part.place == "host")
-    return Estimate(shape.micro_batch_size, parts, trace, peak, host)
+    return Estimate(shape.micro_batch_size, parts, trace, peak, host, sum(part.bytes for part in allowances))
 
 
 def _gradient_parts(shape: StepShape, size: int) -> list[Part]:
-    """Full gradients: there during the passes when accumulating; otherwise made in backward, within its traced peak."""
-    if not size:
-        return []
-    if shape.accumulates:
+    """Gradients of the micro-batches before; otherwise they are made in backward, within its traced peak."""
+    if shape.accumulates and shape.reduction and not shape.keeps_gradients:
+        size = shape.reduction.partition
+    if shape.accumulates and size:
         return [Part("gradients", size, at="passes", note="of the micro-batches before")]
+    if shape.reduction or not size:
+        return []
     return [Part("gradients", size, at="step", note="made in backward, whose peak holds them as they come")]
 
 

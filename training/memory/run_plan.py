@@ -6,7 +6,7 @@ Everything uncertain is in `notes`: what is assumed about the data, the attentio
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,10 +19,11 @@ from training.memory.states import (
     ZeroSetup,
     count_parameters,
     list_plain_parts,
+    list_step_temporaries,
     list_zero_parts,
     read_zero_setup,
 )
-from training.memory.trace import AttentionKind, StepShape, StepTracer
+from training.memory.trace import AttentionKind, Reduction, StepShape, StepTracer
 from training.metrics.flops import ModelFlops
 from training.metrics.peaks import find_peak
 
@@ -70,7 +71,7 @@ def plan_run(loaded: LoadedConfig, build: BuildModel, *, world_size: int, device
     """
     config = loaded.config
     capacity = find_device_bytes(device) if device else None
-    planner = _Planner(loaded, build, world_size, on_gpu=device is not None)
+    planner = Planner(loaded, build, world_size, on_gpu=device is not None)
     micro_batch_size = int(config.argument("per_device_train_batch_size"))
     estimate = planner.estimate(micro_batch_size)
     largest = find_largest_micro_batch(planner.estimate, estimate, capacity) if capacity else None
@@ -106,16 +107,28 @@ def plan_run(loaded: LoadedConfig, build: BuildModel, *, world_size: int, device
     )
 
 
-class _Planner:
-    """Model, states and tracer of one recipe; `estimate` puts them together for a micro-batch size."""
+class Planner:
+    """Model, states and tracer of one recipe; `estimate` puts them together for a micro-batch size.
 
-    def __init__(self, loaded: LoadedConfig, build: BuildModel, world_size: int, *, on_gpu: bool) -> None:
+    Building it builds the model on the meta device, twice; an estimate traces one step. `attention`: what the kernel
+    keeps, where more is known of the rows than the recipe says.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedConfig,
+        build: BuildModel,
+        world_size: int,
+        *,
+        on_gpu: bool,
+        attention: AttentionKind | None = None,
+    ) -> None:
         self.config = loaded.config
         self.world_size = world_size
         self.on_gpu = on_gpu
         self.dtype = _compute_dtype(loaded)
         self.attention: AttentionKind
-        self.attention, self.attention_note = _attention_kind(loaded.config)
+        self.attention, self.attention_note = (attention, "") if attention else _attention_kind(loaded.config)
         self.model = build(self.dtype, loaded.config.adapter.load_in_4bit)
         self.counts = count_parameters(self.model, double_quant=loaded.config.adapter.double_quant)
         hidden_size: int = self.model.config.get_text_config().hidden_size
@@ -127,22 +140,27 @@ class _Planner:
         self.tracer = self._build_tracer(build)
         self.states = self._list_states()
 
-    def estimate(self, micro_batch_size: int) -> Estimate:
+    def estimate(self, micro_batch_size: int, *, accumulates: bool | None = None) -> Estimate:
+        """accumulates: whether a step has several micro-batches; None: as in the recipe."""
+        if accumulates is None:
+            accumulates = int(self.config.argument("gradient_accumulation_steps") or 1) > 1
         keeps_gradients = self.zero is None or self.zero.stage < 2
+        gradient_bytes = self._gradient_bytes()
         shape = StepShape(
             micro_batch_size=1,
             seq_len=self.config.data.seq_len,
             attention=self.attention,
             autocast=self.dtype if self.zero is None and self.dtype != torch.float32 else None,
             checkpointing=bool(self.config.argument("gradient_checkpointing")),
-            accumulates=int(self.config.argument("gradient_accumulation_steps") or 1) > 1,
+            accumulates=accumulates,
             keeps_gradients=keeps_gradients,
+            reduction=self._find_reduction(gradient_bytes),
         )
         return estimate_rank(
             self.states,
             self.tracer,
             with_micro_batch(shape, micro_batch_size),
-            gradient_bytes=self._gradient_bytes() if keeps_gradients else 0,
+            gradient_bytes=gradient_bytes if keeps_gradients else 0,
             on_gpu=self.on_gpu,
             world_size=self.world_size,
         )
@@ -163,14 +181,25 @@ class _Planner:
 
     def _list_states(self) -> list[Part]:
         optimizer = str(self.config.argument("optim"))
+        trained, largest = self.counts.trained, self.counts.largest_trained
         if self.zero is None:
             parts = list_plain_parts(self.counts, optimizer, self.world_size)
         else:
             parts = list_zero_parts(self.counts, self.zero, optimizer)
+            trained = largest = -(-trained // (self.world_size if self.zero.stage else 1))  # one flat tensor
+        if self.zero is None or not self.zero.offload_optimizer:
+            parts += list_step_temporaries(optimizer, largest, trained, on_gpu=self.on_gpu)
         if self.counts.in_4bit:
             size = 2 * self.counts.largest_linear
             parts.append(Part("4-bit weight turned to 2 bytes", size, at="passes", note="the largest, one at a time"))
         return parts
+
+    def _find_reduction(self, gradient_bytes: int) -> Reduction | None:
+        """ZeRO-1/2 copy this rank's share of the gradients into a buffer of its own; ZeRO-3 has one all the time."""
+        if self.zero is None or self.zero.reduction is None:
+            return None
+        on_device = self.zero.stage < 3 and not self.zero.offload_optimizer
+        return replace(self.zero.reduction, partition=on_device * -(-gradient_bytes // self.world_size))
 
     def _gradient_bytes(self) -> int:
         return self.counts.trained_bytes if self.zero is None else self.zero.value_bytes * self.counts.trained
@@ -210,7 +239,7 @@ def _predict_seconds(device: str | None, dtype: torch.dtype, steps: int | None, 
     return steps * rank_flops / (peak.tflops * 1e12 * ASSUMED_MFU_PCT / 100)
 
 
-def _disk_bytes(planner: _Planner) -> dict[str, int]:
+def _disk_bytes(planner: Planner) -> dict[str, int]:
     """`final/`: trained weights only under LoRA, else all. A checkpoint adds master weights and optimizer states."""
     counts, zero = planner.counts, planner.zero
     optimizer = OPTIMIZER_BYTES.get(str(planner.config.argument("optim")), 8)
@@ -223,7 +252,7 @@ def _disk_bytes(planner: _Planner) -> dict[str, int]:
     return {"final": final, "one checkpoint": 2 * final + round((4 + optimizer) * counts.trained)}
 
 
-def _notes(config: Config, planner: _Planner, device: str | None, steps: int | None) -> list[str]:
+def _notes(config: Config, planner: Planner, device: str | None, steps: int | None) -> list[str]:
     notes = ["activations and peak are traced on fake tensors and are estimates; see docs/memory.md"]
     if planner.attention_note:
         notes.append(planner.attention_note)

@@ -23,6 +23,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from training.memory.trace import Reduction
+
 Place = Literal["device", "host"]
 
 # Bytes per element of optimizer state, for fp32 trained values. Unknown names are taken for Adam, and the plan says so.
@@ -47,6 +49,7 @@ class Parameters:
     largest_linear: int
     largest_layer: int
     largest_outside_layers: int
+    largest_trained: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,17 @@ class ZeroSetup:
     reduce_bucket: int = 500_000_000
     prefetch_bucket: int = 50_000_000
     max_live_parameters: int = 1_000_000_000
+    max_reuse_distance: int = 1_000_000_000
+    sub_group: int = 1_000_000_000
     overlap_comm: bool = False
+
+    @property
+    def reduction(self) -> Reduction | None:
+        """What happens to gradients in backward; `partition` is left at 0, as it depends on the model."""
+        if self.stage == 0:
+            return None
+        num_buckets = 0 if self.stage == 3 else 2 if self.overlap_comm else 1
+        return Reduction(self.value_bytes * self.reduce_bucket, num_buckets, partition=0)
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,7 @@ def count_parameters(model: nn.Module, *, double_quant: bool = True) -> Paramete
         largest_linear=max((p.numel() for p in parameters if id(p) in four_bit), default=0),
         largest_layer=max((_elements(layer.parameters()) for layer in layers), default=0),
         largest_outside_layers=max((p.numel() for p in parameters if id(p) not in in_layers), default=0),
+        largest_trained=max((p.numel() for p in trained), default=0),
     )
 
 
@@ -124,6 +138,8 @@ def read_zero_setup(deepspeed: dict[str, Any], world_size: int, hidden_size: int
         reduce_bucket=size("reduce_bucket_size", hidden_size**2, 500_000_000),
         prefetch_bucket=size("stage3_prefetch_bucket_size", int(0.9 * hidden_size**2), 50_000_000),
         max_live_parameters=size("stage3_max_live_parameters", 1_000_000_000, 1_000_000_000),
+        sub_group=size("sub_group_size", 1_000_000_000, 1_000_000_000),
+        max_reuse_distance=size("stage3_max_reuse_distance", 1_000_000_000, 1_000_000_000),
         overlap_comm=bool(zero.get("overlap_comm") or (stage == 3 and zero.get("overlap_comm") is None)),
     )
 
@@ -141,23 +157,46 @@ def list_plain_parts(counts: Parameters, optimizer: str, world_size: int) -> lis
     return parts
 
 
+def list_step_temporaries(optimizer: str, largest: int, trained: int, *, on_gpu: bool) -> list[Part]:
+    """What `adamw_torch` makes for a moment (torch/optim/adam.py); fused it needs nothing.
+
+    On a GPU it runs over all tensors at once and roots every second moment; on a CPU it runs over one at a time, and
+    has its root and that root's quotient. largest, trained: elements of one tensor and of all that it sees.
+    """
+    if optimizer != "adamw_torch":
+        return []
+    note = "sqrt(v) of all" if on_gpu else "sqrt(v) of the largest, twice"
+    return [Part("optimizer temporaries", 4 * trained if on_gpu else 2 * 4 * largest, at="step", note=note)]
+
+
 def list_zero_parts(counts: Parameters, setup: ZeroSetup, optimizer: str) -> list[Part]:
-    """Under DeepSpeed. Full gradients (stages 0, 1) are not listed: the traced step makes them."""
-    ranks = setup.world_size
-    shard = ranks if setup.stage >= 1 else 1
+    """Under DeepSpeed. Gradients and buckets that come and go in backward are not listed: the traced step has them."""
+    shard = setup.world_size if setup.stage >= 1 else 1
     trained = -(-counts.trained // shard)
     states_at: Place = "host" if setup.offload_optimizer else "device"
-    parts = [
+    return [
         _zero_parameters(counts, setup),
         Part("fp32 master weights", 4 * trained, states_at, note=f"1/{shard} of the trained ones"),
         Part("optimizer states", round(OPTIMIZER_BYTES.get(optimizer, 8) * trained), states_at, note=optimizer),
+        *_zero_gradients(trained, setup, states_at),
+        *_zero3_buffers(counts, setup),
     ]
-    if setup.stage >= 2 and not setup.offload_optimizer:
-        parts.append(Part("gradients", setup.value_bytes * trained, note=f"1/{ranks}, kept from backward to the step"))
-    step_place: Place = "host" if setup.offload_optimizer else "device"
-    at: Literal["always", "step"] = "always" if setup.offload_optimizer or setup.stage == 0 else "step"
-    parts.append(Part("fp32 gradients", 4 * trained, step_place, at, note="made for the optimizer step"))
-    return parts + _buffers(counts, setup)
+
+
+def _zero_gradients(trained: int, setup: ZeroSetup, place: Place) -> list[Part]:
+    """What a rank has of gradients outside the backward pass. `trained`: its share of the elements."""
+    share = setup.value_bytes * trained
+    if setup.stage == 0 or setup.offload_optimizer:
+        parts = [Part("fp32 gradients", 4 * trained, place, note="made for the optimizer step")]
+        return [*parts, Part("gradients", share, place)] if setup.stage == 3 else parts
+    if setup.stage == 3:
+        step = 4 * min(trained, setup.sub_group)
+        return [
+            Part("gradients", share, note=f"1/{setup.world_size}, a buffer kept all the time"),
+            Part("fp32 gradients", step, at="step", note="made for the optimizer step"),
+        ]
+    note = f"1/{setup.world_size}: as reduced, flattened and in fp32"
+    return [Part("gradients at the step", 2 * share + 4 * trained, at="step", note=note)]
 
 
 def _zero_parameters(counts: Parameters, setup: ZeroSetup) -> Part:
@@ -168,20 +207,21 @@ def _zero_parameters(counts: Parameters, setup: ZeroSetup) -> Part:
     return Part("parameters", -(-(setup.value_bytes * other + packed) // shard), place, note=_parameter_note(counts))
 
 
-def _buffers(counts: Parameters, setup: ZeroSetup) -> list[Part]:
-    """Reduce buckets (two of them when communication overlaps), and what ZeRO-3 gathers to compute with."""
-    parts = []
-    if setup.stage >= 1:
-        bucket = setup.value_bytes * min(setup.reduce_bucket, counts.trained) * (2 if setup.overlap_comm else 1)
-        note = "two, as communication overlaps" if setup.overlap_comm else ""
-        parts.append(Part("reduce buckets", bucket, at="passes", note=note))
-    if setup.stage == 3:
-        needed = max(2 * counts.largest_layer, counts.largest_outside_layers) + setup.prefetch_bucket
-        gathered = setup.value_bytes * min(needed, setup.max_live_parameters, counts.total)
-        parts.append(
-            Part("gathered parameters", gathered, at="passes", note="two layers or the head, and the prefetch")
-        )
-    return parts
+def _zero3_buffers(counts: Parameters, setup: ZeroSetup) -> list[Part]:
+    """The bucket, which ZeRO-3 makes once, and what it has gathered at the end of the forward pass.
+
+    A module's parameters stay gathered when they are used again within `stage3_max_reuse_distance` elements. Forward
+    and backward both pass over what lies behind a module, so the last half of that distance is there at the loss.
+    """
+    if setup.stage < 3:
+        return []
+    at_once = max(2 * counts.largest_layer, counts.largest_outside_layers) + setup.prefetch_bucket
+    gathered = min(max(at_once, setup.max_reuse_distance // 2), setup.max_live_parameters, counts.total)
+    note = "what is reused within stage3_max_reuse_distance, or two layers or the head, and the prefetch"
+    return [
+        Part("reduce bucket", setup.value_bytes * setup.reduce_bucket),
+        Part("gathered parameters", setup.value_bytes * gathered, at="passes", note=note),
+    ]
 
 
 def _parameter_note(counts: Parameters) -> str:

@@ -8,8 +8,9 @@ in it: they are counted in `states.py`.
 
 What is not real: attention kernels. `flash` keeps q, k, v, the output and one fp32 number per head and query; `masked`
 (SDPA with packed or padded rows) has keys and values repeated to all heads and a bias of seq_len^2 per row, kept for
-backward; `eager` runs as it is, scores and all. Autocast follows the CPU's operator list. Kernels' own workspaces and
-the allocator's rounding are not seen: `estimate.py` allows for them.
+backward, and one boolean mask of that shape for all layers; `eager` runs as it is, scores and all. Autocast follows
+the CPU's operator list. Kernels' own workspaces and the allocator's rounding are not seen: `estimate.py` allows for
+them.
 """
 
 from __future__ import annotations
@@ -24,9 +25,25 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 AttentionKind = Literal["flash", "masked", "eager"]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How ZeRO takes gradients away as backward makes them, in bytes (`DeepSpeedZeroOptimizer`, stages 1 to 3).
+
+    A gradient is copied into a bucket and let go of; a full bucket is flattened once more to be reduced, and what is
+    this rank's goes into `partition`. A gradient larger than a bucket waits for the next one by itself.
+    """
+
+    bucket: int
+    num_buckets: int
+    """Made with the first gradient (stages 1 and 2), two when communication overlaps; 0: there from the start."""
+    partition: int
+    """Made with the first gradient; 0: there from the start, or on the host."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,8 @@ class StepShape:
     accumulates: bool
     """Gradients of an earlier micro-batch are there already."""
     keeps_gradients: bool
-    """False: gradients leave the device's memory as soon as they are made (ZeRO-2/3 partition them)."""
+    """False: of an earlier micro-batch a rank has its partition only (ZeRO-2/3), which is not traced."""
+    reduction: Reduction | None = None
 
 
 @dataclass(frozen=True)
@@ -76,17 +94,23 @@ class StepTracer:
         """Peak of one forward and backward, in bytes beyond the parameters. About a second for 24 layers."""
         self._set_checkpointing(shape.checkpointing)
         trained = [p for p in self._model.parameters() if p.requires_grad]
-        hooks = [] if shape.keeps_gradients else [p.register_post_accumulate_grad_hook(_drop_gradient) for p in trained]
+        reducer = _Reducer(shape.reduction) if shape.reduction else None
+        hooks = [p.register_post_accumulate_grad_hook(reducer) for p in trained] if reducer else []
         live = _LiveBytes()
         with self._fakes, _PlannedAttention(self._model, shape.attention), live, _Marks(self._model, live) as marks:
             ids = torch.zeros(shape.micro_batch_size, shape.seq_len, dtype=torch.long)
             if shape.accumulates and shape.keeps_gradients:
                 for parameter in trained:
                     parameter.grad = torch.zeros_like(parameter)
+            mask = _build_mask(shape)
+            if not shape.checkpointing:  # which keeps the inputs of every layer, the mask among them
+                marks.until_head, mask = mask, None
             loss = _forward(self._model, ids, shape)
             after_forward = live.now
             loss.backward()
             del loss
+            if reducer:
+                reducer.flush()
         for hook in hooks:
             hook.remove()
         for parameter in trained:
@@ -99,6 +123,13 @@ class StepTracer:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         elif not on and model.is_gradient_checkpointing:
             model.gradient_checkpointing_disable()
+
+
+def _build_mask(shape: StepShape) -> torch.Tensor | None:
+    """What the model makes once and hands to every layer, each of which turns it into a bias of its own."""
+    if shape.attention != "masked":
+        return None
+    return torch.empty((shape.micro_batch_size, 1, shape.seq_len, shape.seq_len), dtype=torch.bool)
 
 
 def _forward(model: nn.Module, ids: torch.Tensor, shape: StepShape) -> torch.Tensor:
@@ -147,6 +178,8 @@ class _Marks:
         self._live = live
         self._starts: list[int] = []
         self.head_start = 0
+        self.until_head: torch.Tensor | None = None
+        """Let go of when the head begins."""
         self._handles: list[Any] = []
         self._layers = find_decoder_layers(model)
         self._head = getattr(model, "get_output_embeddings", lambda: None)()
@@ -166,6 +199,7 @@ class _Marks:
         self._starts.append(self._live.now)
 
     def _on_head(self, *_: Any) -> None:
+        self.until_head = None
         self.head_start = self._live.now
 
     def layer_bytes(self) -> int:
@@ -181,8 +215,30 @@ def find_decoder_layers(model: nn.Module) -> list[nn.Module]:
     return list(max(lists, key=len)) if lists else []
 
 
-def _drop_gradient(parameter: torch.Tensor) -> None:
-    parameter.grad = None
+class _Reducer:
+    """A hook for every gradient that does with memory what `Reduction` describes."""
+
+    def __init__(self, sizes: Reduction) -> None:
+        self._sizes = sizes
+        self._buffers: list[torch.Tensor] | None = None
+        self._filled = 0
+        self._waiting: torch.Tensor | None = None
+
+    def __call__(self, parameter: torch.Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        if self._buffers is None:
+            sizes = [*[self._sizes.bucket] * self._sizes.num_buckets, self._sizes.partition]
+            self._buffers = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+        if self._filled + gradient.nbytes > self._sizes.bucket:
+            self.flush()
+        self._filled += gradient.nbytes
+        self._waiting = gradient if gradient.nbytes > self._sizes.bucket else None
+
+    def flush(self) -> None:
+        """Reduce what the bucket holds."""
+        torch.empty(self._filled, dtype=torch.uint8)
+        self._filled, self._waiting = 0, None
 
 
 class _PlannedAttention:
@@ -226,8 +282,7 @@ def _flash(module: nn.Module, query: Any, key: Any, value: Any, mask: Any, **_: 
 def _masked(module: Any, query: Any, key: Any, value: Any, mask: Any, **_: Any) -> tuple[torch.Tensor, None]:
     query, key, value = _in_compute_dtype(query, key, value)
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)  # as SDPA does; of a single head it is a view
     bias = query.new_empty((query.shape[0], 1, query.shape[2], key.shape[2]))
     return _Kernel.apply(query, key, value, bias).transpose(1, 2).contiguous(), None
 

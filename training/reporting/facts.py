@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from training.metrics import names
-from training.reporting.formatting import as_number
+from training.reporting.formatting import as_number, format_significant
 from training.reporting.phases import PhaseShare, measured_phases, recorded_phases
 from training.reporting.run_reader import Run
 from training.reporting.statistics import mean_per_step, mean_rate
@@ -38,6 +38,28 @@ class Peak:
 
 
 @dataclass(frozen=True)
+class MemoryPlan:
+    """The peak that the plan predicts beside the measured one, GiB of one rank; see `docs/memory.md`."""
+
+    predicted_gib: float | None
+    measured_gib: float | None
+    base_gib: float | None
+    predicted_pct: float | None
+    note: str
+
+    def describe(self) -> str:
+        if self.predicted_gib is None:
+            return self.note
+        if self.measured_gib is None or self.predicted_pct is None:
+            return f"{self.predicted_gib:.2f} GiB predicted, not compared: {self.note}"
+        base = f" above the {self.base_gib:.2f} GiB of the process before its model was built" if self.base_gib else ""
+        return (
+            f"{self.predicted_gib:.2f} GiB predicted, {self.predicted_pct:.0f} % of the {self.measured_gib:.2f} GiB "
+            f"measured{base}"
+        )
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """See `docs/metrics.md`, "summary.json", for each field."""
 
@@ -59,10 +81,13 @@ class RunFacts:
     hfu_pct: float | None = None
     step_ms: float | None = None
     peak_memory_gib: float | None = None
+    memory_plan: MemoryPlan | None = None
     parameters: float | None = None
     trainable_parameters: float | None = None
     attn_implementation: str | None = None
     peak: Peak | None = None
+    ceiling: Peak | None = None
+    """What the model's matmuls reach alone, each at its own shape."""
     phases: tuple[PhaseShare, ...] = ()
     sample_prompt: str | None = None
     sample_text: str | None = None
@@ -77,6 +102,14 @@ class RunFacts:
         if self.eval_loss_last is None or self.unigram_entropy_nats is None:
             return None
         return self.eval_loss_last < self.unigram_entropy_nats
+
+    def ceiling_sentence(self) -> str:
+        """The model FLOPs as a share of what its matmuls reach alone; empty where that was not measured."""
+        peak, ceiling = self.peak, self.ceiling
+        if self.mfu_pct is None or peak is None or not peak.tflops or ceiling is None or not ceiling.tflops:
+            return ""
+        share = format_significant(self.mfu_pct * peak.tflops / ceiling.tflops, "%")
+        return f"{share} of the {ceiling.tflops:.3g} TFLOP/s that its matmuls reach alone"
 
     def entropy_sentence(self) -> str:
         """One sentence on validation loss against the unigram entropy of the validation text."""
@@ -112,6 +145,8 @@ def facts_from_summary(summary: Mapping[str, Any]) -> RunFacts:
         attn_implementation=_text(summary.get("attn_implementation")),
         streamed=summary.get("streamed") is True,
         peak=_peak(summary.get("peak")),
+        ceiling=_peak(summary.get("ceiling")),
+        memory_plan=_memory_plan(summary.get("memory_plan")),
         phases=recorded_phases(_mapping(summary.get("phases_ms")), _mapping(summary.get("phases_pct"))),
         sample_prompt=_text(sample.get("prompt")),
         sample_text=_text(sample.get("text")),
@@ -160,6 +195,14 @@ def _peak(value: Any) -> Peak | None:
         return None
     device, source = (_text(peak.get(key)) or "" for key in ("device", "source"))
     return Peak(as_number(peak.get("tflops")), device, source, as_number(peak.get("spread_pct")))
+
+
+def _memory_plan(value: Any) -> MemoryPlan | None:
+    plan = _mapping(value)
+    if not plan:
+        return None
+    keys = ("predicted_gib", "measured_gib", "base_gib", "predicted_pct")
+    return MemoryPlan(**{key: as_number(plan.get(key)) for key in keys}, note=_text(plan.get("note")) or "")
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -108,7 +108,7 @@ def _build_cards(run: Run, facts: RunFacts) -> list[Card]:
         Card("Throughput", format_number(facts.tokens_per_second, digits=0), "tokens/s, all devices"),
         Card("MFU", format_significant(facts.mfu_pct, "%"), _describe_mfu(facts)),
         Card("Step time", format_number(facts.step_ms, "ms"), "mean per optimizer step"),
-        Card("Peak memory", format_number(facts.peak_memory_gib, "GiB", 2), _describe_memory(run)),
+        Card("Peak memory", format_number(facts.peak_memory_gib, "GiB", 2), _describe_memory(run, facts)),
         Card("Parameters", format_large(facts.parameters), _describe_trainable(facts)),
     ]
 
@@ -140,14 +140,18 @@ def _describe_mfu(facts: RunFacts) -> str:
         return ""
     against = f"of {facts.peak.describe()}" if facts.peak else "peak not recorded"
     palm = f"; {format_significant(facts.mfu_palm_pct, '%')} as PaLM counts" if facts.mfu_palm_pct is not None else ""
-    return against + palm
+    alone = facts.ceiling_sentence()
+    return against + (f"; {alone}" if alone else "") + palm
 
 
-def _describe_memory(run: Run) -> str:
+def _describe_memory(run: Run, facts: RunFacts) -> str:
     """Only CUDA's allocator reserves; without it, memory is the resident set of the process."""
     if len(run.series(names.PERF_MEMORY_RESERVED_GIB)):
-        return "allocated on the device of rank 0"
-    return "resident set of rank 0" if len(run.series(names.PERF_MEMORY_ALLOCATED_GIB)) else ""
+        what = "allocated on the device of rank 0"
+    else:
+        what = "resident set of rank 0" if len(run.series(names.PERF_MEMORY_ALLOCATED_GIB)) else ""
+    planned = facts.memory_plan.describe() if facts.memory_plan else ""
+    return "; ".join(part for part in (what, planned) if part)
 
 
 def _describe_trainable(facts: RunFacts) -> str:
@@ -214,7 +218,7 @@ def _find_bad_records(run: Run) -> list[str]:
 
 def _describe_event(event: Mapping[str, Any]) -> str:
     message = str(event.get("message") or "")
-    on_cards = {"max_steps", "unigram_entropy_nats", "peak"}
+    on_cards = {"max_steps", "unigram_entropy_nats", "peak", "ceiling"}
     known = {"time", "step", "kind", "message"} | on_cards
     rest = {key: value for key, value in event.items() if key not in known}
     return " ".join(filter(None, (message, ", ".join(f"{key}={_to_line(value)}" for key, value in rest.items()))))

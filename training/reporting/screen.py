@@ -61,6 +61,7 @@ def format_summary(summary: Mapping[str, Any], run_dir: Path | str) -> str:
         _row("tokens/s", format_number(facts.tokens_per_second, digits=0)),
         _row("MFU", _describe_mfu(facts)),
         _row("peak memory", format_number(facts.peak_memory_gib, "GiB", 2)),
+        *([_row("planned", facts.memory_plan.describe())] if facts.memory_plan else []),
         _row("parameters", _describe_parameters(facts)),
         _row("loss", f"{_loss(facts.loss_first)} -> {_loss(facts.loss_last)} (first -> last, nats per token)"),
         _row("eval loss", f"{_loss(facts.eval_loss_last)} (unigram entropy {_loss(facts.unigram_entropy_nats)})"),
@@ -82,7 +83,8 @@ def _describe_mfu(facts: RunFacts) -> str:
         return NOT_MEASURED
     against = facts.peak.describe() if facts.peak else "a peak that was not recorded"
     mfu, palm = format_significant(facts.mfu_pct, "%"), format_significant(facts.mfu_palm_pct, "%")
-    return f"{mfu} of {against}; as PaLM counts: {palm}"
+    alone = facts.ceiling_sentence()
+    return f"{mfu} of {against}; {f'{alone}; ' if alone else ''}as PaLM counts: {palm}"
 
 
 def _describe_parameters(facts: RunFacts) -> str:

@@ -1,0 +1,82 @@
+"""The grid's result as JSON, and from that alone `docs/results/memory.md`."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from training.run_dir import write_text_atomic
+
+AIMS_PCT = {"CPU": (3.0, 8.0), "GPU": (2.0, 5.0)}
+"""Median and worst absolute error that issue 4 asks for."""
+
+HOW = """\
+## How it was measured
+
+Each configuration is a recipe: data prepared, model built and trained by the code of `training/train.py`, in a process
+of its own, for two optimizer steps, of which the second is measured, from the end of the first to its own end
+(batches, passes, clipping, optimizer). Predicted is the peak of `training.plan` without its allowances. An error above
+0 means that the plan asked for too much.
+
+- CPU: the balance of PyTorch's allocator, from its own events (`torch.profiler`, `profile_memory`), followed from
+  before the model is built. One thread, since each has workspaces inside kernels. *Resident* is another instrument for
+  some of them: the kernel's high water mark of the process over the measured step, less what was resident before the
+  model was built. It holds what the allocator does not see, libraries that are loaded on first use among it.
+- CUDA: `torch.cuda.max_memory_allocated`, reset as the step begins.
+
+## Run it again
+
+    python -m training.benchmark memory
+"""
+
+
+def write_result(rows: list[dict[str, Any]], machine: dict[str, Any], output: Path) -> None:
+    """Write `output` (a .md) and the JSON beside it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    result = {"machine": machine, "rows": rows}
+    write_text_atomic(output.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
+    render(output)
+
+
+def render(output: Path) -> None:
+    """Write `output` from the JSON beside it."""
+    write_text_atomic(output, format_markdown(json.loads(output.with_suffix(".json").read_bytes())))
+
+
+def format_markdown(result: dict[str, Any]) -> str:
+    """The page: machine, verdict, table, what could not be measured, how it was done."""
+    machine, rows = result["machine"], result["rows"]
+    lines = ["# Memory, predicted and measured", "", _describe_machine(machine), "", _describe_errors(machine, rows)]
+    lines += ["", "| | configuration | predicted MB | measured MB | error | resident MB |", "|--:|---|--:|--:|--:|--:|"]
+    for number, row in enumerate(rows, 1):
+        if "reason" in row:
+            lines.append(f"| {number} | {row['name']} | | not measured | | |")
+            continue
+        resident = f"{row['resident'] / 1e6:,.1f}" if row.get("resident") else ""
+        sizes = f"{row['predicted'] / 1e6:,.1f} | {row['measured'] / 1e6:,.1f} | {row['error_pct']:+.2f} %"
+        lines.append(f"| {number} | {row['name']} | {sizes} | {resident} |")
+    missing = [f"- {row['name']}: {row['reason']}" for row in rows if "reason" in row]
+    return "\n".join([*lines, "", *missing, *[""] * bool(missing), HOW])
+
+
+def _describe_errors(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    errors = {row["name"]: abs(row["error_pct"]) for row in rows if "reason" not in row}
+    if not errors:
+        return "Nothing could be measured."
+    median, worst = statistics.median(errors.values()), max(errors, key=lambda name: errors[name])
+    aims = AIMS_PCT["CPU" if machine["device"] == "CPU" else "GPU"]
+    verdict = [f"{'' if value <= aim else '**not** '}within {aim:.0f} %" for value, aim in
+               zip((median, errors[worst]), aims, strict=True)]  # fmt: skip
+    return (
+        f"{len(errors)} configurations: median absolute error {median:.2f} % ({verdict[0]}), worst "
+        f"{errors[worst]:.2f} % ({verdict[1]}), in {worst}."
+    )
+
+
+def _describe_machine(machine: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {machine[name]}" for name in machine["packages"] if machine[name])
+    where = "" if machine["device"] == "CPU" else f"{machine['device']}; "
+    return (
+        f"{where}{machine['cpu_count']} cores of {machine['cpu']}; {machine['platform']}, Python {machine['python']}, "
+        f"{versions}. Commit {machine['git_commit']}, {machine['started']}.\n\nCommand: `{machine['command']}`."
+    )

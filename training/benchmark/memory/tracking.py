@@ -1,0 +1,138 @@
+"""Peak bytes of tensors over one optimizer step of a real run, by PyTorch's own account: nothing of the plan is in it.
+
+On CUDA that is `torch.cuda.max_memory_allocated`, reset when the step begins. On a CPU it is the balance of the
+allocator's own events (`torch.profiler`, `profile_memory`), followed from before the model is built, so that what lives
+when the step begins is in it; the step itself is marked among them. Only the thread that entered is followed (backward
+on a CPU runs in it; weights must be loaded in it), and what the allocator does not hand out is not seen: weights mapped
+from a file, arrays of numpy, buffers inside kernels that take their memory from the C library.
+
+`PeakResident` is a second instrument for the CPU, which sees all of these: the kernel's high water mark of resident
+memory, reset when the step begins, less what was resident before the model was built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+from transformers import TrainerCallback
+
+MARK = "redline measured step"
+
+
+class PeakInstrument(Protocol):
+    """Entered before the model is built; `peak_bytes` is known when left."""
+
+    def __enter__(self) -> PeakInstrument: ...
+
+    def __exit__(self, *exc: Any) -> None: ...
+
+    def begin_step(self) -> None: ...
+
+    def end_step(self) -> None: ...
+
+    @property
+    def peak_bytes(self) -> int: ...
+
+
+class AllocatorEvents:
+    """Of the CPU's allocator."""
+
+    def __init__(self) -> None:
+        self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._mark: Any = None
+        self.peak_bytes = 0
+
+    def __enter__(self) -> AllocatorEvents:
+        self._profiler.__enter__()
+        return self
+
+    def begin_step(self) -> None:
+        self._mark = record_function(MARK)
+        self._mark.__enter__()
+
+    def end_step(self) -> None:
+        self._mark.__exit__(None, None, None)
+
+    def __exit__(self, *exc: Any) -> None:
+        self._profiler.__exit__(*exc)
+        if exc[1] is None:
+            results: Any = self._profiler.profiler
+            self.peak_bytes = find_peak_bytes(results.kineto_results.events())
+
+
+def find_peak_bytes(events: list[Any]) -> int:
+    """Largest balance of the `[memory]` events within the marked span, what was allocated before it included.
+
+    Raises ValueError when the span is not among the events.
+    """
+    marks = [event for event in events if event.name() == MARK]
+    if len(marks) != 1:
+        raise ValueError(f"{len(marks)} spans are called {MARK!r}, there must be one")
+    start, end = marks[0].start_ns(), marks[0].end_ns()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    balance = sum(size for when, size in changes if when < start)
+    peak = balance
+    for when, size in changes:
+        if start <= when <= end:
+            balance += size
+            peak = max(peak, balance)
+    return peak
+
+
+class CudaAllocator:
+    """Of CUDA's caching allocator: what it has handed out, not what it has reserved."""
+
+    peak_bytes = 0
+
+    def __enter__(self) -> CudaAllocator:
+        return self
+
+    def begin_step(self) -> None:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+
+    def end_step(self) -> None:
+        torch.cuda.synchronize()
+        self.peak_bytes = torch.cuda.max_memory_allocated()
+
+    def __exit__(self, *exc: Any) -> None:
+        return None
+
+
+class PeakResident:
+    """Of the process; as long as the C library gives freed blocks back at once (`RESIDENT_ENVIRONMENT`)."""
+
+    peak_bytes = 0
+
+    def __enter__(self) -> PeakResident:
+        self._before = psutil.Process().memory_info().rss
+        return self
+
+    def begin_step(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the high water mark is now what is resident now
+
+    def end_step(self) -> None:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+        self.peak_bytes = peak * 1024 - self._before
+
+    def __exit__(self, *exc: Any) -> None:
+        return None
+
+
+class StepMarks(TrainerCallback):
+    """Tells an instrument when the step to be measured begins and ends: from the end of the one before to its own."""
+
+    def __init__(self, instrument: PeakInstrument, step: int) -> None:
+        self._instrument = instrument
+        self._step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self._step - 1:
+            self._instrument.begin_step()
+        elif state.global_step == self._step:
+            self._instrument.end_step()

@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+    get_scheduler,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from data_prep.errors import UserError
@@ -80,9 +87,30 @@ def build_training_arguments(
     }
     given |= find_loader_arguments(config, device, world)
     try:
-        return TrainingArguments(**given)
+        args = TrainingArguments(**given)
     except (ValueError, TypeError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
+    if "scheduler" not in (loaded.deepspeed or {}):
+        check_schedule(args)
+    return args
+
+
+def check_schedule(args: TrainingArguments) -> None:
+    """Build the learning-rate schedule once for nothing: the Trainer would do so when model and data are loaded.
+
+    Raises UserError when the schedule does not take `lr_scheduler_kwargs`, or needs more than they say.
+    """
+    steps = max(args.max_steps, 1)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+    try:
+        get_scheduler(
+            args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs or {}
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        reason = " ".join(str(error).split())
+        given = args.lr_scheduler_kwargs or {}
+        raise UserError(f"training.lr_scheduler_kwargs: {given} does not suit {name}: {reason}") from error
 
 
 def find_loader_arguments(config: Config, device: torch.device, world: World) -> dict[str, Any]:
@@ -105,7 +133,11 @@ def find_loader_arguments(config: Config, device: torch.device, world: World) ->
         if given.get(name) and not workers:
             raise UserError(f"training.{name}: needs workers, and data.num_workers: auto is 0 on a CPU: set a number")
     ahead = f", {found['dataloader_prefetch_factor']} batches ahead each" if workers else ""
-    why = "asked for" if asked != "auto" else f"{device.type}, {cores} cores for {world.local_size} ranks"
+    why = (
+        "asked for"
+        if asked != "auto"
+        else f"{device.type}, {cores} cores for {world.local_size} rank{'s' * (world.local_size > 1)}"
+    )
     logger.info("loader: %d workers a rank%s%s (%s)", workers, ahead, ", pinned memory" * pinned, why)
     return found
 

@@ -143,6 +143,6 @@ def _log(split: str, plan: RowPlan, num_documents: int, data: DataSection) -> No
     what = f"{used:.2f} % of {data.seq_len} x {plan.num_rows} used" if data.packing != "none" else "padded by batch"
     counts = {"split": plan.split, "truncated": plan.truncated, "dropped": plan.dropped}
     long = "".join(f", {count} {name}" for name, count in counts.items() if count)
-    silent = f", {plan.silent} pieces without loss left out" if plan.silent else ""
+    silent = f", {plan.silent} piece{'s' * (plan.silent > 1)} without loss left out" if plan.silent else ""
     how = f"{data.packing}, {what}{long}{silent}"
     logger.info("%s: %d documents in %d rows (%s)", split, num_documents, plan.num_rows, how)

@@ -60,7 +60,8 @@ def check_packing(crosstalk: float, dtype: torch.dtype, attention: str) -> None:
             f"those alone by {crosstalk:.2g} of the spread (rounding: below {limit:.2g}); use another "
             "model.attn_implementation (sdpa, eager), or data.packing: none"
         )
-    logger.info("packing: under %s documents in a row give the losses they give alone (%.1e)", attention, crosstalk)
+    what = "packing: under %s documents in a row give the losses they give alone (difference %.1e of their spread)"
+    logger.info(what, attention, crosstalk)
 
 
 def _row(*documents: np.ndarray) -> Row:

@@ -101,15 +101,13 @@ def check_schedule(args: TrainingArguments) -> None:
     Raises UserError when the schedule does not take `lr_scheduler_kwargs`, or needs more than they say.
     """
     steps = max(args.max_steps, 1)
+    given: Any = args.lr_scheduler_kwargs or {}
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
     try:
-        get_scheduler(
-            args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs or {}
-        )
+        get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, given)
     except (ValueError, TypeError, KeyError) as error:
         name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
         reason = " ".join(str(error).split())
-        given = args.lr_scheduler_kwargs or {}
         raise UserError(f"training.lr_scheduler_kwargs: {given} does not suit {name}: {reason}") from error
 
 

@@ -14,7 +14,6 @@ Guarantees
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,6 @@ from data_prep.errors import UserError
 
 if TYPE_CHECKING:
     from training.config.sections import AdapterSection
-
-logger = logging.getLogger("redline.models")
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def prepare_4bit(model: PreTrainedModel) -> None:
 
 
 def attach_lora(model: PreTrainedModel, adapter: AdapterSection) -> PeftModel:
-    """Freezes `model` and puts LoRA layers into `adapter.target_modules`; logs the trainable share.
+    """Freezes `model` and puts LoRA layers into `adapter.target_modules`.
 
     `all-linear` is every linear layer but the head; a list holds module names or their last parts; any other string is
     a regular expression over full names. Raises UserError for a target that matches nothing.
@@ -112,7 +109,6 @@ def attach_lora(model: PreTrainedModel, adapter: AdapterSection) -> PeftModel:
     except ValueError as error:
         raise UserError(f"adapter: {str(error).splitlines()[0]}; linear layers here: {_linear_names(model)}") from error
     assert isinstance(adapted, PeftModel)
-    logger.info("%s", trainable_share(adapted))
     return adapted
 
 

@@ -28,7 +28,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from data_prep.errors import UserError
 
-from .adapters import attach_lora, bnb_config, prepare_4bit, quantization_kwargs
+from .adapters import attach_lora, bnb_config, prepare_4bit, quantization_kwargs, trainable_share
 from .attention import choose_attention
 from .pretrained import fit_vocabulary, load_config, load_pretrained
 from .scratch import TokenizerFacts, scratch_config
@@ -140,6 +140,8 @@ def _finish(
     model: PreTrainedModel, adapter: AdapterSection, gradient_checkpointing: bool
 ) -> PreTrainedModel | PeftModel:
     built = attach_lora(model, adapter) if adapter.method == "lora" else model
+    if built is not model and built.device.type != "meta":  # a plan is not a run
+        logger.info("%s", trainable_share(built))
     if gradient_checkpointing:  # after LoRA: peft would add input gradients, which only reentrant checkpointing needs
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})

@@ -1,5 +1,6 @@
 """The traced peak against what PyTorch's allocator really handed out, step by step, on a CPU."""
 
+import copy
 from contextlib import nullcontext
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tests.metrics.decoders import build_decoder
+from tests.metrics.decoders import CONFIGS, build_decoder
 from training.memory.trace import Reduction, StepShape, StepTracer, _LiveBytes, _Reducer
 
 ROWS, SEQ_LEN = 4, 128  # large enough for kernels' workspaces, which no trace sees, not to matter
@@ -58,6 +59,20 @@ def test_traced_peak_is_the_allocated_one(architecture, method, autocast, checkp
     traced = tracer.trace(shape(attention, autocast, checkpointing=checkpointing))
     missing = measured - traced.peak
     assert -0.03 * measured < missing < max(0.03 * measured, WORKSPACE_BYTES)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bf16"])
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2"])
+def test_attention_dropout_leaves_a_cpu_without_a_fused_kernel(architecture, autocast, monkeypatch):
+    dropped = copy.deepcopy(CONFIGS[architecture])
+    dropped.attention_dropout = dropped.attn_pdrop = 0.1  # of Qwen2; of GPT-2
+    monkeypatch.setitem(CONFIGS, architecture, dropped)
+    model = build_decoder(architecture)
+    measured = measure_peak_bytes(lambda: real_step(model, autocast))
+    traced = StepTracer(build_decoder(architecture, device="meta")).trace(shape("flash", autocast)).peak
+    assert -0.03 * measured < measured - traced < max(0.03 * measured, WORKSPACE_BYTES)
+    fused = StepTracer(build_decoder(architecture, device="meta"), on_gpu=True).trace(shape("flash", autocast)).peak
+    assert fused < 0.8 * traced
 
 
 @pytest.fixture(scope="module")

@@ -177,7 +177,7 @@ class Planner:
         model = build(self.dtype, False)
         if self.zero is not None:
             model = model.to(self.dtype)
-        return StepTracer(model)
+        return StepTracer(model, on_gpu=self.on_gpu)
 
     def _list_states(self) -> list[Part]:
         optimizer = str(self.config.argument("optim"))

@@ -8,9 +8,10 @@ in it: they are counted in `states.py`.
 
 What is not real: attention kernels. `flash` keeps q, k, v, the output and one fp32 number per head and query; `masked`
 (SDPA with packed or padded rows) has keys and values repeated to all heads and a bias of seq_len^2 per row, kept for
-backward, and one boolean mask of that shape for all layers; `eager` runs as it is, scores and all. Autocast follows
-the CPU's operator list. Kernels' own workspaces and the allocator's rounding are not seen: `estimate.py` allows for
-them.
+backward, and one boolean mask of that shape for all layers; `eager` runs as it is, scores and all. CUDA's kernels can
+drop out; on a CPU none can, so attention dropout makes PyTorch fall back to plain products, which are run as they are.
+Autocast follows the CPU's operator list. Kernels' own workspaces and the allocator's rounding are not seen:
+`estimate.py` allows for them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -82,8 +84,9 @@ class StepTracer:
     device: give the model unquantised, its activations are the same.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, on_gpu: bool = False) -> None:
         self._model = model
+        self._on_gpu = on_gpu
         self._fakes = FakeTensorMode()
         with self._fakes:
             model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))
@@ -97,7 +100,8 @@ class StepTracer:
         reducer = _Reducer(shape.reduction) if shape.reduction else None
         hooks = [p.register_post_accumulate_grad_hook(reducer) for p in trained] if reducer else []
         live = _LiveBytes()
-        with self._fakes, _PlannedAttention(self._model, shape.attention), live, _Marks(self._model, live) as marks:
+        attention = _PlannedAttention(self._model, shape.attention, on_gpu=self._on_gpu)
+        with self._fakes, attention, live, _Marks(self._model, live) as marks:
             ids = torch.zeros(shape.micro_batch_size, shape.seq_len, dtype=torch.long)
             if shape.accumulates and shape.keeps_gradients:
                 for parameter in trained:
@@ -244,14 +248,16 @@ class _Reducer:
 class _PlannedAttention:
     """Replaces the attention function by one that keeps what the real kernel keeps."""
 
-    def __init__(self, model: nn.Module, kind: AttentionKind) -> None:
+    def __init__(self, model: nn.Module, kind: AttentionKind, *, on_gpu: bool) -> None:
+        self._on_gpu = on_gpu
         self._config: Any = getattr(model, "config")  # noqa: B009  a PeftModel answers for its base model
         self._kind = kind
 
     def __enter__(self) -> None:
         self._before = self._config._attn_implementation
         if self._kind != "eager":
-            ALL_ATTENTION_FUNCTIONS.register(f"planned_{self._kind}", _PLANNED[self._kind])
+            function = partial(_PLANNED[self._kind], drops_out_by_itself=self._on_gpu)
+            ALL_ATTENTION_FUNCTIONS.register(f"planned_{self._kind}", function)
         self._config._attn_implementation = "eager" if self._kind == "eager" else f"planned_{self._kind}"
 
     def __exit__(self, *exc: object) -> None:
@@ -275,16 +281,33 @@ class _Kernel(torch.autograd.Function):
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
 
 
-def _flash(module: nn.Module, query: Any, key: Any, value: Any, mask: Any, **_: Any) -> tuple[torch.Tensor, None]:
-    return _Kernel.apply(*_in_compute_dtype(query, key, value), None).transpose(1, 2).contiguous(), None
+def _flash(
+    module: nn.Module, query: Any, key: Any, value: Any, mask: Any, *, drops_out_by_itself: bool, **settings: Any
+) -> tuple[torch.Tensor, None]:
+    query, key, value = _in_compute_dtype(query, key, value)
+    if (dropout := settings.get("dropout", 0.0)) and not drops_out_by_itself:
+        return _multiply(query, key, value, dropout, None), None
+    return _Kernel.apply(query, key, value, None).transpose(1, 2).contiguous(), None
 
 
-def _masked(module: Any, query: Any, key: Any, value: Any, mask: Any, **_: Any) -> tuple[torch.Tensor, None]:
+def _masked(
+    module: nn.Module, query: Any, key: Any, value: Any, mask: Any, *, drops_out_by_itself: bool, **settings: Any
+) -> tuple[torch.Tensor, None]:
     query, key, value = _in_compute_dtype(query, key, value)
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)  # as SDPA does; of a single head it is a view
-    bias = query.new_empty((query.shape[0], 1, query.shape[2], key.shape[2]))
-    return _Kernel.apply(query, key, value, bias).transpose(1, 2).contiguous(), None
+    shape = (query.shape[0], 1, query.shape[2], key.shape[2])
+    if (dropout := settings.get("dropout", 0.0)) and not drops_out_by_itself:
+        return _multiply(query, key, value, dropout, query.new_empty(shape, dtype=torch.bool)), None
+    return _Kernel.apply(query, key, value, query.new_empty(shape)).transpose(1, 2).contiguous(), None
+
+
+def _multiply(query: Any, key: Any, value: Any, dropout: float, mask: torch.Tensor | None) -> torch.Tensor:
+    """SDPA without a fused kernel, operator by operator, outside autocast as there."""
+    with torch.autocast("cpu", enabled=False):
+        plain = torch.ops.aten._scaled_dot_product_attention_math
+        out = plain(query, key, value, mask, dropout, mask is None, enable_gqa=key.shape[1] != query.shape[1])[0]
+    return out.transpose(1, 2).contiguous()
 
 
 def _in_compute_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

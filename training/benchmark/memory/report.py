@@ -21,7 +21,8 @@ of its own, for two optimizer steps, of which the second is measured, from the e
 - CPU: the balance of PyTorch's allocator, from its own events (`torch.profiler`, `profile_memory`), followed from
   before the model is built. One thread, since each has workspaces inside kernels. *Resident* is another instrument for
   some of them: the kernel's high water mark of the process over the measured step, less what was resident before the
-  model was built. It holds what the allocator does not see, libraries that are loaded on first use among it.
+  model was built. It holds what the allocator does not see: libraries that are loaded on first use, kernels' buffers
+  and Python's objects, much the same in each.
 - CUDA: `torch.cuda.max_memory_allocated`, reset as the step begins.
 
 ## Run it again

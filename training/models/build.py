@@ -140,7 +140,7 @@ def _finish(
     model: PreTrainedModel, adapter: AdapterSection, gradient_checkpointing: bool
 ) -> PreTrainedModel | PeftModel:
     built = attach_lora(model, adapter) if adapter.method == "lora" else model
-    if built is not model and built.device.type != "meta":  # a plan is not a run
+    if built is not model:
         logger.info("%s", trainable_share(built))
     if gradient_checkpointing:  # after LoRA: peft would add input gradients, which only reentrant checkpointing needs
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

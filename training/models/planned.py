@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
 def build_planned_model(config: Config, dtype: torch.dtype, four_bit: bool) -> Any:
     """The recipe's model on the meta device. Kernels are neither at hand nor needed: the plan stands in for them."""
     eager = config.model.attn_implementation == "eager"
+    log = logging.getLogger("redline.models")
+    level = log.level
+    log.setLevel(logging.WARNING)  # what a run says of its model would be said of none
+    try:
+        return _build(config, dtype, four_bit, eager)
+    finally:
+        log.setLevel(level)
+
+
+def _build(config: Config, dtype: torch.dtype, four_bit: bool, eager: bool) -> Any:
     return build_model(
         config.model.model_copy(update={"attn_implementation": "eager" if eager else "sdpa"}),
         config.adapter.model_copy(update={"load_in_4bit": four_bit}),

@@ -178,10 +178,11 @@ class _Batch:
         if self.run_offsets is None:
             return np.ones(len(rows), np.bool_)
         run_rows = np.repeat(np.arange(len(self.run_offsets) - 1), np.diff(self.run_offsets) // 2)
-        keys = (run_rows << 32) + self.runs[::2]
+        runs = self.runs[self.run_offsets[0] : self.run_offsets[-1]]  # a slice of a batch has all runs of the batch
+        keys = (run_rows << 32) + runs[::2]
         last = np.searchsorted(keys, (rows.astype(np.int64) << 32) + ends) - 1
-        in_row = last >= self.run_offsets[rows] // 2
-        reaches = self.runs[1::2][np.maximum(last, 0)] > begins if len(keys) else in_row
+        in_row = last >= (self.run_offsets[rows] - self.run_offsets[0]) // 2
+        reaches = runs[1::2][np.maximum(last, 0)] > begins if len(keys) else in_row
         return self.runs_missing[rows] | (in_row & reaches)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import UserError
+from training.benchmark.command_line import build_parser
 from training.comparing.comparison import QUESTIONS, Pair, compare
 from training.comparing.intervals import ALPHA, POWER, Windows, find_interval
 from training.comparing.sides import WARMUP_SHARE, Side, load_side
@@ -171,13 +172,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    what, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m training.benchmark calibrate",
-        description=what,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser("calibrate", __doc__)
     parser.add_argument("--pairs", type=int, default=400, metavar="N", help="simulated pairs a cell (default 400)")
     parser.add_argument("--output", type=Path, metavar="PAGE.md", help="write the table")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="runs of one configuration, instead of a simulation")

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.errors import UserError
+from training.benchmark.command_line import build_parser
 from training.benchmark.interleave import find_ratio, interleave
 from training.comparing.comparison import Comparison, compare
 from training.comparing.page import format_page
@@ -65,13 +66,7 @@ def main(argv: list[str], train: Train | None = None) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    what, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m training.benchmark compare",
-        description=what,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser("compare", __doc__)
     for side in ("a", "b"):
         parser.add_argument(f"--{side}", required=True, metavar='"ARGS"', help="arguments of train.py, in quotes")
     parser.add_argument("--repeat", type=int, default=6, metavar="N", help="runs of each side (default 6)")

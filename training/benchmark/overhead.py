@@ -16,7 +16,6 @@ One process; on CUDA each step begins and ends with a synchronize, in both kinds
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from training.benchmark.command_line import build_parser
 from training.benchmark.interleave import Median, find_median
 from training.environment import describe_machine
 
@@ -206,13 +206,7 @@ def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    what, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m training.benchmark overhead",
-        description=what,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser("overhead", __doc__)
     parser.add_argument("--config", default="minigpt_quickstart")
     parser.add_argument("--steps", type=int, default=400, help="on and off together, rounded up to fours (default 400)")
     parser.add_argument("--output", type=Path, default=Path("docs/results/overhead.md"))

@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from data_prep.errors import UserError
+from training.benchmark.command_line import build_parser
 from training.benchmark.data.building import measure_build, measure_cached, measure_memory, measure_scaling
 from training.benchmark.data.inputs import MB, QUICK, Inputs, Settings
 from training.benchmark.data.loading import measure_reading, measure_resume
@@ -69,13 +70,7 @@ def main(argv: list[str], run: Runner = run_fresh) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    what, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m training.benchmark data",
-        description=what,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser("data", __doc__)
     parser.add_argument("--input", nargs="+", type=Path, default=[], metavar="FILE", help="JSONL files with a text key")
     parser.add_argument("--quick", action="store_true", help="tiny sizes on the embedded corpus: does it work at all")
     parser.add_argument("--repeats", type=int, help=f"of each side (default {Settings.repeats})")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from training.benchmark.command_line import build_parser
 from training.benchmark.isolation import Runner, run_fresh
 from training.benchmark.memory.grid import GRID, QUICK, RESIDENT, Case, Inputs
 from training.benchmark.memory.measuring import Measured, find_gpu_name, measure_case, write_inputs
@@ -68,13 +69,7 @@ def main(argv: list[str], run: Runner = run_fresh) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    what, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m training.benchmark memory",
-        description=what,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser("memory", __doc__)
     parser.add_argument("--quick", action="store_true", help="three small configurations: does it work at all")
     parser.add_argument("--only", nargs="+", type=int, default=[], metavar="N", help="these of the grid, from 1")
     parser.add_argument("--cpu", action="store_true", help="on the CPU even where there is a GPU")

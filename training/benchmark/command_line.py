@@ -1,0 +1,14 @@
+"""How every benchmark reads its command line: the module's docstring is its help."""
+
+import argparse
+
+
+def build_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser for `python -m training.benchmark NAME`: the first line of `doc` says what, the rest stands below."""
+    what, _, rest = (doc or "").partition("\n\n")
+    return argparse.ArgumentParser(
+        prog=f"python -m training.benchmark {name}",
+        description=what,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

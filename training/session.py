@@ -22,23 +22,27 @@ import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import UserError
-from data_prep.prepare import prepare
+from data_prep.prepare import Prepared, prepare
 from training.build import build_trainer, build_training_arguments, find_run_path
 from training.checkpoints.manifest import Manifest, check_resumable, find_checkpoints, find_resumable, read_manifest
 from training.config import LoadedConfig, dump_resolved
 from training.environment import describe_machine
 from training.launch import World, join_world, leave_world
-from training.memory.comparison import measure_base
+from training.memory.comparison import MemoryBase, measure_base
 from training.micro_batch import fit_micro_batch
 from training.run_dir import RunDir, write_text_atomic
 
 logger = logging.getLogger("redline.train")
 
 Result = TypeVar("Result")
+Finish = Callable[[LoadedConfig, Prepared, Any, MemoryBase], None]
 
 
-def run_training(loaded: LoadedConfig, world: World) -> None:
-    """Prepare the data and train as configured; raises UserError for what the user can mend."""
+def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = None) -> None:
+    """Prepare the data, train as configured and finish the run, by `finish.finish_run` unless another is given.
+
+    Raises UserError for what the user can mend.
+    """
     config = loaded.config
     transformers_logging.disable_progress_bar()
     device = join_world(
@@ -67,9 +71,9 @@ def run_training(loaded: LoadedConfig, world: World) -> None:
         on_main_rank(world, lambda: open_run(loaded, run_dir, world, checkpoint))
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            from training.finish import finish_run  # the report's libraries are not loaded before the first step
-
-            finish_run(loaded, prepared, trainer, memory_base)
+            if finish is None:
+                from training.finish import finish_run as finish  # its libraries are not loaded before the first step
+            finish(loaded, prepared, trainer, memory_base)
         except BaseException as error:
             if world.is_main:
                 message = f"{type(error).__name__}: {error}".splitlines()[0]

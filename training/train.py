@@ -15,6 +15,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.session import Finish
 
 if __package__ in (None, ""):  # run as a script: its folder is on the path, the project's root is not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -25,8 +29,8 @@ from training.config import load_config
 from training.launch import configure_logging, leave_out, read_world, set_environment
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one training; the exit code."""
+def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int:
+    """Run one training; the exit code. finish: what comes after the last step, instead of `final/` and the report."""
     world = read_world()
     loaded = None
     try:
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         from training.session import run_training
 
-        run_training(loaded, world)
+        run_training(loaded, world, finish)
     except UserError as error:
         message = loaded.located(str(error)) if loaded else str(error)
         print(f"error: {message}" if world.is_main else f"error on rank {world.rank}: {message}", file=sys.stderr)

@@ -29,8 +29,10 @@ def test_sides_take_turns_and_are_compared_within_rounds(trained, tmp_path, caps
     calls, train = trained
     arguments = ["--a", "--config debug", "--b", "--config debug --slow", "--repeat", "3", "--max_steps", "200"]
     assert main([*arguments, "--seeds", "--output", str(tmp_path / "page.md")], train) == 0
-    assert [name for name, _ in calls] == ["warmup-a", "warmup-b", "a-1", "b-1", "b-2", "a-2", "a-3", "b-3"]
-    assert calls[4][1] == [
+    names = [name for name, _ in calls]
+    assert names[:2] == ["warmup-a", "warmup-b"] and sorted(names[2:]) == ["a-1", "a-2", "a-3", "b-1", "b-2", "b-3"]
+    assert {names[2], names[3]} == {"a-1", "b-1"} and names[4:6] == [names[3][0] + "-2", names[2][0] + "-2"]
+    assert dict(calls)["b-2"] == [
         "--config", "debug", "--slow", "training.output_dir=runs/compare/b-2", "training.max_steps=200",
         "training.seed=2",
     ]  # fmt: skip

@@ -1,21 +1,28 @@
 """Orders, medians and intervals, against numpy and against simulation."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
-from training.benchmark.interleave import find_median, find_ratio, fit_line, interleave
+from training.benchmark.interleave import draw_orders, find_median, find_ratio, fit_line, interleave
 
 
-def test_sides_take_turns_and_each_second_round_is_reversed():
-    calls: list[str] = []
-    results = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
-    assert calls == ["a", "b", "b", "a", "a", "b"]
-    assert {name: len(done) for name, done in results.items()} == {"a": 3, "b": 3}
+def test_each_second_round_is_the_reverse_of_the_one_before_and_all_orders_come_up():
+    orders = list(draw_orders("abc", 2000))
+    assert all(second == first[::-1] for first, second in zip(orders[::2], orders[1::2], strict=True))
+    counts = Counter(map("".join, orders))
+    assert len(counts) == 6 and min(counts.values()) > 2000 / 6 * 0.8
+    assert orders == list(draw_orders("abc", 2000)) and orders != list(draw_orders("abc", 2000, seed=1))
 
 
 def test_results_stay_with_their_side_and_round():
-    clock = iter(range(6))
-    assert interleave({"a": lambda: next(clock), "b": lambda: next(clock)}, 3) == {"a": [0, 3, 4], "b": [1, 2, 5]}
+    calls: list[str] = []
+    results = interleave(
+        {"a": lambda: calls.append("a") or len(calls), "b": lambda: calls.append("b") or len(calls)}, 3
+    )
+    assert calls == sum(draw_orders(["a", "b"], 3), [])
+    assert results == {side: [at + 1 for at, call in enumerate(calls) if call == side] for side in "ab"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,12 @@
 """Redline's benchmarks: `python -m training.benchmark NAME …`, each against its real alternative in the same run.
 
 __main__      finds the benchmark by its name
-interleave    repeats A B, B A, …; medians and ratios with intervals that assume no distribution
+interleave    repeats in turn; medians and ratios with intervals that assume no distribution
 isolation     one call in a fresh process, with the peak memory of every process under it
+launching     one training in processes of its own, which end with it
+advise/       one lever at a time, tried on a configuration (docs/advise.md)
+compare, calibrate   two configurations in turn, and how often that is wrong (docs/compare.md)
+memory/       the memory plan against real steps (docs/results/memory.md)
+overhead      what measuring costs
 data/         raw text to batches: what `data_prep` and `training.data` promise (docs/results/data.md)
 """

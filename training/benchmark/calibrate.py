@@ -3,9 +3,9 @@
     python -m training.benchmark calibrate [--pairs N] [--output docs/results/compare.md] [--runs DIR]
 
 Simulation: step times of one configuration on a machine of several kinds, as one path over time that is cut into runs
-which take turns (A B, B A, …), held against each other as `compare` holds speed. **False alarms** are the pairs that
-came out as different. **Found** is the smallest slowdown seen in 80 % of the pairs: slowing B by a factor scales its
-interval, so a pair shows every slowdown above 1 / low - 1, and the figure is the 80 % quantile of those.
+which take turns as in `interleave`, held against each other as `compare` holds speed. **False alarms** are the pairs
+that came out as different. **Found** is the smallest slowdown seen in 80 % of the pairs: slowing B by a factor scales
+its interval, so a pair shows every slowdown above 1 / low - 1, and the figure is the 80 % quantile of those.
 
 `--runs DIR`: every pair of the runs in DIR, all of one configuration, through the whole comparison: a pair counts as a
 false alarm when any row of it does.
@@ -25,6 +25,7 @@ import numpy as np
 
 from data_prep.errors import UserError
 from training.benchmark.command_line import build_parser
+from training.benchmark.interleave import draw_orders
 from training.comparing.comparison import QUESTIONS, Pair, compare
 from training.comparing.intervals import ALPHA, POWER, Windows, find_interval
 from training.comparing.sides import WARMUP_SHARE, Side, load_side
@@ -124,9 +125,8 @@ def simulate(machine: Machine, windows: int, repeats: int, pairs: int, seed: int
     times = np.exp(machine(rng, pairs, 2 * repeats, windows)).reshape(pairs, 2 * repeats, windows)
     times = times[:, :, max(2, round(WARMUP_SHARE * windows)) :]
     weights = np.ones(times.shape[2])
-    # The order of `interleave`: A B, B A, A B, …
-    first = [2 * i + i % 2 for i in range(repeats)]
-    second = [2 * i + 1 - i % 2 for i in range(repeats)]
+    orders = list(draw_orders([0, 1], repeats))
+    first, second = ([2 * i + order.index(side) for i, order in enumerate(orders)] for side in (0, 1))
     alarms, thresholds, shown = 0, [], []
     for runs in times:
         a, b = ([Windows(runs[at], weights) for at in order] for order in (first, second))

@@ -3,8 +3,8 @@
     python -m training.benchmark compare --a "--config debug" --b "--config debug training.learning_rate=1e-3" \\
         --repeat 6 --max_steps 60 [--seeds] [--launcher "torchrun --nproc_per_node=2"] [--output PAGE.md]
 
-Runs take turns (A B, B A, A B, …), which cancels a linear drift of the machine, and are compared within rounds. Every
-run is `training/train.py` in a process of its own; it is kept in `--work_dir` with its log. An uncounted first round
+Runs take turns (`interleave`), which cancels a drift of the machine, and are compared within rounds. Every run is
+`training/train.py` in a process of its own; it is kept in `--work_dir` with its log. An uncounted first round
 (`--no_warmup` leaves it out) builds token stores and fills the page cache, so that no counted run pays for it.
 """
 
@@ -14,7 +14,6 @@ import argparse
 import itertools
 import logging
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pathlib import Path
 from data_prep.errors import UserError
 from training.benchmark.command_line import build_parser
 from training.benchmark.interleave import find_ratio, interleave
+from training.benchmark.launching import run_logged
 from training.comparing.comparison import Comparison, compare
 from training.comparing.page import format_page
 from training.comparing.sides import Side, find_windows, load_side
@@ -119,16 +119,8 @@ def _train_one(settings: Settings, side: str, name: str, seed: int, train: Train
 
 
 def run_training(launcher: Sequence[str], arguments: Sequence[str], path: Path) -> None:
-    """`train.py` in its own process, its output in `PATH.log`. Raises UserError with its last line when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log = path.with_name(f"{path.name}.log")
-    with log.open("w") as file:
-        done = subprocess.run(
-            [*launcher, str(TRAIN), *arguments], stdout=file, stderr=subprocess.STDOUT, timeout=RUN_LIMIT_SECONDS
-        )
-    if done.returncode:
-        lines = log.read_text(errors="replace").strip().splitlines()
-        raise UserError(f"{path.name} failed with exit code {done.returncode}, see {log}: {lines[-1] if lines else ''}")
+    """`train.py` in its own process, its output in `PATH.log`. Raises UserError with its error when it fails."""
+    run_logged([*launcher, str(TRAIN), *arguments], path.with_name(f"{path.name}.log"), RUN_LIMIT_SECONDS)
 
 
 def describe_rounds(comparison: Comparison) -> str:

@@ -1,8 +1,9 @@
 """Repeats of several sides in turn, and what they say: medians, ratios, and intervals that assume no distribution.
 
-A machine drifts: caches warm up, neighbours come and go. So sides are never measured one after the other but in turn,
-and the order is reversed from round to round (A B, B A, A B, …), which cancels a linear drift. A ratio is taken within
-each round, where both sides saw nearly the same machine, and only then summarised.
+A machine drifts: caches warm up, neighbours come and go. So sides are never measured one after the other but in turn.
+Rounds come in pairs: an order drawn at random (from a fixed seed), then its reverse. The reverse cancels a linear
+drift; the draw keeps a machine that swings in step with the rounds from favouring one side in all of them. A ratio is
+taken within each round, where both sides saw nearly the same machine, and only then summarised.
 
 The interval of a median is that of its order statistics: the sample's k-th smallest to k-th largest value covers the
 median with probability 1 - 2 P(Binomial(n, 1/2) < k) (Thompson 1936; Hollander, Wolfe and Chicken, Nonparametric
@@ -10,12 +11,14 @@ Statistical Methods, 3.6). Below 6 repeats not even the whole range covers 95 %;
 """
 
 import math
+import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,21 @@ class Median:
 
 
 def interleave(sides: Mapping[str, Callable[[], Result]], repeats: int) -> dict[str, list[Result]]:
-    """Call every side `repeats` times, in turn, each second round in reverse order. Results by side, by round."""
+    """Call every side `repeats` times, in turn. Results by side, by round."""
     results: dict[str, list[Result]] = {name: [] for name in sides}
-    for round_number in range(repeats):
-        names = list(sides)
-        if round_number % 2:
-            names.reverse()
-        for name in names:
+    for order in draw_orders(list(sides), repeats):
+        for name in order:
             results[name].append(sides[name]())
     return results
+
+
+def draw_orders(sides: Sequence[Item], rounds: int, seed: int = 0) -> Iterator[list[Item]]:
+    """The order of each round: drawn, reversed, drawn, reversed, …"""
+    rng = random.Random(seed)
+    order: list[Item] = []
+    for number in range(rounds):
+        order = order[::-1] if number % 2 else rng.sample(sides, len(sides))
+        yield order
 
 
 def find_median(values: Sequence[float], confidence: float = 0.95) -> Median:

@@ -10,7 +10,7 @@ from training.comparing.intervals import Interval
 from training.comparing.losses import AXES, SHARES, LossComparison
 from training.comparing.sides import SPEED, STEP_WITHOUT_PERIODIC
 from training.metrics import names
-from training.reporting.formatting import format_duration, format_large, format_significant
+from training.reporting.formatting import format_duration, format_large, format_significant, format_table
 
 NO_DIFFERENCE = "no difference"
 NOT_TOLD = "not told"
@@ -92,7 +92,7 @@ def _format_metrics(rows: Sequence[Row], a: str, b: str, share: bool) -> list[st
             values = [f"{value} ({part:.1f} %)" for value, part in zip(values, parts, strict=True)]
         ratio, interval = _split_ratio(row.interval)
         cells.append([row.key, *values, ratio, interval, _percent(row.interval.detectable), judge(row, b)])
-    return _align(cells)
+    return format_table(cells)
 
 
 def _format_losses(losses: Sequence[LossComparison], a: str, b: str) -> list[str]:
@@ -103,7 +103,7 @@ def _format_losses(losses: Sequence[LossComparison], a: str, b: str) -> list[str
             where = f"{format_large(x)} tokens" if loss.axis == "tokens" else format_duration(x)
             values = (f"{value_a:.4f}", f"{value_b:.4f}", f"{value_b - value_a:+.4f}")
             cells.append([loss.key, f"{where} ({share:.0%})" if len(loss.x) > 1 else where, *values])
-    lines = _align(cells)
+    lines = format_table(cells)
     lines.append("")
     for loss in losses:
         over = "mean of the last quarter" if len(loss.x) > 1 else "last evaluation that all have"
@@ -129,7 +129,7 @@ def _judge_loss(loss: LossComparison, b: str) -> str:
 def _format_settings(pair: Pair, a: str, b: str) -> list[str]:
     if not pair.settings:
         return ["The same."]
-    return _align([["key", a, b], *([one.key, str(one.a), str(one.b)] for one in pair.settings)])
+    return format_table([["key", a, b], *([one.key, str(one.a), str(one.b)] for one in pair.settings)])
 
 
 def _split_ratio(interval: Interval) -> tuple[str, str]:
@@ -153,11 +153,3 @@ def _percent(change: float | None) -> str:
     if change is None:
         return "-"
     return f"{100 * change:.2g} %" if change < 10 else "> 10 x"
-
-
-def _align(cells: list[list[str]]) -> list[str]:
-    """A Markdown table with columns of even width."""
-    cells = [[cell.replace("|", "/").replace("\n", " ") for cell in line] for line in cells]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rows = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in cells]
-    return [rows[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *rows[1:]]

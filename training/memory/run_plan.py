@@ -126,7 +126,7 @@ class Planner:
         self.config = loaded.config
         self.world_size = world_size
         self.on_gpu = on_gpu
-        self.dtype = _compute_dtype(loaded)
+        self.dtype = find_compute_dtype(loaded.config)
         self.attention: AttentionKind
         self.attention, self.attention_note = (attention, "") if attention else _attention_kind(loaded.config)
         self.model = build(self.dtype, loaded.config.adapter.load_in_4bit)
@@ -205,10 +205,11 @@ class Planner:
         return self.counts.trained_bytes if self.zero is None else self.zero.value_bytes * self.counts.trained
 
 
-def _compute_dtype(loaded: LoadedConfig) -> torch.dtype:
-    if loaded.config.argument("bf16"):
+def find_compute_dtype(config: Config) -> torch.dtype:
+    """The type matmuls will run in."""
+    if config.argument("bf16"):
         return torch.bfloat16
-    return torch.float16 if loaded.config.argument("fp16") else torch.float32
+    return torch.float16 if config.argument("fp16") else torch.float32
 
 
 def _attention_kind(config: Config) -> tuple[AttentionKind, str]:

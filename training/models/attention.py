@@ -64,6 +64,11 @@ def choose_attention(requested: str, *, device_type: str, dtype: torch.dtype, pa
     return implementation, reason
 
 
+def find_usable(device_type: str, dtype: torch.dtype) -> list[str]:
+    """Implementations that can run here, the one that `auto` takes first."""
+    return [name for name in (*AUTO_ORDER, "sdpa", "eager") if _find_obstacle(name, device_type, dtype) is None]
+
+
 def takes_varlen(model: torch.nn.Module) -> bool:
     """Whether `forward` hands unknown arguments on, as models do whose attention takes `cu_seq_lens_q` and its kin."""
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -69,3 +69,11 @@ def format_time(seconds: Any) -> str:
         return datetime.fromtimestamp(number, UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError, OSError):
         return "-"
+
+
+def format_table(cells: list[list[str]]) -> list[str]:
+    """A Markdown table with columns of even width."""
+    cells = [[cell.replace("|", "/").replace("\n", " ") for cell in line] for line in cells]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rows = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    return [rows[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *rows[1:]]

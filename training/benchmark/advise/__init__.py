@@ -1,0 +1,1 @@
+"""`python -m training.benchmark advise`: one lever at a time, tried on the user's own configuration."""

@@ -1,0 +1,279 @@
+"""The levers: what of a configuration may be turned for speed or memory, and to which values.
+
+A lever looks at the configuration and at what its first run showed (ranks, device, threads) and lists variants, or
+says why there is nothing to turn. Nothing here is advice: every variant is run before a word is said of it. A variant
+that trains something else by design says so (`changes_training`): its gain is no free gain.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from training.config import LoadedConfig
+from training.data.loader import choose_num_workers
+from training.launch import count_cores
+from training.memory.run_plan import find_compute_dtype
+from training.models.attention import find_usable
+
+SAME_ADAMW = ("adamw_torch_fused", "adamw_torch")
+DEEPSPEED_BUCKET = 500_000_000  # reduce_bucket_size where the JSON has none (DeepSpeed's default, in elements)
+DDP_BUCKET_MB = 25  # torch's default
+DEEPSPEED = "--deepspeed"  # the key of `Variant.recipe` that stands for the option
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The configuration as it is, and what its first run showed. device: cpu or cuda."""
+
+    loaded: LoadedConfig
+    world_size: int
+    device: str
+    num_threads: int
+
+    def argument(self, name: str) -> Any:
+        return self.loaded.config.argument(name)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One lever at one value. recipe: dotted key -> value; json: dotted key of the DeepSpeed JSON -> value.
+
+    changes_training: why losses are others by design; empty: the same training up to rounding.
+    """
+
+    lever: str
+    label: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    json: Mapping[str, Any] = field(default_factory=dict)
+    changes_training: str = ""
+
+    @property
+    def drops_deepspeed(self) -> bool:
+        return self.recipe.get(DEEPSPEED) == "none"
+
+
+class NothingToTurn(Exception):
+    """The reason why a lever has no variants here."""
+
+
+def list_variants(base: Baseline, levers: Sequence[str]) -> tuple[list[Variant], dict[str, str]]:
+    """Variants of `levers`, and for each lever without any the reason."""
+    variants: list[Variant] = []
+    reasons: dict[str, str] = {}
+    for name in levers:
+        try:
+            variants += LEVERS[name](base)
+        except NothingToTurn as nothing:
+            reasons[name] = str(nothing)
+    return variants, reasons
+
+
+def _micro_batch(base: Baseline) -> list[Variant]:
+    if base.loaded.config.perf.micro_batch_size == "auto":
+        raise NothingToTurn("perf.micro_batch_size: auto chooses it")
+    if base.loaded.config.data.max_tokens_per_batch:
+        raise NothingToTurn("data.max_tokens_per_batch says how large a micro-batch is")
+    micro = int(base.argument("per_device_train_batch_size"))
+    rows = micro * int(base.argument("gradient_accumulation_steps") or 1)
+    sizes = [size for size in (2 * micro, micro // 2) if size and rows % size == 0 and size != micro]
+    if not sizes:
+        raise NothingToTurn(f"{rows} row a step of a rank cannot be divided otherwise")
+    return [
+        Variant(
+            "micro-batch",
+            f"{size} x {rows // size} accumulated",
+            {"training.per_device_train_batch_size": size, "training.gradient_accumulation_steps": rows // size},
+        )
+        for size in sizes
+    ]
+
+
+def _packing(base: Baseline) -> list[Variant]:
+    data = base.loaded.config.data
+    packed = {"data.group_by_length": False, "data.max_tokens_per_batch": None}
+    choices: dict[str, dict[str, Any]] = {
+        "best_fit": {"data.packing": "best_fit", **packed},
+        "wrapped": {"data.packing": "wrapped", **packed},
+        "none": {"data.packing": "none"},
+    }
+    if not data.streaming:
+        choices["none, grouped by length"] = {"data.packing": "none", "data.group_by_length": True}
+    now = data.packing + ", grouped by length" * bool(data.group_by_length)
+    return [
+        Variant("packing", label, changes, changes_training="other tokens in a step")
+        for label, changes in choices.items()
+        if label != now
+    ]
+
+
+def _attention(base: Baseline) -> list[Variant]:
+    usable = find_usable(base.device, find_compute_dtype(base.loaded.config))
+    asked = base.loaded.config.model.attn_implementation
+    taken = usable[0] if asked == "auto" else asked
+    others = [name for name in usable if name != taken]
+    return [Variant("attention", name, {"model.attn_implementation": name}) for name in others]
+
+
+def _loss_kernel(base: Baseline) -> list[Variant]:
+    model = base.loaded.config.model
+    if base.device != "cuda" or importlib.util.find_spec("liger_kernel") is None:
+        raise NothingToTurn("the fused loss of liger-kernel needs CUDA and `pip install liger-kernel`")
+    if not model.path and not model.config.get("model_type"):
+        raise NothingToTurn("liger-kernel patches HF architectures only: MiniGPT is none")
+    return _toggle(base, "loss kernel", "training.use_liger_kernel", "liger-kernel")
+
+
+def _compile(base: Baseline) -> list[Variant]:
+    return _toggle(base, "compile", "training.torch_compile", "torch.compile")
+
+
+def _checkpointing(base: Baseline) -> list[Variant]:
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    name = next((name for name in names if name in base.loaded.config.training), names[1])
+    return _toggle(base, "checkpointing", f"training.{name}", "gradient checkpointing")
+
+
+def _toggle(base: Baseline, lever: str, key: str, what: str) -> list[Variant]:
+    on = bool(base.argument(key.removeprefix("training.")))
+    return [Variant(lever, f"{what} {'off' if on else 'on'}", {key: not on})]
+
+
+def _precision(base: Baseline) -> list[Variant]:
+    now = str(find_compute_dtype(base.loaded.config)).removeprefix("torch.")
+    fields = {"bfloat16": "bf16", "float16": "fp16", "float32": None}
+    if base.device == "cpu":
+        del fields["float16"]
+    variants = []
+    for name, chosen in fields.items():
+        if name == now:
+            continue
+        switches = {short: short == chosen for short in ("bf16", "fp16")}
+        recipe = {f"training.{short}": on for short, on in switches.items()}
+        json = {f"{short}.enabled": on for short, on in switches.items()} if base.loaded.deepspeed else {}
+        variants.append(Variant("precision", name, recipe, json, "another precision"))
+    return variants
+
+
+def _workers(base: Baseline) -> list[Variant]:
+    config = base.loaded.config
+    asked = config.training.get("dataloader_num_workers")
+    now = choose_num_workers(
+        config.data.num_workers if asked is None else asked,
+        device_type=base.device,
+        cores=count_cores(),
+        local_ranks=base.world_size,
+    )
+    numbers = sorted({0, max(now // 2, 1), min(2 * max(now, 1), 16)} - {now})
+    return [Variant("workers", f"{number} a rank", {"data.num_workers": number}) for number in numbers]
+
+
+def _pinned_memory(base: Baseline) -> list[Variant]:
+    if base.device != "cuda":
+        raise NothingToTurn("on a CPU batches are not copied")
+    pinned = bool(base.loaded.config.training.get("dataloader_pin_memory", True))
+    return [Variant("pinned memory", "off" if pinned else "on", {"training.dataloader_pin_memory": not pinned})]
+
+
+def _optimizer(base: Baseline) -> list[Variant]:
+    if "optimizer" in (base.loaded.deepspeed or {}):
+        raise NothingToTurn("the DeepSpeed JSON names the optimizer")
+    now = str(base.argument("optim"))
+    names = [*SAME_ADAMW, "adafactor"]
+    if base.device == "cuda":
+        names.append("adamw_8bit")
+    return [
+        Variant(
+            "optimizer", name, {"training.optim": name},
+            changes_training="" if {name, now} <= set(SAME_ADAMW) else "another optimizer",
+        )
+        for name in names if name != now
+    ]  # fmt: skip
+
+
+def _zero_stage(base: Baseline) -> list[Variant]:
+    deepspeed = base.loaded.deepspeed
+    if deepspeed is None:
+        if base.world_size == 1:
+            raise NothingToTurn("one rank has nothing to shard")
+        if not base.argument("bf16"):
+            raise NothingToTurn("the DeepSpeed set-ups that could be tried compute in bf16, this recipe does not")
+        return [
+            Variant("ZeRO stage", name, {DEEPSPEED: name}, changes_training="weights in bf16 with float32 masters")
+            for name in ("zero1_bf16", "zero2_bf16")
+        ]
+    zero = deepspeed.get("zero_optimization") or {}
+    now = int(zero.get("stage") or 0)
+    variants = []
+    if base.world_size > 1 and not (zero.get("offload_param") or zero.get("offload_optimizer")):
+        variants = [
+            Variant("ZeRO stage", f"stage {stage}", json={"zero_optimization.stage": stage})
+            for stage in (1, 2, 3) if stage != now
+        ]  # fmt: skip
+    if "optimizer" not in deepspeed and "scheduler" not in deepspeed:
+        kept = ("bf16", "fp16", "max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps")
+        stated = {f"training.{name}": base.argument(name) for name in kept if base.argument(name) is not None}
+        variants.append(
+            Variant("ZeRO stage", "without DeepSpeed", {DEEPSPEED: "none", **stated},
+                    changes_training="weights in float32 under autocast")
+        )  # fmt: skip
+    if not variants:
+        raise NothingToTurn("with offload and an optimizer in the JSON there is no other stage to go to")
+    return variants
+
+
+def _bucket_size(base: Baseline) -> list[Variant]:
+    if base.world_size == 1:
+        raise NothingToTurn("one rank reduces nothing")
+    if base.loaded.deepspeed is None:
+        now = int(base.argument("ddp_bucket_cap_mb") or DDP_BUCKET_MB)
+        return [
+            Variant("bucket size", f"DDP {size} MB", {"training.ddp_bucket_cap_mb": size})
+            for size in (4 * now, max(now // 4, 1)) if size != now
+        ]  # fmt: skip
+    now = (base.loaded.deepspeed.get("zero_optimization") or {}).get("reduce_bucket_size", DEEPSPEED_BUCKET)
+    if not isinstance(now, int | float):
+        raise NothingToTurn(f"reduce_bucket_size: {now!r} in the DeepSpeed JSON leaves it to Hugging Face")
+    return [
+        Variant("bucket size", f"{size / 1e6:,.0f} M elements", json={"zero_optimization.reduce_bucket_size": size})
+        for size in (int(4 * now), int(now // 4))
+    ]
+
+
+def _threads(base: Baseline) -> list[Variant]:
+    if base.device != "cpu":
+        raise NothingToTurn("the GPU computes")
+    now, cores = base.num_threads, count_cores()
+    numbers = [number for number in (now // 2, 2 * now) if 1 <= number <= cores]
+    if not numbers:
+        raise NothingToTurn(f"{now} thread on {cores} core{'s' * (cores > 1)}")
+    return [Variant("threads", f"{number} a rank", {"perf.num_threads": number}) for number in numbers]
+
+
+LEVERS: dict[str, Callable[[Baseline], list[Variant]]] = {
+    "micro-batch": _micro_batch,
+    "packing": _packing,
+    "attention": _attention,
+    "loss-kernel": _loss_kernel,
+    "compile": _compile,
+    "precision": _precision,
+    "checkpointing": _checkpointing,
+    "workers": _workers,
+    "pinned-memory": _pinned_memory,
+    "optimizer": _optimizer,
+    "zero-stage": _zero_stage,
+    "bucket-size": _bucket_size,
+    "threads": _threads,
+}
+
+
+def combine(variants: Sequence[Variant]) -> Variant:
+    """All of `variants` at once. Without DeepSpeed nothing of its JSON is turned."""
+    dropped = any(variant.drops_deepspeed for variant in variants)
+    kept = [variant for variant in variants if not (dropped and variant.json)]
+    recipe = {key: value for variant in kept for key, value in variant.recipe.items()}
+    json = {key: value for variant in kept for key, value in variant.json.items()}
+    label = ", ".join(f"{variant.lever} {variant.label}" for variant in kept)
+    return Variant("together", label, recipe, json)

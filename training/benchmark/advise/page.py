@@ -1,0 +1,159 @@
+"""What was tried, as Markdown that reads as well in a terminal, and the YAML to paste."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from training.benchmark.advise.judging import Verdict
+from training.benchmark.advise.levers import DEEPSPEED, Variant
+from training.comparing.intervals import Interval
+from training.reporting.formatting import format_table
+
+TOO_NOISY = 0.5  # runs that could not even show this relative difference
+
+
+@dataclass(frozen=True)
+class Advice:
+    """All that was tried. failed: variant -> why; left_out: lever -> why it has nothing to turn; confirmed: what is
+    advised, run once more in new rounds."""
+
+    command: str
+    machine: str
+    baseline: str
+    verdicts: Sequence[Verdict]
+    failed: dict[str, str]
+    left_out: dict[str, str]
+    confirmed: Sequence[Verdict]
+    json_file: str | None = None
+    notes: Sequence[str] = ()
+
+
+def format_advice(advice: Advice) -> str:
+    lines = ["# Levers that were tried", "", f"`{advice.command}`", "", advice.machine, "", advice.baseline, ""]
+    lines += ["## Each alone, against the configuration as it is", "", HOW_TO_READ, ""]
+    lines += _format_table(sorted(advice.verdicts, key=lambda verdict: -verdict.speed.estimate))
+    for title, reasons in (("Failed", advice.failed), ("Nothing to turn", advice.left_out)):
+        if reasons:
+            lines += ["", f"## {title}", "", *(f"- {name}: {reason}" for name, reason in reasons.items())]
+    lines += ["", "## Advice", "", *_format_confirmed(advice)]
+    lines += _format_others(advice.verdicts)
+    if advice.notes:
+        lines += ["", "## Notes", "", *(f"- {note}" for note in advice.notes)]
+    return "\n".join(lines) + "\n"
+
+
+HOW_TO_READ = """\
+Ratios to the runs beside it, each with its 95 % interval; memory is the highest of the process (CPU: resident, GPU:
+allocated). Loss: the largest relative difference at a step; "same" is rounding, "changed" is another training."""
+
+
+def _format_table(verdicts: Sequence[Verdict]) -> list[str]:
+    cells = [["lever", "variant", "tokens/s", "interval", "memory", "loss", "verdict"]]
+    for verdict in verdicts:
+        speed = verdict.speed
+        memory = f"{verdict.memory.estimate:.3f} {_interval(verdict.memory)}" if verdict.memory else "not measured"
+        cells.append(
+            [
+                verdict.variant.lever, verdict.variant.label, f"{speed.estimate:.3f}", _interval(speed), memory,
+                describe_loss(verdict), describe_speed(verdict),
+            ]
+        )  # fmt: skip
+    return format_table(cells)
+
+
+def _interval(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return "(one round)"
+    if interval.high > 100 * interval.estimate:
+        return "(anything)"
+    return f"({interval.low:.3f} to {interval.high:.3f})"
+
+
+def describe_loss(verdict: Verdict) -> str:
+    change = verdict.loss_change
+    size = "equal in every digit" if change == 0 else f"{100 * change:.2g} %"
+    if verdict.variant.changes_training:
+        return f"changed: {verdict.variant.changes_training}, {size}"
+    if change == 0:
+        return size
+    return f"{'same' if verdict.keeps_training else 'changed'}, {size}"
+
+
+def describe_speed(verdict: Verdict) -> str:
+    speed = verdict.speed
+    if speed.differs is None:
+        return "not told"
+    if speed.differs:
+        return "faster" if speed.estimate > 1 else "slower"
+    shown = speed.detectable
+    if shown is None or shown > TOO_NOISY:
+        return "not told: the runs vary too much"
+    return f"no difference (could show {100 * shown:.1f} %)"
+
+
+def _format_confirmed(advice: Advice) -> list[str]:
+    if not advice.confirmed:
+        return ["None of these makes this configuration faster without changing what it trains."]
+    lines = ["What was faster and trains the same, run once more in new rounds against the configuration as it is:", ""]
+    lines += _format_table(advice.confirmed)
+    best = max(advice.confirmed, key=lambda verdict: verdict.speed.estimate)
+    if not best.is_faster:
+        return [*lines, "", "It did not hold: nothing to change."]
+    if not best.keeps_training:
+        return [*lines, "", "Together they change the losses: take them one by one."]
+    lines += ["", f"To paste ({describe_gain(best)}):", "", "```yaml", build_yaml(best.variant), "```"]
+    if best.variant.json:
+        keys = ", ".join(f"{key}: {value}" for key, value in best.variant.json.items())
+        lines += ["", f"and in the DeepSpeed JSON {keys} (written as {advice.json_file})."]
+    return lines
+
+
+def describe_gain(verdict: Verdict) -> str:
+    return f"{verdict.speed.estimate:.3f} times the tokens/s {_interval(verdict.speed)}"
+
+
+def _format_others(verdicts: Sequence[Verdict]) -> list[str]:
+    """Gains that are not free, and memory that is."""
+    lines: list[str] = []
+    changed = [verdict for verdict in verdicts if verdict.is_faster and not verdict.keeps_training]
+    if changed:
+        lines += ["", "Faster, but another training; hold whole runs against each other first"]
+        lines += ["(`python -m training.benchmark compare`):", ""]
+        lines += [f"- {_name(one.variant)}: {describe_gain(one)}; `{_inline(one.variant)}`" for one in changed]
+    saving = [verdict for verdict in verdicts if verdict.saves_memory and verdict.keeps_training]
+    if saving:
+        lines += ["", "Less memory, the same training:", ""]
+        for one in saving:
+            assert one.memory is not None
+            memory = f"{one.memory.estimate:.3f} times the memory {_interval(one.memory)}"
+            lines.append(f"- {_name(one.variant)}: {memory}, {describe_gain(one)}; `{_inline(one.variant)}`")
+    return lines
+
+
+def _name(variant: Variant) -> str:
+    return f"{variant.lever} {variant.label}"
+
+
+def _inline(variant: Variant) -> str:
+    changes = {**variant.recipe, **{f"JSON {key}": value for key, value in variant.json.items()}}
+    return ", ".join(f"{key}: {_as_yaml(value)}" for key, value in changes.items())
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value).splitlines()[0]
+
+
+def build_yaml(variant: Variant) -> str:
+    """The changes of a variant as sections of a recipe."""
+    nested: dict[str, Any] = {}
+    for key, value in variant.recipe.items():
+        if key == DEEPSPEED:
+            nested["deepspeed"] = None if value == "none" else value
+            continue
+        section, name = key.split(".", 1)
+        nested.setdefault(section, {})[name] = value
+    return yaml.safe_dump(nested, sort_keys=False, default_flow_style=False).strip() if nested else "{}"

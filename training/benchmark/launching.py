@@ -1,0 +1,54 @@
+"""One training of a benchmark in processes of its own, its output in a log.
+
+What it started ends with it: on a time limit or Ctrl-C the whole process group is ended, launcher, ranks and workers.
+"""
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.errors import UserError
+
+GRACE_SECONDS = 10
+
+
+def run_logged(command: Sequence[str], log: Path, timeout_seconds: float) -> None:
+    """Run `command` to its end, its output in `log`.
+
+    Raises UserError with the exit code and what the log says last when it fails or takes longer than
+    `timeout_seconds`.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            code = process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"{log.stem} was ended after {timeout_seconds:,.0f} s, see {log}") from None
+        finally:
+            _end_group(process)
+    if code:
+        raise UserError(f"{log.stem} failed with exit code {code}, see {log}: {find_reason(log)}")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End what is left of the group; a rank that has gone on without its launcher would disturb the next run."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def find_reason(log: Path) -> str:
+    """The line that says why: the last that names an error, else the last one."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error") or "Error: " in line or "OutOfMemory" in line]
+    return (errors or lines or [""])[-1]

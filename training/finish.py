@@ -22,8 +22,12 @@ from data_prep.store import Store
 from training.build import compute_dtype
 from training.config import LoadedConfig
 from training.data.batch import BATCH_INFO
+from training.launch import read_world
 from training.memory.comparison import MemoryBase, PeakComparison, compare_peak
 from training.metrics import names
+from training.metrics.calibration import Calibrator
+from training.metrics.matmuls import find_matmuls, uses_input_grad_hook
+from training.metrics.roofline import Traffic, count_optimizer_bytes, find_roofline
 from training.models.adapters import trainable_share
 from training.models.planned import build_planned_model
 from training.models.trained import load_trained
@@ -48,6 +52,7 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
     totals = trainer.meter.run_totals() if trainer.meter else {}
     data = describe_data(prepared, trainer)
     trainer.save_model(str(run_dir.final))
+    roofline = measure_roofline(trainer, totals)
     batch = _one_row(trainer)
     reference = _forward_in_memory(trainer, batch)
     if trainer.is_world_process_zero():
@@ -64,13 +69,47 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
             check_same_logits(model, batch, reference, trainer)
             sample = write_sample(model, trainer, loaded.config.monitor.sample_prompt)
         run_dir.append_event("final", trainer.state.global_step, "final/ written" + " and checked" * bool(sample))
-        summary = summarize(loaded, data, trainer, totals, sample, memory_base)
+        summary = summarize(loaded, data, trainer, totals, roofline, sample, memory_base)
         run_dir.write_json(run_dir.summary, summary)
         plot_losses(run_dir.path, final=True, unigram_entropy_nats=summary["unigram_entropy_nats"])
         build_report(run_dir.path)
         print(format_summary(summary, run_dir.path), flush=True)
     if dist.is_initialized():
         dist.barrier()
+
+
+def measure_roofline(trainer: ProfiledTrainer, totals: dict[str, float]) -> dict[str, Any] | None:
+    """The phases of a step against the machine's ceilings, as the summary has them; None where nothing was measured.
+
+    Collective: all ranks copy at once, as they train at once.
+    """
+    meter, args = trainer.meter, trainer.args
+    work = meter.run_work() if meter else None
+    if meter is None or meter.peak is None or work is None:
+        return None
+    dtype = compute_dtype(args)
+    calibrator = Calibrator(dtype, args.device, ranks=read_world().local_size, keeps=args.process_index == 0)
+    try:
+        bandwidth = calibrator.find_bandwidth()
+    except RuntimeError as error:  # the run is over and saved: no memory left for this is no reason to end it
+        logger.warning("memory bandwidth: not measured (%s)", str(error).splitlines()[0])
+        return None
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    matmuls = find_matmuls(model, embeddings_need_grad=uses_input_grad_hook(model))
+    traffic = Traffic.of(matmuls, dtype.itemsize, recomputes=bool(args.gradient_checkpointing))
+    engine: Any = trainer.deepspeed if trainer.is_deepspeed_enabled else None
+    optimizer: Any = engine.basic_optimizer if engine is not None else trainer.optimizer
+    moved = count_optimizer_bytes(optimizer, args.device)
+    phases = find_roofline(_phases_ms(totals), work, traffic, moved, meter.peak, bandwidth)
+    return {
+        "gigabytes_per_second": bandwidth.gigabytes_per_second,
+        "spread_pct": bandwidth.spread_pct,
+        "phases": [{**asdict(phase), "reached_pct": phase.reached_pct} for phase in phases],
+    }
+
+
+def _phases_ms(totals: dict[str, float]) -> dict[str, float]:
+    return {p: totals[names.phase_key(p)] for p in names.PHASES if names.phase_key(p) in totals}
 
 
 def _one_row(trainer: ProfiledTrainer) -> dict[str, Any]:
@@ -189,6 +228,7 @@ def summarize(
     data: dict[str, Any],
     trainer: ProfiledTrainer,
     totals: dict[str, float],
+    roofline: dict[str, Any] | None,
     sample: dict[str, str] | None,
     memory_base: MemoryBase,
 ) -> dict[str, Any]:
@@ -201,7 +241,7 @@ def summarize(
     peak, ceiling = (trainer.meter.peak, trainer.meter.ceiling) if trainer.meter else (None, None)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     share = trainable_share(model)
-    phases = {p: totals[names.phase_key(p)] for p in names.PHASES if names.phase_key(p) in totals}
+    phases = _phases_ms(totals)
     step_ms = totals.get(names.PERF_STEP_MS)
     return {
         "name": trainer.run_dir.name,
@@ -221,6 +261,7 @@ def summarize(
         "hfu_pct": totals.get(names.PERF_HFU_PCT),
         "peak": asdict(peak) if peak else None,
         "ceiling": asdict(ceiling) if ceiling else None,
+        "roofline": roofline,
         "phases_ms": phases,
         "phases_pct": {phase: 100.0 * ms / step_ms for phase, ms in phases.items()} if step_ms else {},
         "step_ms": step_ms,

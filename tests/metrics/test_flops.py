@@ -97,6 +97,47 @@ def test_measure_flops_corrects_causal_attention():
     assert measure_flops(run) == 4 * width * pairs * 3 + 2 * width * pairs
 
 
+# -- generation --------------------------------------------------------------------------------------------------------
+
+
+def decode(model, prompt_tokens: int, new_tokens: int) -> None:
+    """Greedy, the prompt first and then token by token, against a cache."""
+    ids, cache = torch.ones(1, prompt_tokens, dtype=torch.long), None
+    for _ in range(new_tokens):
+        out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+
+
+@pytest.mark.parametrize(("prompt_tokens", "new_tokens"), [(20, 1), (1, 9), (20, 12)])
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("architecture", ["minigpt", "qwen2", "qwen2_tied", "llama", "gpt2"])
+def test_generation_with_a_cache_equals_the_executed_flops(architecture, method, prompt_tokens, new_tokens):
+    model = build_decoder(architecture, method).eval()
+    counted = ModelFlops.from_model(model).count_generation(prompt_tokens, new_tokens)
+    with torch.no_grad():
+        measured = measure_flops(lambda: decode(model, prompt_tokens, new_tokens))
+    assert relative_error(counted, measured) < 0.005
+
+
+def test_generate_executes_what_is_counted():
+    model = build_decoder("qwen2").eval()
+    ids = torch.ones(1, 7, dtype=torch.long)
+    run = lambda: model.generate(ids, max_new_tokens=9, min_new_tokens=9, do_sample=False, use_cache=True)  # noqa: E731
+    assert relative_error(ModelFlops.from_model(model).count_generation(7, 9), measure_flops(run)) < 0.005
+
+
+def test_generation_by_hand():
+    """The Llama of `test_llama_by_hand`: a prompt of 3 and 2 new tokens are 4 in the layers and 2 in the head."""
+    layer_weights = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 80
+    flops = ModelFlops.from_model(build_decoder("llama"))
+    pairs = 1 + 2 + 3 + 4
+    assert flops.count_generation(3, 2) == 2 * 4 * layer_weights * 4 + 2 * 32 * 96 * 2 + 4 * 32 * 4 * pairs
+    assert flops.count_generation(3, 0) == 0
+    windowed = ModelFlops.from_model(build_decoder("mistral"))  # by 12: the thirteenth query leaves one key out
+    thirteenth = windowed.count_generation(13, 1) - windowed.count_generation(12, 1)
+    assert thirteenth == 2 * 4 * layer_weights + 4 * 32 * 4 * 12
+
+
 # -- by hand -----------------------------------------------------------------------------------------------------------
 
 

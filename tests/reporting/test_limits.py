@@ -20,7 +20,7 @@ def shares(**ms):
 
 def test_data_bound_shows_its_arithmetic(write_run):
     findings = find(write_run(), phases=shares(forward=60.0, backward=20.0, data_wait=20.0))
-    finding = findings["Data-bound: the loop waits for batches"]
+    finding = findings["The loop waits for batches"]
     assert "20.0 ms of 100.0 ms = 20.0 % of the step (limit 10 %)" in finding.arithmetic
     assert "100 / (100 - 20.0) = 1.25 times" in finding.arithmetic
     assert "data.num_workers" in finding.advice

@@ -1,9 +1,10 @@
-"""How fast matmuls run on this machine, measured, and remembered in the user's cache.
+"""How fast matmuls and memory are on this machine, measured, and remembered in the user's cache.
 
 - `find_machine_peak`: the best of several shapes (`peaks.measure_matmul_peak`): what MFU is against where no vendor
   states a rate.
 - `find_model_ceiling`: the rate at which the matmuls of one model would run with nothing around them, each at its own
   shape. MFU cannot rise above it but by other shapes: what is lost between the two is the model's, not the trainer's.
+- `find_bandwidth`: bytes a second of copying.
 
 A measurement takes about half a second and is disturbed by whatever else runs, which can only lower it. So each is made
 at the first `CALIBRATIONS` starts of a machine and the best of them counts; later starts, and resumes, read the file.
@@ -29,9 +30,11 @@ from training.metrics.matmuls import Matmul
 from training.metrics.peaks import (
     CPU_SHAPES,
     CUDA_SHAPES,
+    Bandwidth,
     Peak,
     Shape,
     device_label,
+    measure_bandwidth,
     measure_matmul_peak,
     measure_rates,
     upper_decile,
@@ -95,17 +98,26 @@ class Calibrator:
         name = str(self.dtype).removeprefix("torch.")
         return Peak(tflops, "measured", device_label(self.device), name, statistics.median(spreads))
 
+    def find_bandwidth(self) -> Bandwidth:
+        """Raises RuntimeError when there is no memory for it."""
+        key = f"bandwidth on {platform.node()}: {device_label(self.device)}, {self.ranks} at once"
+        found = self._remember(key, lambda: asdict(measure_bandwidth(self.device)))
+        return max((Bandwidth(**entry) for entry in found), key=lambda entry: entry.gigabytes_per_second)
+
     def _find(self, what: str, shapes: Sequence[object], measure: Callable[[], Peak]) -> Peak:
         device = f"{device_label(self.device)}, {self.ranks} at once, {self.dtype}, torch {torch.__version__}"
-        key = f"{what} on {platform.node()}: {device}; {shapes}"
-        known = _load(self.file)
-        found = [Peak(**entry) for entry in known.get(key, [])]
+        found = self._remember(f"{what} on {platform.node()}: {device}; {shapes}", lambda: asdict(measure()))
+        best = max(found, key=lambda entry: entry["tflops"])
+        return Peak(**{**best, "shape": tuple(best["shape"]) if best["shape"] else None})
+
+    def _remember(self, key: str, measure: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
+        """All measurements under `key`, with another one while they are fewer than `CALIBRATIONS`."""
+        found = _load(self.file).get(key, [])
         if len(found) < CALIBRATIONS:
             found.append(measure())
             if self.keeps:
                 _keep(self.file, key, found)
-        best = max(found, key=lambda peak: peak.tflops)
-        return Peak(**{**asdict(best), "shape": tuple(best.shape) if best.shape else None})
+        return found
 
 
 def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -115,11 +127,11 @@ def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
         return {}
 
 
-def _keep(path: Path, key: str, found: list[Peak]) -> None:
+def _keep(path: Path, key: str, found: list[dict[str, Any]]) -> None:
     """Others may write at the same time: the last one wins, and what is lost is measured again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        entries = {**_load(path), key: [asdict(peak) for peak in found]}
+        entries = {**_load(path), key: found}
         write_text_atomic(path, orjson.dumps(entries, option=orjson.OPT_INDENT_2).decode())
     except OSError as error:
-        logger.warning("matmul calibration: not remembered, it is measured at each start (%s)", error)
+        logger.warning("calibration: not remembered, it is measured at each start (%s)", error)

@@ -48,9 +48,11 @@ class StepFlops:
     model: int = 0
     palm: int = 0
     hardware: int = 0
+    forward: int = 0
+    """Of `hardware`, the forward pass."""
 
     def __add__(self, other: StepFlops) -> StepFlops:
-        return StepFlops(self.model + other.model, self.palm + other.palm, self.hardware + other.hardware)
+        return StepFlops(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class _AttentionCost:
     model: int
     hardware: int
     recompute: int
+    forward: int
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,12 @@ class ModelFlops:
 
     layers_per_token: int
     head_per_token: int
+    layers_forward_per_token: int
+    head_forward_per_token: int
     hardware_layers_per_token: int
     hardware_head_per_token: int
+    hardware_layers_forward_per_token: int
+    hardware_head_forward_per_token: int
     recompute_per_token: int
     per_forward: int
     recompute_per_forward: int
@@ -96,8 +103,12 @@ class ModelFlops:
         return cls(
             layers_per_token=_per_token(m for m in found.layers if not m.overhead),
             head_per_token=_per_token(m for m in found.head if not m.overhead),
+            layers_forward_per_token=sum(m.forward for m in found.layers if not m.overhead),
+            head_forward_per_token=sum(m.forward for m in found.head if not m.overhead),
             hardware_layers_per_token=_per_token(m for m in executed.layers if not m.rows),
             hardware_head_per_token=_per_token(m for m in executed.head if not m.rows),
+            hardware_layers_forward_per_token=sum(m.forward for m in executed.layers if not m.rows),
+            hardware_head_forward_per_token=sum(m.forward for m in executed.head if not m.rows),
             recompute_per_token=sum(m.forward for m in executed.layers if m.recomputed and not m.rows),
             per_forward=sum(m.forward for m in executed.layers + executed.head if m.rows),
             recompute_per_forward=sum(m.forward for m in executed.layers if m.recomputed and m.rows),
@@ -132,6 +143,8 @@ class ModelFlops:
         linear = self.layers_per_token * real_tokens + self.head_per_token * head_tokens
         hardware = self.hardware_layers_per_token * tokens + self.hardware_head_per_token * head_hardware_tokens
         hardware += self.per_forward
+        forward = self.hardware_layers_forward_per_token * tokens + self.per_forward
+        forward += self.hardware_head_forward_per_token * head_hardware_tokens
         if recomputes:
             hardware += self.recompute_per_token * tokens + self.recompute_per_forward
         model = palm = linear
@@ -141,7 +154,22 @@ class ModelFlops:
             palm += cost.model * square
             executed = self._executed_pairs(lengths, tokens, rows, cost.window, causal)
             hardware += (cost.hardware + (cost.recompute if recomputes else 0)) * executed
-        return StepFlops(model, palm, hardware)
+            forward += cost.forward * executed
+        return StepFlops(model, palm, hardware, forward)
+
+    def count_generation(self, prompt_tokens: int, new_tokens: int) -> int:
+        """FLOPs of writing `new_tokens` after a prompt with a key-value cache, for one sequence.
+
+        The prompt goes through the layers at once and gives the first token; every further one goes through them alone
+        and attends to itself and all before it, so a query never sees a later key and nothing is done twice: it is the
+        forward pass of all tokens but the last, which nothing follows, with the head on those positions only that a
+        token was drawn from. 0 new tokens cost nothing.
+        """
+        if not new_tokens:
+            return 0
+        tokens = prompt_tokens + new_tokens - 1
+        linear = self.layers_forward_per_token * tokens + self.head_forward_per_token * new_tokens
+        return linear + sum(cost.forward * causal_pairs(tokens, cost.window) for cost in self.attentions)
 
     def _executed_pairs(
         self, document_lengths: Sequence[int], tokens: int, rows: int | None, window: int | None, pairs: int
@@ -191,12 +219,13 @@ def _attention_costs(found: Matmuls, executed: Matmuls, *, flash: bool) -> tuple
     """Per-pair FLOPs by window: `found` gives what is needed, `executed` what is done."""
     costs: dict[int | None, _AttentionCost] = {}
     for needed, done in zip(found.attentions, executed.attentions, strict=True):
-        so_far = costs.get(needed.window, _AttentionCost(needed.window, 0, 0, 0))
+        so_far = costs.get(needed.window, _AttentionCost(needed.window, 0, 0, 0, 0))
         costs[needed.window] = _AttentionCost(
             needed.window,
             model=so_far.model + needed.forward + needed.backward,
             hardware=so_far.hardware + done.forward + (done.flash_backward if flash else done.backward),
             recompute=so_far.recompute + (done.forward if done.recomputed else 0),
+            forward=so_far.forward + needed.forward,
         )
     return tuple(costs.values())
 

@@ -54,6 +54,8 @@ PERF_MEMORY_RESERVED_GIB = "perf/memory_reserved_gib"
 PERF_MEMORY_PEAK_GIB = "perf/memory_peak_gib"
 PERF_GPU_UTILIZATION_PCT = "perf/gpu_utilization_pct"
 PERF_GPU_MEMORY_USED_PCT = "perf/gpu_memory_used_pct"
+PERF_GPU_IDLE_DATA_MS = "perf/gpu_idle_data_ms"
+PERF_GPU_IDLE_LAUNCH_MS = "perf/gpu_idle_launch_ms"
 PERF_FLOPS_COUNTED_RATIO = "perf/flops_counted_ratio"
 
 PERF_EPOCH_FORWARD_TIME = "perf/epoch_forward_time"

@@ -2,6 +2,7 @@
 
 - `find_peak`: dense (never the doubled "with sparsity" figure), by the exact name that the driver reports. A name that
   is not in the table has no peak: an L40S is not an L4, and an unknown GPU is not an A100.
+- `measure_bandwidth`: bytes a second of copying in the device's memory, measured everywhere.
 - `measure_matmul_peak`: what this machine's own matmul reaches, with the process's threads, in about half a second.
   On CPUs it is the only ceiling: the bf16 rate depends on AMX or avx512_bf16, the clock under load and the threads of
   this rank, and no vendor states it. The best of several shapes and layouts counts, so that a training step, which
@@ -30,6 +31,7 @@ Shape = tuple[int, int, int]
 
 CPU_SHAPES: tuple[Shape, ...] = ((1024, 1024, 1024), (2048, 512, 2048), (4096, 1024, 512))
 CUDA_SHAPES: tuple[Shape, ...] = ((8192, 8192, 8192), (16384, 4096, 4096), (4096, 4096, 16384))
+COPIED_BYTES = 256 * 2**20  # beyond the last cache of most processors
 DEVICE_DTYPES = ("float32", "tfloat32", "bfloat16", "float16", "float8")
 
 
@@ -46,6 +48,15 @@ class Peak:
     shape: Shape | None = None
     document: str | None = None
     """The vendor's document of a datasheet figure."""
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Bytes read and written in a second by copying, of one device; spread as that of a measured peak."""
+
+    gigabytes_per_second: float
+    device: str
+    spread_pct: float
 
 
 @dataclass(frozen=True)
@@ -232,6 +243,20 @@ def measure_matmul_peak(
             best = Peak(ceiling, "measured", device_label(device), str(dtype).removeprefix("torch."), spread, shape)
     assert best is not None
     return best
+
+
+def measure_bandwidth(device: torch.device, *, seconds: float = 0.3) -> Bandwidth:
+    """Copy a large buffer again and again; the upper decile, as of matmuls. Takes twice `COPIED_BYTES` of memory."""
+    source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    timed = _timed_on_cuda if device.type == "cuda" else _timed_on_cpu
+    timed(lambda: target.copy_(source))
+    rates: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while len(rates) < 5 or time.perf_counter() < deadline:
+        rates.append(2 * COPIED_BYTES / timed(lambda: target.copy_(source)) / 1e9)
+    low, median, high = statistics.quantiles(rates, n=4)
+    return Bandwidth(upper_decile(rates), device_label(device), 100.0 * (high - low) / median)
 
 
 def measure_rates(

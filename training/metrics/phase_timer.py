@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -110,6 +110,8 @@ class PhaseTimer(Generic[Work]):
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
+        self.annotate: Callable[[str], AbstractContextManager[Any]] | None = None
+        """Entered with the name of each span while set: a profiler's annotation."""
         self._clock: Clock = clock or HostClock()
         self._stack: list[str] = []
         self._open: _OpenStep | None = None
@@ -134,7 +136,8 @@ class PhaseTimer(Generic[Work]):
         self._change()
         self._stack.append(phase)
         try:
-            yield
+            with self.annotate(phase) if self.annotate else nullcontext():
+                yield
         finally:
             self._change()
             self._stack.pop()

@@ -36,11 +36,24 @@ class Work:
     model_flops: int = 0
     palm_flops: int = 0
     hardware_flops: int = 0
+    forward_flops: int = 0
+    """Of `hardware_flops`, the forward pass."""
+    micro_batches: int = 0
 
     def __iadd__(self, other: Work) -> Work:
         for item in fields(self):
             setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
         return self
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What one rank did in one step, on average."""
+
+    tokens: float
+    micro_batches: float
+    hardware_flops: float
+    forward_flops: float
 
 
 class Totals:
@@ -112,12 +125,13 @@ class Meter:
         self, document_lengths: Sequence[int], *, rows: int, tokens: int, useful_tokens: int, loss_tokens: int
     ) -> None:
         """Count one micro-batch of the step under way: its rows hold `tokens` positions, padding included."""
-        work = Work(tokens=tokens, useful_tokens=useful_tokens)
+        work = Work(tokens=tokens, useful_tokens=useful_tokens, micro_batches=1)
         if self._flops is not None:
             flops = self._flops.count(
                 document_lengths, tokens, loss_tokens, rows=rows, checkpointing=self._checkpointing
             )
-            work.model_flops, work.palm_flops, work.hardware_flops = flops.model, flops.palm, flops.hardware
+            work.model_flops, work.palm_flops = flops.model, flops.palm
+            work.hardware_flops, work.forward_flops = flops.hardware, flops.forward
             self.last_batch_flops = flops.hardware
         self._current += work
 
@@ -173,6 +187,14 @@ class Meter:
         """The same metrics over the whole launch but its warm-up steps (over all of it when it was no longer)."""
         self._collect(wait=True)
         return self._as_metrics(self._of_ranks(self._run))
+
+    def run_work(self) -> StepWork | None:
+        """Work of a step, mean over the steps of `run_totals` and over ranks; None when no step was finished."""
+        self._collect(wait=True)
+        work = _sum(self._of_ranks(self._run)).work
+        if not work.steps:
+            return None
+        return StepWork(**{item.name: getattr(work, item.name) / work.steps for item in fields(StepWork)})
 
     def _of_ranks(self, totals: Totals) -> list[Totals]:
         return [Totals.from_list(values) for values in self._gather(totals.as_list())]

@@ -60,6 +60,35 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True)
+class RooflinePhase:
+    """A phase against the ceilings of the machine; see `docs/metrics.md`, "Roofline"."""
+
+    phase: str
+    ms: float
+    tflops: float
+    gigabytes: float
+    least_ms: float
+    bound: str
+    """`compute` or `memory`: which ceiling sets `least_ms`."""
+    reached_pct: float
+
+    def describe_rate(self) -> str:
+        """What it achieved, in the unit of the ceiling that binds it."""
+        if self.bound == "compute":
+            return f"{format_significant(1e3 * self.tflops / self.ms)} TFLOP/s"
+        return f"{format_significant(1e3 * self.gigabytes / self.ms)} GB/s"
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Measured bandwidth of the memory (copying, read and written), and the phases that compute."""
+
+    gigabytes_per_second: float
+    spread_pct: float | None
+    phases: tuple[RooflinePhase, ...]
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """See `docs/metrics.md`, "summary.json", for each field."""
 
@@ -89,6 +118,7 @@ class RunFacts:
     ceiling: Peak | None = None
     """What the model's matmuls reach alone, each at its own shape."""
     phases: tuple[PhaseShare, ...] = ()
+    roofline: Roofline | None = None
     sample_prompt: str | None = None
     sample_text: str | None = None
     """What follows the prompt."""
@@ -147,6 +177,7 @@ def facts_from_summary(summary: Mapping[str, Any]) -> RunFacts:
         peak=_peak(summary.get("peak")),
         ceiling=_peak(summary.get("ceiling")),
         memory_plan=_memory_plan(summary.get("memory_plan")),
+        roofline=_roofline(summary.get("roofline")),
         phases=recorded_phases(_mapping(summary.get("phases_ms")), _mapping(summary.get("phases_pct"))),
         sample_prompt=_text(sample.get("prompt")),
         sample_text=_text(sample.get("text")),
@@ -195,6 +226,22 @@ def _peak(value: Any) -> Peak | None:
         return None
     device, source = (_text(peak.get(key)) or "" for key in ("device", "source"))
     return Peak(as_number(peak.get("tflops")), device, source, as_number(peak.get("spread_pct")))
+
+
+def _roofline(value: Any) -> Roofline | None:
+    roofline = _mapping(value)
+    bandwidth = as_number(roofline.get("gigabytes_per_second"))
+    listed = roofline.get("phases")
+    phases = [_mapping(phase) for phase in listed] if isinstance(listed, list) else []
+    if bandwidth is None or not phases:
+        return None
+    found = []
+    for phase in phases:
+        numbers = {key: as_number(phase.get(key)) for key in ("ms", "tflops", "gigabytes", "least_ms", "reached_pct")}
+        known = {key: number for key, number in numbers.items() if number is not None}
+        if len(known) == len(numbers) and known["ms"] > 0:
+            found.append(RooflinePhase(_text(phase.get("phase")) or "", bound=_text(phase.get("bound")) or "", **known))
+    return Roofline(bandwidth, as_number(roofline.get("spread_pct")), tuple(found))
 
 
 def _memory_plan(value: Any) -> MemoryPlan | None:

@@ -68,7 +68,7 @@ def render_report(run: Run) -> str:
         loader=FileSystemLoader(TEMPLATE_DIR), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"time": formatting.format_time, "number": format_number}
+    environment.filters |= {"time": formatting.format_time, "number": format_number, "significant": format_significant}
     return environment.get_template("report.html.j2").render(
         run=run,
         facts=facts,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from training.metrics import names
+from training.reporting.bottleneck import find_bottleneck
 from training.reporting.facts import RunFacts, facts_from_run
 from training.reporting.phases import PhaseShare
 from training.reporting.run_reader import Run
@@ -29,7 +30,7 @@ class PhaseRule:
 
 PHASE_RULES = (
     PhaseRule(
-        names.DATA_WAIT, 10, "Data-bound: the loop waits for batches",
+        names.DATA_WAIT, 10, "The loop waits for batches",
         "Raise data.num_workers, or training.dataloader_prefetch_factor when it is above 0 already.",
     ),
     PhaseRule(
@@ -37,7 +38,7 @@ PHASE_RULES = (
         "Set training.dataloader_pin_memory to true.",
     ),
     PhaseRule(
-        names.COMM_EXPOSED, 10, "Communication-bound: computation waits for other ranks",
+        names.COMM_EXPOSED, 10, "Computation waits for other ranks",
         "Raise training.gradient_accumulation_steps (fewer reductions per token), or reduce_bucket_size in the "
         "DeepSpeed JSON; when perf/slowest_rank_behind_pct is high, it is that rank which the others wait for.",
     ),
@@ -79,14 +80,34 @@ class Finding:
 
 
 def find_limits(run: Run, facts: RunFacts | None = None) -> list[Finding]:
-    """Findings, the largest share of the step first, then what concerns FLOPs, memory and the loss."""
+    """What binds the run, then findings, the largest share of the step first, then FLOPs, memory and the loss."""
     facts = facts or facts_from_run(run)
     shares = {phase.name: phase.pct or 0.0 for phase in facts.phases}
     rules = sorted(PHASE_RULES, key=lambda rule: -shares.get(rule.phase, 0.0))
-    findings = [finding for rule in rules if (finding := _apply(rule, facts.phase(rule.phase)))]
+    findings = list(_name_bottleneck(run, facts))
+    findings += [finding for rule in rules if (finding := _apply(rule, facts.phase(rule.phase)))]
     for check in (_check_compute, _check_padding, _check_recompute, _check_memory, _check_trend):
         findings.extend(check(run, facts))
     return findings
+
+
+def _name_bottleneck(run: Run, facts: RunFacts) -> Iterator[Finding]:
+    """The rule is in `bottleneck.py`; the rooflines of the phases that compute are its arithmetic."""
+    found = find_bottleneck(facts, mean_per_step(run.series(names.PERF_GPU_IDLE_LAUNCH_MS)))
+    if found is None or facts.roofline is None or facts.peak is None:
+        return
+    lines = [
+        f"{phase.phase} takes {phase.ms:,.1f} ms and could not take less than {phase.least_ms:,.1f} ms "
+        f"({phase.bound}): {phase.reached_pct:.0f} %"
+        for phase in facts.roofline.phases
+    ]
+    levers = f"Try it: python -m training.benchmark advise --config … --levers {found.levers}" if found.levers else ""
+    yield Finding(
+        f"{found.kind.capitalize()}-bound" if found.levers else "Most of the time is no training",
+        f"Of the step: {found.describe()}. Against {facts.peak.tflops:.3g} TFLOP/s and "
+        f"{facts.roofline.gigabytes_per_second:,.3g} GB/s, {'; '.join(lines)}.",
+        levers,
+    )
 
 
 def _apply(rule: PhaseRule, phase: PhaseShare | None) -> Finding | None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from training.reporting.bottleneck import find_bottleneck
 from training.reporting.facts import RunFacts, facts_from_summary
 from training.reporting.formatting import (
     NOT_MEASURED,
@@ -60,6 +61,7 @@ def format_summary(summary: Mapping[str, Any], run_dir: Path | str) -> str:
         format_phase_table(summary),
         _row("tokens/s", format_number(facts.tokens_per_second, digits=0)),
         _row("MFU", _describe_mfu(facts)),
+        *([_row("bound by", found.describe())] if (found := find_bottleneck(facts)) else []),
         _row("peak memory", format_number(facts.peak_memory_gib, "GiB", 2)),
         *([_row("planned", facts.memory_plan.describe())] if facts.memory_plan else []),
         _row("parameters", _describe_parameters(facts)),

@@ -10,7 +10,8 @@ No part of the training loop is copied. The seams, none of which changes a numbe
 | `_prepare_inputs` | the collator's `BatchInfo` is taken out and counted; `h2d` of evaluation |
 | `compute_loss_context_manager` | `forward`, while training |
 | `accelerator.backward` | `backward`; under DeepSpeed this also runs `engine.step`, which is `optimizer` |
-| collectives of DeepSpeed, the end of DDP's backward pass | `comm_exposed` (`step_timing.py`) |
+| collectives of DeepSpeed, the end of DDP's backward pass, DDP's buffers | `comm_exposed` (`step_timing.py`) |
+| `_get_num_items_in_batch` | `comm_exposed`: the ranks add up the tokens that carry loss |
 | `optimizer.step`, `_clip_grad_norm`, `_get_grad_norm` | `optimizer` |
 | `evaluate`, `_save_checkpoint`, `log` | `eval`, `checkpoint`, `logging` |
 | `_maybe_log_save_evaluate` | a step ends; its record is put together and written |
@@ -112,6 +113,11 @@ class ProfiledTrainer(Trainer):
         """Time inside goes to `phase`. Callbacks that do something slow name it with this."""
         return self.meter.timer.span(phase) if self.meter else nullcontext()
 
+    def annotate_spans(self, annotate: Callable[[str], AbstractContextManager[Any]] | None) -> None:
+        """Enter `annotate(phase)` with each span from now on; None: no longer."""
+        if self.meter:
+            self.meter.timer.annotate = annotate
+
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self._verify_packing:
@@ -122,6 +128,10 @@ class ProfiledTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         return super().get_batch_samples(self._timed_batches(epoch_iterator), *args, **kwargs)
+
+    def _get_num_items_in_batch(self, *args: Any, **kwargs: Any) -> Any:
+        with self.span(names.COMM_EXPOSED) if self.args.world_size > 1 else nullcontext():
+            return super()._get_num_items_in_batch(*args, **kwargs)
 
     def _timed_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:

@@ -149,7 +149,7 @@ def read_streamed(reading: Reading) -> Iterator[Record | BadRecord]:
                 else:
                     yield Record(value, span.path, reading.unit, reading.number)
         except (ValueError, pa.ArrowException) as error:
-            reason = f"cannot be read on from here ({type(error).__name__}: {one_line(error)})"
+            reason = f"cannot be read on from here, the rest of it is lost ({type(error).__name__}: {one_line(error)})"
             yield reading.refuse(reason, reading.number + 1)
         except Exception as error:  # of whichever client the library uses
             place = f"{span.path}, {reading.unit} {reading.number + 1}"

@@ -56,5 +56,5 @@ def read_records(
         elif span.start == 0:
             yield reading.refuse("the file holds no record", 1)
     except READ_ERRORS as error:
-        reason = f"cannot be read on from here ({type(error).__name__}: {one_line(error)})"
+        reason = f"cannot be read on from here, the rest of it is lost ({type(error).__name__}: {one_line(error)})"
         yield reading.refuse(reason, reading.number + 1)

@@ -97,7 +97,7 @@ def test_a_path_that_is_no_checkpoint_is_an_error(tmp_path):
 
 
 def test_zero_shards_are_not_resumed_by_another_number_of_ranks(run_dir, caplog):
-    with pytest.raises(UserError, match="written by 2 DeepSpeed ranks, this launch has 1"):
+    with pytest.raises(UserError, match="DeepSpeed wrote it with world size 2, this launch has 1"):
         find_start(load("--resume", "auto", "--deepspeed", "zero2_bf16"), run_dir, ONE_RANK)
     assert find_start(load("--resume", "auto"), run_dir, ONE_RANK) == run_dir.path / "checkpoint-6"
     assert "not bit for bit" in caplog.text

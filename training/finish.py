@@ -211,7 +211,8 @@ def describe_data(prepared: Prepared, trainer: ProfiledTrainer) -> dict[str, Any
             "streamed": True,
             "unigram_entropy_nats": None,
             "bad_records": counts["bad_records"],
-            "left_out": {key: counts[key] for key in ("too_short", "too_long")},
+            "left_out": {key: counts[key] for key in ("too_short", "too_long", "dropped")},
+            "packed": {key: counts[key] for key in ("split", "truncated", "silent")},
         }
     manifest = Store.open(prepared.store_dir).manifest
     return {
@@ -247,7 +248,7 @@ def summarize(
         "name": trainer.run_dir.name,
         "status": "finished",
         "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
+        "epochs": trainer.train_batches.passes,
         "tokens": trainer.progress.tokens,
         "train_seconds": trainer.progress.seconds,
         "loss_first": _at(losses, 0),

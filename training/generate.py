@@ -43,6 +43,7 @@ def write(args: argparse.Namespace) -> str:
     import torch
     from transformers import AutoTokenizer
 
+    from training.metrics.flops import ModelFlops
     from training.models.trained import load_trained
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,7 +63,9 @@ def write(args: argparse.Namespace) -> str:
         )[0]
     seconds = time.perf_counter() - start
     new = ids[inputs["input_ids"].shape[1] :]
-    print(f"{len(new)} tokens in {seconds:.2f} s ({len(new) / seconds:.1f} tokens/s)", file=sys.stderr)
+    flops = ModelFlops.from_model(model).count_generation(len(ids) - len(new), len(new))
+    rates = f"{len(new) / seconds:.1f} tokens/s, {flops / seconds / 1e9:.1f} GFLOP/s"
+    print(f"{len(new)} tokens in {seconds:.2f} s ({rates})", file=sys.stderr)
     return tokenizer.decode(new, skip_special_tokens=True)
 
 

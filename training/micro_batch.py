@@ -202,6 +202,7 @@ class FullBatches:
     device: torch.device
     position: int = 0
     epoch: float = 0.0
+    passes: float = 0.0
 
     def start(self, position: Any, copy_span: Any = nullcontext) -> None:
         """Nothing to start from."""

@@ -175,11 +175,11 @@ def _check_world(checkpoint: Path, manifest: Manifest, loaded: LoadedConfig, wor
         return
     if loaded.deepspeed is not None:
         raise UserError(
-            f"{checkpoint}: written by {manifest.world_size} DeepSpeed ranks, this launch has {world.size}; "
+            f"{checkpoint}: DeepSpeed wrote it with world size {manifest.world_size}, this launch has {world.size}; "
             f"launch {manifest.world_size} ranks"
         )
     logger.warning(
-        "%s was written by %d ranks, this launch has %d: it goes on, but not bit for bit",
+        "%s was written with world size %d, this launch has %d: it goes on, but not bit for bit",
         checkpoint.name,
         manifest.world_size,
         world.size,

@@ -212,6 +212,23 @@ def test_counts_documents_and_bad_records_once(open_stream, tmp_path):
     assert len((tmp_path / "bad_records.jsonl").read_bytes().splitlines()) == 30
 
 
+@pytest.mark.parametrize("long_documents", ["split", "truncate", "drop"])
+def test_what_packing_does_to_long_documents_is_counted_and_said(open_stream, recipe, caplog, long_documents):
+    options = {"seq_len": 16, "validation_share": 0.0, "long_documents": long_documents}
+    with caplog.at_level("INFO"):
+        batches = open_stream(**options)
+        while batches.passes < 1:
+            next(batches)
+    counts = batches.position["counts"]
+    assert counts["documents"] == 200
+    name = {"split": "split", "truncate": "truncated", "drop": "dropped"}[long_documents]
+    store = Store.open(prepare(*recipe(**{**options, "streaming": False})).store_dir)
+    lengths = store.split("train").lengths
+    assert counts[name] == int((lengths > 16).sum()) > 0  # as many as have more tokens than a row
+    assert sum(counts[other] for other in ("split", "truncated", "dropped")) == counts[name]
+    assert name in caplog.text and "have been read to their end" in caplog.text
+
+
 def test_too_many_bad_records_stop_it_on_the_way(open_stream, tmp_path):
     with open(tmp_path / "a.jsonl", "ab") as file:
         file.write(b'{"text": ""}\n' * 30)
@@ -223,6 +240,32 @@ def test_fewer_rows_than_readers_is_said(open_stream, tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(3)])
     with pytest.raises(UserError, match=r"fewer training rows than there are readers \(8\)"):
         next(open_stream(7, 8, validation_share=0.0, **ALONE))
+
+
+def test_a_source_of_which_no_row_is_left_says_what_became_of_it(open_stream):
+    options = {"validation_share": 0.0, "seq_len": 8, "long_documents": "drop", "min_document_tokens": 9}
+    with pytest.raises(UserError, match=r"no row to train on: (\d+) documents, \1 dropped; raise data.seq_len"):
+        next(open_stream(**options))
+
+
+def test_a_stream_that_starts_over_says_so_once_and_shows_it(open_stream, caplog, monkeypatch):
+    monkeypatch.undo()
+    with caplog.at_level("INFO"):
+        batches = open_stream()
+        shown = []
+        for _ in range(300):
+            next(batches)
+            shown.append(batches.passes)
+    assert shown == sorted(shown) and shown[0] < 1 <= shown[-1] and batches.epoch == 0  # the ranks have not met yet
+    assert caplog.text.count("read to their end") == 1
+
+
+def test_bad_records_are_named_on_the_screen_and_no_more_than_three(open_stream, tmp_path, caplog):
+    with open(tmp_path / "a.jsonl", "ab") as file:
+        file.write(b"{\n" * 30)
+    batches = open_stream(on_bad_record="skip", max_bad_share=0.5)
+    take(batches, 300)
+    assert caplog.text.count("bad record: ") == 3 and "a.jsonl" in caplog.text
 
 
 def test_workers_share_the_rows_and_go_on_in_turn(open_stream, monkeypatch):

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration import several_runs
 from tests.integration.several_runs import THEN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,8 +109,14 @@ def launch(recipe: Path, tmp_path: Path) -> Launch:
 def launch_all(recipe: Path) -> Callable[..., dict[str, Finished]]:
     """`launch_all("torchrun", folder, {"one": flags, "two": flags})`: runs that share one launch, one after another."""
 
-    def start(launcher: str, folder: Path, runs: dict[str, list[str]], config: Path = recipe) -> dict[str, Finished]:
-        command = [*LAUNCHERS[launcher], *_own_port(launcher), str(ROOT / "tests" / "integration" / "several_runs.py")]
+    def start(
+        launcher: str,
+        folder: Path,
+        runs: dict[str, list[str]],
+        config: Path = recipe,
+        script: Path = Path(several_runs.__file__),
+    ) -> dict[str, Finished]:
+        command = [*LAUNCHERS[launcher], *_own_port(launcher), str(script)]
         for name, flags in runs.items():
             command += [*_arguments(config, folder / name, flags), THEN]
         done = run(command, folder / next(iter(runs)), timeout=580)

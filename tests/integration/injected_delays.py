@@ -1,83 +1,144 @@
-"""Train the given recipe with sleeps of known length injected in four places; not a test, launched by one.
+"""Train like several_runs.py, with sleeps injected in one place a step; not a test, launched by one.
 
-The sleeps sit in code as a user writes it: the dataset's `__getitems__`, a forward hook of the model, a hook on a
-gradient, and the optimizer's own `step` (below whatever DeepSpeed or accelerate wrap around it). They sleep in
-every second step only, so that a step's own work can be taken off. With several ranks only rank 1 sleeps, and only in
-its backward pass: the others wait for it.
+The sleeps sit in code as a user writes it or as a machine slows it down: the dataset's `__getitems__`, a forward hook
+of the model, a hook on a gradient, a hook of the optimizer (below whatever DeepSpeed or accelerate wrap around it), the
+garbage collection that a cache clearing calls, a model that is slow to evaluate or to save, a sink and a plot, a
+callback. Every rank sleeps, but for the sink and the plot, which rank 0 alone has, and for `straggler`: rank 1 sleeps
+in its last backward pass of a step, and the other one waits.
+
+Each rank leaves `RUN/injected-RANK.json`: its sleeps, and the phases that its timer saw, both as instants of one clock,
+`time.perf_counter`, which on Linux all processes share.
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-SLEEPS = {"data_wait": 0.2, "forward": 0.3, "backward": 0.3, "optimizer": 0.5}
+# Where the steps whose number has this remainder sleep. Evaluation and saving follow every fourth step, hence lie in
+# the time of the next.
+PERIOD, SAVE_EVERY = 12, 4
+PLACES = {
+    0: "plot", 1: "checkpoint", 2: "data_wait", 3: "forward", 4: "backward", 5: "eval", 6: "optimizer",
+    7: "cache_clear", 8: "sink", 10: "other", 11: "straggler",
+}  # fmt: skip
+PHASES = {"plot": "logging", "sink": "logging", "straggler": "backward"}  # the others' are their names
+ONE_RANK = ("plot", "sink", "straggler")
+# 5 % of it are 2 ms; and where another rank waits, what that one does on its way to the place where it waits.
+SECONDS, SECONDS_OF_ONE_RANK = 0.04, 0.5
 
 
 class Sleeper:
-    """Sleeps while the step under way is an even one (steps count from 1)."""
+    """Sleeps in the place whose turn it is in the step under way (steps count from 1), and keeps from when to when."""
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self.slept = {}
+        self.sleeps = []
+        self.steps = []
+        timer = trainer.meter.timer
+        self._read, timer._read = timer._read, self.read
 
-    def __call__(self, phase):
-        step = self.trainer.state.global_step + 1
-        if step % 2 == 0:
-            time.sleep(SLEEPS[phase])
-            # DeepSpeed steps each parameter group by itself, so how often is counted, not assumed.
-            slept = self.slept.setdefault(step, dict.fromkeys(SLEEPS, 0.0))
-            slept[phase] += SLEEPS[phase]
+    def __call__(self, place, *, step_counted=False):
+        """`step_counted`: the Trainer has counted this step already, as it has when callbacks hear of its end."""
+        step = self.trainer.state.global_step + (not step_counted)
+        if PLACES.get(step % PERIOD) == place:
+            start = time.perf_counter()
+            time.sleep(SECONDS_OF_ONE_RANK if self.trainer.args.world_size > 1 and place in ONE_RANK else SECONDS)
+            self.sleeps.append({"step": step, "place": place, "start": start, "end": time.perf_counter()})
 
-    def before(self, function, phase):
+    def read(self, opened, work):
+        """The timer's own, which turns instants into seconds."""
+        self.steps.append({"start": opened.start, "changes": opened.changes})
+        return self._read(opened, work)
+
+    def before(self, function, place):
         def slowed(*args, **kwargs):
-            self(phase)
+            self(place)
             return function(*args, **kwargs)
 
         return slowed
 
+    def write(self):
+        path = self.trainer.run_dir.path / f"injected-{self.trainer.args.process_index}.json"
+        path.write_text(json.dumps({"sleeps": self.sleeps, "steps": self.steps}))
+
 
 def inject(trainer):
-    """One sleep a batch of rows, one a forward pass, one a backward pass, one an optimizer step."""
+    """A sleep wherever one is found as a phase of its own."""
+    from training.callbacks import cache_clearing, plotting
+
     sleeper = Sleeper(trainer)
-    if trainer.args.world_size > 1:
-        if trainer.args.process_index == 1:
-            trainer.model.get_output_embeddings().register_full_backward_hook(lambda *_: sleeper("backward"))
-        return sleeper
-    dataset = type(trainer.train_dataset)
-    dataset.__getitems__ = sleeper.before(dataset.__getitems__, "data_wait")
-    trainer.model.register_forward_pre_hook(lambda *_: sleeper("forward"))
-    trainer.model.get_output_embeddings().register_full_backward_hook(lambda *_: sleeper("backward"))
+    trainer.train_dataset.__getitems__ = sleeper.before(trainer.train_dataset.__getitems__, "data_wait")
+    trainer.model.register_forward_pre_hook(lambda model, _: sleeper("forward" if model.training else "eval"))
+    trainer.save_model = sleeper.before(trainer.save_model, "checkpoint")
+    # These two stand in for what they replace, which would only take time.
+    cache_clearing.gc = SimpleNamespace(collect=lambda: sleeper("cache_clear", step_counted=True))
+    plotting.Plotting._plot = lambda self: sleeper("plot")
+    slow_backward(trainer, sleeper)
+    slow_optimizer(trainer, sleeper)
+    slow_sink(trainer, sleeper)
+    trainer.add_callback(slow_callback(sleeper))
+    return sleeper
+
+
+def slow_backward(trainer, sleeper):
+    def sleep(*_):
+        sleeper("backward")
+        if trainer.args.process_index == 1 and trainer.accelerator.sync_gradients:
+            sleeper("straggler")
+
+    trainer.model.get_output_embeddings().register_full_backward_hook(sleep)
+
+
+def slow_optimizer(trainer, sleeper):
     create = trainer.create_optimizer
 
     def create_slow_optimizer(*args, **kwargs):
         optimizer = create(*args, **kwargs)
-        optimizer.step = sleeper.before(optimizer.step, "optimizer")
+        optimizer.register_step_pre_hook(lambda *_: sleeper("optimizer"))
         return optimizer
 
     trainer.create_optimizer = create_slow_optimizer
-    return sleeper
+
+
+def slow_sink(trainer, sleeper):
+    build = trainer._build_sinks
+    sink = SimpleNamespace(write=lambda _: sleeper("sink"), close=lambda: None)
+    if trainer.args.process_index == 0:
+        trainer.on_start(lambda max_steps: [*build(max_steps), sink])
+
+
+def slow_callback(sleeper):
+    from transformers import TrainerCallback
+
+    class SlowCallback(TrainerCallback):
+        """Somebody's own, which knows nothing of phases."""
+
+        def on_step_end(self, args, state, control, **kwargs):
+            sleeper("other", step_counted=True)
+
+    return SlowCallback()
 
 
 def main():
+    from tests.integration import several_runs
     from training import session
-    from training.train import main as train
 
     build = session.build_trainer
     sleepers = []
 
     def build_slow_trainer(*args, **kwargs):
         trainer = build(*args, **kwargs)
-        sleepers.append((inject(trainer), trainer.run_dir.path))
+        sleepers.append(inject(trainer))
         return trainer
 
     session.build_trainer = build_slow_trainer
-    code = train()
-    for sleeper, run_dir in sleepers if os.environ.get("RANK", "0") == "0" else []:
-        (run_dir / "injected.json").write_text(json.dumps(sleeper.slept))
+    code = several_runs.main(sys.argv[1:])
+    for sleeper in sleepers:
+        sleeper.write()
     return code
 
 

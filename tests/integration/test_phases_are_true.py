@@ -1,63 +1,163 @@
-"""Sleeps of known length turn up in their phase and nowhere else, and the phases are the wall time."""
+"""A delay of known length turns up in its phase and in no other, under every launch, and the phases are the wall time.
 
-import statistics
-import sys
+What a machine adds to a step varies more than 2 ms, so nothing is taken off: the instants of each sleep are held
+against the instants at which the timer changed phases, and the metrics of a step against the sums of these phases.
+One phase is missing: `h2d`, which a CPU does not have (the batch is where it is needed).
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.integration.conftest import LAUNCHERS, ROOT, run
-from tests.integration.injected_delays import SLEEPS
+from tests.integration import injected_delays
+from tests.integration.injected_delays import ONE_RANK, PERIOD, PHASES, PLACES, SAVE_EVERY
 from training.metrics import names
 
-STEPS, ACCUMULATION = 10, 2
+PERIODS = 2
+STEPS = PERIODS * PERIOD + 1  # the last one begins with what follows the last period
+QUIET = 9  # of a period: nobody sleeps
+FLAGS = [
+    "--max_steps", str(STEPS), "--eval_strategy", "steps", "--eval_steps", str(SAVE_EVERY),
+    "--save_strategy", "steps", "--save_steps", str(SAVE_EVERY), "perf.empty_cache_every=1", "monitor.plot_every=1",
+    "perf.num_threads=1", "checkpoint.verify_final=false",
+]  # fmt: skip
+RUNS = {
+    "python": {"plain": [], "zero2": ["--deepspeed", "zero2_bf16"]},
+    "torchrun": {"ddp": []},
+    "deepspeed": {"zero2": ["--deepspeed", "zero2_bf16"], "zero3": ["--deepspeed", "zero3_bf16"]},
+    "accelerate": {"ddp": []},
+}
+
+
+@dataclass(frozen=True)
+class Sleep:
+    rank: int
+    step: int
+    place: str
+    start: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+    @property
+    def tolerance(self) -> float:
+        return max(0.05 * self.seconds, 2e-3)
+
+
+class Rank:
+    """What one rank's timer saw: by step, the phases from when to when."""
+
+    def __init__(self, path: Path, rank: int) -> None:
+        left = json.loads((path / f"injected-{rank}.json").read_text())
+        self.sleeps = [Sleep(rank, **sleep) for sleep in left["sleeps"] if sleep["step"] <= STEPS]
+        self.spans = {step: _spans(**entry) for step, entry in enumerate(left["steps"], start=1)}
+
+    def seconds(self, step: int) -> Counter[str]:
+        return _sum((phase, end - start) for phase, start, end in self.spans[step])
+
+    def during(self, sleep: Sleep) -> Counter[str]:
+        """Seconds by phase of its step, on this rank, while somebody slept."""
+        return _sum((p, min(end, sleep.end) - max(start, sleep.start)) for p, start, end in self.spans[sleep.step])
+
+
+def _spans(start, changes):
+    starts = [start, *(mark for _, mark in changes)]
+    return [(phase, start, end) for start, (phase, end) in zip(starts, changes, strict=False)]
+
+
+def _sum(parts) -> Counter[str]:
+    total: Any = Counter()  # of floats
+    for phase, seconds in parts:
+        total[phase] += max(seconds, 0.0)
+    return total
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("deepspeed", [False, True], ids=["plain", "deepspeed"])
-def test_injected_sleeps_are_found(recipe, tmp_path, deepspeed):
-    # one thread: two wait for each other at every operation, for as long as another process has a core
-    flags = ["--max_steps", str(STEPS), "perf.num_threads=1"]
-    flags += ["--deepspeed", str(ROOT / "ds_configs" / "zero2_bf16.json")] if deepspeed else []
-    command = [sys.executable, str(ROOT / "tests/integration/injected_delays.py"), "--config", str(recipe)]
-    finished = run([*command, "--output_dir", str(tmp_path / "run"), *flags], tmp_path / "run")
-    steps = [record for record in finished.metrics() if names.PERF_STEP_MS in record]
-    slept = finished.json("injected.json")["4"]
-    assert slept["data_wait"] == pytest.approx(SLEEPS["data_wait"] * ACCUMULATION)
-    assert slept["forward"] == pytest.approx(SLEEPS["forward"] * ACCUMULATION)
-    injected_ms = {phase: 1e3 * seconds for phase, seconds in slept.items()} | {names.OTHER: 0.0}
-    for phase, injected in injected_ms.items():
-        # The least of each kind: what the machine adds to a step varies, what was injected does not. A sleep that was
-        # counted elsewhere would leave `slow` below it; one that came from elsewhere would lift the difference.
-        quick, slow = (min(step[names.phase_key(phase)] for step in steps if step["step"] % 2 == r) for r in (1, 0))
-        assert slow >= injected, phase
-        assert slow - quick <= (1.1 * injected or 40), phase
-    for step in steps:
-        phases = sum(value for key, value in step.items() if key in map(names.phase_key, names.PHASES))
-        assert phases == pytest.approx(step[names.PERF_STEP_MS], rel=0.001)
-    # The steps' own clock against the run's: the time between two records is the time of the steps between them.
-    wall = 1e3 * (steps[-1]["time_s"] - steps[0]["time_s"])
-    assert sum(step[names.PERF_STEP_MS] for step in steps[1:]) == pytest.approx(wall, rel=0.02)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("launcher", list(RUNS))
+def test_injected_delays_are_found_in_their_phase_alone(launch_all, tmp_path, launcher):
+    runs = {name: [*FLAGS, *flags] for name, flags in RUNS[launcher].items()}
+    finished = launch_all(launcher, tmp_path, runs, script=Path(injected_delays.__file__))
+    for name, run in finished.items():
+        ranks = [Rank(run.path, rank) for rank in range(1 if launcher == "python" else 2)]
+        check_every_place_slept(ranks)
+        assert not (untrue := [line for rank in ranks for line in find_untrue(rank)]), (name, untrue)
+        check_metrics(run, ranks)
+        check_wall_time(run)
+        if len(ranks) > 1:
+            check_waiting(ranks, "straggler")
+            check_waiting(ranks, "sink")
+            if name == "ddp":  # others come to what rank 0 is needed for only after work of their own
+                check_waiting(ranks, "plot")
+            check_straggler(run)
 
 
-@pytest.mark.launch
-@pytest.mark.parametrize("deepspeed", [False, True], ids=["ddp", "zero2"])
-def test_a_rank_that_waits_for_another_says_so(recipe, tmp_path, deepspeed):
-    flags = ["--max_steps", str(STEPS)]
-    flags += ["--deepspeed", str(ROOT / "ds_configs" / "zero2_bf16.json")] if deepspeed else []
-    command = [*LAUNCHERS["torchrun"], str(ROOT / "tests/integration/injected_delays.py"), "--config", str(recipe)]
-    finished = run([*command, "--output_dir", str(tmp_path / "run"), *flags], tmp_path / "run")
-    steps = [record for record in finished.metrics() if names.PERF_STEP_MS in record]
-    injected = 1e3 * SLEEPS["backward"] * ACCUMULATION
-    slow = [step for step in steps if step["step"] % 2 == 0]
+def check_every_place_slept(ranks):
+    for place in PLACES.values():
+        slept = [len({sleep.step for sleep in rank.sleeps if sleep.place == place}) for rank in ranks]
+        if place == "straggler":
+            assert slept == [0, PERIODS][: len(ranks)]
+        elif place in ONE_RANK:
+            assert slept == [PERIODS, 0][: len(ranks)]
+        else:
+            assert slept == [PERIODS] * len(ranks), place
 
-    def least(phase, which):
-        return min(step[names.spread_key(phase, which)] for step in slow)
 
-    assert statistics.mode(step[names.PERF_SLOWEST_RANK] for step in slow) == 1
-    assert injected <= least(names.BACKWARD, "max") <= 1.1 * injected + 40  # rank 1 slept
-    assert 0.9 * injected - 40 <= least(names.COMM_EXPOSED, "max") <= 1.1 * injected + 40  # rank 0 waited, and knows
-    assert least(names.BACKWARD, "min") < 0.3 * injected
-    assert least(names.COMM_EXPOSED, "min") < 0.3 * injected
-    for step in steps:
-        phases = sum(value for key, value in step.items() if key in map(names.phase_key, names.PHASES))
-        assert phases == pytest.approx(step[names.PERF_STEP_MS], rel=0.001)
+def find_untrue(rank: Rank) -> list[str]:
+    untrue = []
+    for sleep in rank.sleeps:
+        injected = {PHASES.get(sleep.place, sleep.place): sleep.seconds}
+        during = rank.during(sleep)
+        for phase in names.PHASES:
+            off = during[phase] - injected.get(phase, 0.0)
+            if abs(off) > sleep.tolerance:
+                untrue.append(f"rank {sleep.rank}, step {sleep.step}, {sleep.place}: {phase} {1e3 * off:+.1f} ms")
+    return untrue
+
+
+def check_metrics(run, ranks):
+    """What is written is the mean of these phases over the ranks, and they are all that is written."""
+    records = [record for record in run.metrics() if names.PERF_STEP_MS in record]
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    for record in records:
+        found = sum((rank.seconds(record["step"]) for rank in ranks), Counter())
+        for phase in names.PHASES:
+            assert record.get(names.phase_key(phase), 0.0) == pytest.approx(1e3 * found[phase] / len(ranks), abs=1e-3)
+        assert record[names.PERF_STEP_MS] == pytest.approx(1e3 * found.total() / len(ranks), abs=1e-3)
+
+
+def check_wall_time(run):
+    """The steps' clock against the run's: the time between two records is the time of the steps between them."""
+    records = [record for record in run.metrics() if names.PERF_STEP_MS in record]
+    first, *between = records[1:-2]
+    assert first["step"] % SAVE_EVERY and between[-1]["step"] % SAVE_EVERY  # no evaluation before these are written
+    wall = 1e3 * (between[-1]["time_s"] - first["time_s"])
+    assert sum(record[names.PERF_STEP_MS] for record in between) == pytest.approx(wall, rel=0.01)
+
+
+def check_waiting(ranks, place):
+    """While one rank sleeps the other waits for it, once it has done its own work: the best of the periods."""
+    missing = []
+    for sleep in ranks[0].sleeps + ranks[1].sleeps:
+        if sleep.place == place:
+            other = ranks[1 - sleep.rank]
+            work = max(sum(other.seconds(step)[phase] for phase in names.OWN_WORK) for step in find_quiet_steps())
+            missing.append(sleep.seconds - other.during(sleep)[names.COMM_EXPOSED] - work - sleep.tolerance)
+    assert min(missing) < 0, (place, missing)
+
+
+def find_quiet_steps():
+    return [step for step in range(1, STEPS + 1) if step % PERIOD == QUIET]
+
+
+def check_straggler(run):
+    """The rank that is waited for is named."""
+    for record in run.metrics():
+        if names.PERF_STEP_MS in record and PLACES.get(record["step"] % PERIOD) == "straggler":
+            assert record[names.PERF_SLOWEST_RANK] == 1

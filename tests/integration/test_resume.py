@@ -6,6 +6,7 @@ directory of its own, so the two can be compared file by file through the hashes
 runs of one process that go before and those that go on, the same with two ranks.
 """
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -171,6 +172,15 @@ def check_same(straight, resumed, step, last):
     assert resumed.metrics()[-1]["tokens"] == straight.metrics()[-1]["tokens"]
     times = [record["time_s"] for record in resumed.metrics()]
     assert times == sorted(times)
+    check_token_rates(resumed)
+
+
+def check_token_rates(resumed):
+    """Of each step, the first after the resume as well: the tokens it added over the time it took."""
+    steps = [record for record in resumed.metrics() if names.PERF_STEP_MS in record]
+    for before, now in itertools.pairwise(steps):
+        rate, seconds = now[names.PERF_TOKENS_PER_SECOND], now[names.PERF_STEP_MS] / 1e3
+        assert rate * seconds == pytest.approx(now["tokens"] - before["tokens"])
 
 
 def check_unmeasured_is_equal(measured, unmeasured, last):
@@ -236,7 +246,7 @@ def test_a_run_that_was_stopped_behind_its_last_step_is_finished(one_rank, two_r
 
 def test_another_world_and_micro_batch_end_the_epoch_with_each_row_trained_once(one_rank):
     check_epoch(one_rank["elastic"], steps=6)
-    assert "written by 2 ranks, this launch has 1" in one_rank["elastic"].output
+    assert "written with world size 2, this launch has 1" in one_rank["elastic"].output
 
 
 def test_another_micro_batch_of_zero2_ranks_ends_the_epoch_with_each_row_trained_once(two_ranks):

@@ -83,7 +83,8 @@ def test_only_the_active_experts_count():
     attention 192, router 8x4 = 32, an expert 3 x 8x4 = 96, shared 3 x 8x6 = 144 with its gate 8x1 = 8, head 80.
     """
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 4, "decoder_sparse_step": 1}
-    config = Qwen2MoeConfig(**SHAPE | {"num_hidden_layers": 1}, **experts, shared_expert_intermediate_size=6)
+    shape: dict[str, Any] = SHAPE | experts | {"num_hidden_layers": 1, "shared_expert_intermediate_size": 6}
+    config = Qwen2MoeConfig(**shape)
     ours = count(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"), [4]).model
     active, all_experts = 192 + 32 + 2 * 96 + 144 + 8 + 80, 192 + 32 + 4 * 96 + 144 + 8 + 80
     assert (active, all_experts) == (648, 840)

@@ -76,6 +76,8 @@ DEFAULTS: dict[str, Any] = {
     "save_steps": 60,
     "save_total_limit": 2,  # one good checkpoint remains if the newest is torn
     "report_to": "none",  # metrics.jsonl and report.html are always written
+    "ddp_find_unused_parameters": False,  # decoders use all of them; HF's default walks the graph at every step
+    "ddp_broadcast_buffers": False,  # of decoders they are constants (rotary tables): HF's default sends them each step
     "dataloader_drop_last": True,  # whole epochs: the rows at the very end that fill no step are left out
 }
 

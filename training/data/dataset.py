@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from data_prep.document_table import DocumentTable
 from data_prep.options import DataSection, SourceSection
 from data_prep.store import Split, Store
-from training.data.packing import RowPlan, plan_rows
+from training.data.packing import RowPlan, describe_changes, plan_rows
 
 logger = logging.getLogger("redline.data")
 
@@ -141,8 +141,5 @@ def _build(store: Store, split: Split, documents: NDArray[np.int64], data: DataS
 def _log(split: str, plan: RowPlan, num_documents: int, data: DataSection) -> None:
     used = 100 * plan.num_tokens / max(1, plan.num_rows * data.seq_len)
     what = f"{used:.2f} % of {data.seq_len} x {plan.num_rows} used" if data.packing != "none" else "padded by batch"
-    counts = {"split": plan.split, "truncated": plan.truncated, "dropped": plan.dropped}
-    long = "".join(f", {count} {name}" for name, count in counts.items() if count)
-    silent = f", {plan.silent} piece{'s' * (plan.silent > 1)} without loss left out" if plan.silent else ""
-    how = f"{data.packing}, {what}{long}{silent}"
+    how = ", ".join(filter(None, (data.packing, what, describe_changes(vars(plan)))))
     logger.info("%s: %d documents in %d rows (%s)", split, num_documents, plan.num_rows, how)

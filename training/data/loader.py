@@ -48,7 +48,12 @@ class TrainBatches(Protocol):
 
     @property
     def epoch(self) -> float:
-        """Passes over the data at `position`."""
+        """Passes over the data at `position`, the same on every rank."""
+        ...
+
+    @property
+    def passes(self) -> float:
+        """Passes over the data as far as this rank knows: never less than `epoch`."""
         ...
 
     def start(self, position: Any, copy_span: Span = nullcontext) -> None:
@@ -100,6 +105,10 @@ class StoreBatches:
     @property
     def epoch(self) -> float:
         return self.position / self.batching.num_rows
+
+    @property
+    def passes(self) -> float:
+        return self.epoch
 
     def start(self, position: Any, copy_span: Span = nullcontext) -> None:
         self.position = position or 0
@@ -170,7 +179,10 @@ def build_batching(lengths: np.ndarray, data: DataSection, micro_batch_size: int
     Raises UserError when there are no rows, or one is over `data.max_tokens_per_batch`.
     """
     if not len(lengths):
-        raise UserError("data.sources: no row to train on: every document is empty, left out or held out")
+        raise UserError(
+            "data.sources: no row to train on: every document is empty, left out, held out, or cut off before its "
+            "first token with loss; the line on training rows above counts them"
+        )
     multiple = data.pad_to_multiple_of
     if data.max_tokens_per_batch:
         budget = data.max_tokens_per_batch

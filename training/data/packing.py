@@ -12,7 +12,7 @@ counted, since the first token of a piece is never predicted and a row of such p
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,13 @@ class RowPlan:
         if not self.num_rows:
             return np.empty(0, np.int64)
         return np.add.reduceat(self.pieces.length, self.row_offsets[:-1], dtype=np.int64)
+
+
+def describe_changes(counts: Mapping[str, int]) -> str:
+    """What packing did to documents, by the names of `RowPlan`: `3 split, 1 piece without loss left out`."""
+    silent = counts["silent"]
+    parts = [f"{counts[name]} {name}" for name in ("split", "truncated", "dropped") if counts[name]]
+    return ", ".join(parts + [f"{silent} piece{'s' * (silent > 1)} without loss left out"] * bool(silent))
 
 
 def plan_rows(

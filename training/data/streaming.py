@@ -30,17 +30,18 @@ from data_prep.errors import UserError
 from data_prep.files import BadRecord
 from data_prep.options import DataSection
 from data_prep.stream import StreamPlan
-from data_prep.summary import BAD_RECORDS, check_bad_share
+from data_prep.summary import BAD_RECORDS, SHOWN_BAD_RECORDS, check_bad_share
 from training.data.collator import Collator
 from training.data.dataset import Row, RowDataset, choose_documents
 from training.data.dealing import Deal, ItemRows, Position, deal_to, list_items
 from training.data.device_copy import CudaCopies, copy_ahead
 from training.data.loader import LoaderOptions, Span
 from training.data.order import permute
-from training.data.packing import plan_rows
+from training.data.packing import describe_changes, plan_rows
 
 logger = logging.getLogger("redline.data")
 
+PACKED = ("split", "truncated", "dropped", "silent")  # documents (silent: pieces) by what packing did to them
 BLOCK_BITS = 20
 ROWS_AT_A_TIME = 64
 SHARE_RECORDS = 1000  # fewer, unless they are all, say nothing about the share of bad ones
@@ -50,8 +51,8 @@ VALIDATION_BLOCKS = 16  # 256 MiB of text at most are read to find the validatio
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a reader stands after a row: `row` rows of item `item` are done. It is also where `counts` of the records
-    read up to there, and the `bad_records` among them, are told."""
+    """Where a reader stands after a row: `row` rows of item `item` are done. It is also where `counts` (`COUNTED`,
+    `PACKED`) of the records read up to there, and the `bad_records` among them, are told."""
 
     reader: int
     item: int
@@ -139,10 +140,21 @@ class _ItemReader:
                 yield packed
             self._empty_items = 0 if found or row else self._empty_items + 1
             if self._empty_items > PATIENCE * self._num_units:
-                raise UserError(
-                    f"data.streaming: data.sources hold fewer training rows than there are readers "
-                    f"({self._deals[-1].readers}): launch fewer ranks or lower the number of workers"
-                )
+                raise UserError(self._explain_nothing())
+
+    def _explain_nothing(self) -> str:
+        readers, lost = self._deals[-1].readers, describe_changes(self._news.counts)
+        if lost:
+            return (
+                f"data.streaming: no row to train on: {self._news.counts['documents']} documents, {lost}; raise "
+                "data.seq_len, or set data.long_documents: split"
+            )
+        if readers == 1:
+            return "data.streaming: no row to train on: every document of data.sources is left out or held out"
+        return (
+            f"data.streaming: data.sources hold fewer training rows than there are readers ({readers}): launch fewer "
+            "ranks or lower the number of workers"
+        )
 
     def _read_item(self, item: int, row: int) -> Iterator[_PackedBlock]:
         deal = self._deals[-1]
@@ -154,12 +166,13 @@ class _ItemReader:
             rows = pack_block([block], self._data)
             chosen, numbers = choice.take(len(rows))
             if passes == 0 and (0 in chosen if len(rows) else part == 0 and choice.is_new):
-                self._news.counts += block.counts
+                self._news.counts.update(block.counts)
+                self._news.counts.update({name: getattr(rows.plan, name) for name in PACKED})
                 self._news.bad_records += block.bad_records
             if not len(chosen):
                 continue
             news = None
-            if self._news.counts:
+            if self._news.counts.total():
                 news, self._news = self._news, Block()
             key = (self._data.seed, unit << BLOCK_BITS | index)
             yield _PackedBlock(rows, item, permute(chosen, len(rows), key), numbers, news)
@@ -250,18 +263,19 @@ class StreamBatches:
 
     @property
     def position(self) -> dict[str, Any]:
-        """Of all readers; collective. `counts` are those of the first pass, by `COUNTED`."""
+        """Of all readers; collective. `counts` are those of the first pass, by `COUNTED` and `PACKED`."""
         own = [0.0] * (2 * self._deal.readers)
         for reader in range(self.rank * self._per_rank, (self.rank + 1) * self._per_rank):
             own[2 * reader : 2 * reader + 2] = self._deal.positions[reader]
-        summed = [round(value) for value in self.sum_over_ranks([*own, *(float(self._counts[key]) for key in COUNTED)])]
+        names = (*COUNTED, *PACKED)
+        summed = [round(value) for value in self.sum_over_ranks([*own, *(float(self._counts[key]) for key in names)])]
         moved, counts = summed[: len(own)], summed[len(own) :]
         deal = Deal(self._deal.slices, tuple(zip(moved[::2], moved[1::2], strict=True)))
         self._agreed_passes = self._count_passes(deal.positions)
         return {
             "deals": [{"slices": deal.slices, "positions": deal.positions} for deal in (*self._earlier, deal)],
             "turn": self._turn,
-            "counts": dict(zip(COUNTED, counts, strict=True)),
+            "counts": dict(zip(names, counts, strict=True)),
         }
 
     @property
@@ -272,7 +286,8 @@ class StreamBatches:
 
     @property
     def passes(self) -> float:
-        """Passes that the slowest reader of this rank has done."""
+        """Passes that the slowest reader of this rank has done, in whole units: those of a compressed file or of a
+        source with a limit are done all at once."""
         own = self._deal.positions[self.rank * self._per_rank : (self.rank + 1) * self._per_rank]
         return self._count_passes(own)
 
@@ -286,13 +301,14 @@ class StreamBatches:
         saved = [Deal(deal["slices"], tuple((item, row) for item, row in deal["positions"])) for deal in deals]
         *self._earlier, self._deal = deal_to(readers, num_units, saved)
         self._agreed_passes = self._count_passes(self._deal.positions)
+        self._repeats = self._agreed_passes >= 1
         goes_on = saved and self._deal is saved[-1]
         self._turn = position["turn"] if position and goes_on else 0
         # Of a resumed run, rank 0 alone holds what was counted so far: the counts are summed over ranks.
         self._counts = Counter(position["counts"] if position and self.rank == 0 else {})
         if self._deal.slices > 1:
-            shared = f"each unit is read by {self._deal.slices} of them, for a share of its rows"
-            logger.info("stream: %d units for %d readers: %s", num_units, readers, shared)
+            shared = f"each is read whole by {self._deal.slices} of them, for a share of its rows"
+            logger.info("stream: %d unit%s for %d readers: %s", num_units, "s" * (num_units > 1), readers, shared)
         rows = StreamRows(self.plan, self.data, (*self._earlier, self._deal), self.rank, self._turn)
         batches = _load_batches(rows, _StreamCollator(self.collator), self.options, self.micro_batch_size)
         if self.device.type == "cuda":
@@ -313,13 +329,22 @@ class StreamBatches:
     def _advance(self, progress: Progress) -> None:
         self._deal = self._deal.with_positions({progress.reader: (progress.item, progress.row)})
         self._turn = (progress.reader + 1) % self._per_rank
+        if progress.counts and not self._counts:
+            lost = describe_changes(progress.counts)
+            logger.info("stream: first block: %d documents%s", progress.counts["documents"], f", {lost}" * bool(lost))
+        for record in progress.bad_records[: max(0, SHOWN_BAD_RECORDS - self._counts["bad_records"])]:
+            logger.warning("bad record: %s", record)
         self._counts.update(progress.counts)
         if progress.bad_records:
             with open(self.run_dir / BAD_RECORDS, "ab") as file:
                 file.write(b"".join(record.to_json_line() for record in progress.bad_records))
-        if self._counts.total() >= SHARE_RECORDS or self.passes >= 1:
-            bad, records = self._counts["bad_records"], self._counts.total()
-            check_bad_share(bad, records, self.data.max_bad_share, self.run_dir)
+        passes = self.passes
+        if passes >= 1 and not self._repeats:
+            logger.info("stream: data.sources have been read to their end: from here on they repeat")
+        self._repeats = passes >= 1
+        records = sum(self._counts[key] for key in COUNTED)
+        if records >= SHARE_RECORDS or self._repeats:
+            check_bad_share(self._counts["bad_records"], records, self.data.max_bad_share, self.run_dir)
 
 
 def _load_batches(

@@ -244,7 +244,7 @@ class ProfiledTrainer(Trainer):
             self._update_progress()
             head = {
                 "step": self.state.global_step,
-                "epoch": self.state.epoch,
+                "epoch": self.train_batches.passes,
                 "time_s": self.progress.seconds,
                 "tokens": self.progress.tokens,
             }

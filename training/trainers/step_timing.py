@@ -8,6 +8,7 @@ Communication that runs beside computation costs nothing and shows as nothing; w
 - DDP, and `overlap_comm`, reduce in the background and wait at the end of the backward pass: from the moment when the
   last gradient is computed to the return of `backward`. The moment comes from a callback of the autograd engine, queued
   when the pass begins, hence run before the reducer's own.
+- DDP sends the model's buffers from rank 0 to the others at the beginning of a forward pass.
 
 Waiting for a slower rank is in it: a collective ends when the last rank has come. One rank has no such phase. No number
 that is trained changes. Cost: two clock readings (two events) per collective, one Python hook per backward pass.
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from torch.autograd import Variable
+from torch.nn.parallel import DistributedDataParallel
 
 from training.metrics import names
 from training.metrics.phase_timer import PhaseTimer
@@ -46,6 +48,8 @@ def time_step(trainer: Any, timer: PhaseTimer[Any]) -> None:
             time_deepspeed_collectives(span, lambda: timer.phase in COMPUTING, device)
     else:
         stepping, in_background = trainer.optimizer, several
+        if isinstance(ddp := trainer.model_wrapped, DistributedDataParallel):
+            ddp._sync_buffers = _timed(ddp._sync_buffers, lambda: span(names.COMM_EXPOSED))
     stepping.step = _timed(stepping.step, lambda: span(names.OPTIMIZER))
     accelerator = trainer.accelerator
     accelerator.backward = time_backward(accelerator.backward, span, reduces_in_background=in_background)

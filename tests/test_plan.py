@@ -34,6 +34,17 @@ def test_work_by_hand(capsys):
     assert plan["seconds"] is None
 
 
+def test_time_at_the_rate_of_a_finished_run(capsys, tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps({"mfu_pct": 20.0, "peak": {"tflops": 0.5, "device": "a CPU"}}))
+    plan = run_json(capsys, "--world_size", "2", "--like", str(tmp_path))
+    # 20 % of 0.5 TFLOP/s on each of two ranks
+    assert plan["seconds"] == pytest.approx(plan["total_flops"] / (2 * 0.1e12))
+    assert str(tmp_path) in plan["rate"]
+    (tmp_path / "summary.json").write_text("{}")
+    assert main([*TINY, "--like", str(tmp_path)]) == 2
+    assert "--like" in capsys.readouterr().err
+
+
 def test_parameters_of_the_vocabulary_to_be_trained(capsys):
     small, large = run_json(capsys), run_json(capsys, "tokenizer.vocab_size=400")
     assert large["parameters"] - small["parameters"] == 100 * 64

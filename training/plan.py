@@ -4,7 +4,8 @@
     python -m training.plan --config minigpt_124m_pretrain --deepspeed zero2_bf16 --world_size 8 --device 24GiB --json
 
 Takes everything `training/train.py` takes, and `--world_size N` (default 1), `--device NAME` (as the driver names it,
-or a size such as 24GiB; left out: a CPU) and `--json`. Formulas and what is an estimate: docs/memory.md.
+or a size such as 24GiB; left out: a CPU), `--like RUN` (a finished run on such a device: the time is predicted at the
+rate it reached, not at an assumed MFU) and `--json`. Formulas and what is an estimate: docs/memory.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
 from training.config import load_config
+from training.reporting.facts import facts_from_run
+from training.reporting.run_reader import load_run
 
 if TYPE_CHECKING:
     from training.memory.run_plan import RunPlan
@@ -33,6 +36,7 @@ class PlanFlags:
 
     world_size: int
     device: str | None
+    like: str | None
     as_json: bool
 
     @property
@@ -45,13 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         flags, rest = split_flags(list(sys.argv[1:] if argv is None else argv))
         loaded = load_config(rest, flags.world_size)
+        rate = read_rate(flags.like) if flags.like else None
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
         # torch comes in after everything that can fail without it
         from training.memory.run_plan import plan_run
         from training.models.planned import build_planned_model
 
-        plan = plan_run(loaded, partial(build_planned_model, loaded.config), **flags.target)
+        plan = plan_run(loaded, partial(build_planned_model, loaded.config), rate=rate, **flags.target)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -69,14 +74,22 @@ def split_flags(argv: list[str]) -> tuple[PlanFlags, list[str]]:
         name = name.replace("-", "_")
         if name == "__json":
             values[name] = "true"
-        elif name in ("__world_size", "__device"):
+        elif name in ("__world_size", "__device", "__like"):
             values[name] = value if equals else next(items, "")
         else:
             rest.append(item)
     world_size = values.get("__world_size", "1")
     if not world_size.isdigit() or int(world_size) < 1:
         raise UserError(f"command line: --world_size = {world_size!r}: must be a whole number from 1 on")
-    return PlanFlags(int(world_size), values.get("__device"), "__json" in values), rest
+    return PlanFlags(int(world_size), values.get("__device"), values.get("__like"), "__json" in values), rest
+
+
+def read_rate(run: str) -> tuple[float, str]:
+    """Model TFLOP/s per device that a finished run reached, and the run. Raises UserError when it has none."""
+    facts = facts_from_run(load_run(run))
+    if facts.mfu_pct is None or facts.peak is None or facts.peak.tflops is None:
+        raise UserError(f"command line: --like = {run!r}: this run has no MFU in its summary.json or metrics.jsonl")
+    return facts.mfu_pct / 100 * facts.peak.tflops, run
 
 
 def format_plan(plan: RunPlan) -> str:
@@ -113,7 +126,7 @@ def _format_work(plan: RunPlan) -> list[str]:
     if plan.steps is not None:
         lines.append(f"run: {plan.steps:,} steps, {plan.total_tokens:,} tokens, {_flops(plan.total_flops)}")
     if plan.seconds is not None:
-        lines.append(f"time: about {_duration(plan.seconds)} at an assumed MFU of {plan.assumed_mfu_pct:.0f} %")
+        lines.append(f"time: about {_duration(plan.seconds)} at {plan.rate}")
     disk = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in plan.disk_bytes.items())
     return [*lines, f"disk: {disk}"]
 

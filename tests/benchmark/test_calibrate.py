@@ -3,7 +3,7 @@
 import pytest
 
 from tests.comparing.conftest import write_timed  # noqa: F401
-from training.benchmark.calibrate import MACHINES, count_false_alarms, main, simulate
+from training.benchmark.calibrate import MACHINES, SEEDS, count_false_alarms, main, simulate, simulate_losses
 from training.comparing.sides import load_side
 
 
@@ -14,8 +14,17 @@ def test_single_runs_raise_few_false_alarms(name, windows):
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_repeats_raise_few_false_alarms(name):
-    assert simulate(MACHINES[name], 30, repeats=3, pairs=200).false_alarms <= 0.05
+@pytest.mark.parametrize("repeats", [3, 6])
+def test_repeats_raise_few_false_alarms(name, repeats):
+    assert simulate(MACHINES[name], 30, repeats, pairs=200).false_alarms <= 0.05
+
+
+@pytest.mark.parametrize("kind", SEEDS)
+@pytest.mark.parametrize(("repeats", "records"), [(1, 100), (1, 1000), (3, 100)])
+def test_losses_of_other_seeds_raise_few_false_alarms(kind, repeats, records):
+    cell = simulate_losses(kind, records, repeats, pairs=150)
+    assert cell.false_alarms <= 0.05
+    assert cell.shown > 0 and cell.found < 1
 
 
 def test_power_grows_with_windows_and_with_repeats():

@@ -7,6 +7,8 @@ which take turns as in `interleave`, held against each other as `compare` holds 
 that came out as different. **Found** is the smallest slowdown seen in 80 % of the pairs: slowing B by a factor scales
 its interval, so a pair shows every slowdown above 1 / low - 1, and the figure is the 80 % quantile of those.
 
+Losses are simulated likewise: runs that differ by their seed alone, at the level that a loss has on a page.
+
 `--runs DIR`: every pair of the runs in DIR, all of one configuration, through the whole comparison: a pair counts as a
 false alarm when any row of it does.
 """
@@ -26,14 +28,16 @@ import numpy as np
 from data_prep.errors import UserError
 from training.benchmark.command_line import build_parser
 from training.benchmark.interleave import draw_orders
-from training.comparing.comparison import QUESTIONS, Pair, compare
+from training.comparing.comparison import LOSS_ROWS, QUESTIONS, Pair, compare
 from training.comparing.intervals import ALPHA, POWER, Windows, find_interval
+from training.comparing.losses import Curve, judge_curves
 from training.comparing.sides import WARMUP_SHARE, Side, load_side
 from training.environment import describe_machine
 from training.reporting.plots import write_atomically
 
 WINDOWS = (30, 100, 1000)
 REPEATS = (1, 3, 6)
+LOSS_NOISE, LOSS_WANDERS = 0.05, 0.01  # nats per token
 NOISE = 0.05  # standard deviation of a window's time, relative
 Machine = Callable[[np.random.Generator, int, int, int], np.ndarray]
 
@@ -110,6 +114,28 @@ MACHINES: dict[str, Machine] = {
 }
 
 
+def _batches(rng: np.random.Generator, runs: int, records: int) -> np.ndarray:
+    return rng.normal(0, LOSS_NOISE, (runs, records))
+
+
+def _wandering(rng: np.random.Generator, runs: int, records: int) -> np.ndarray:
+    """Another start leads another way: what differs comes and goes within a quarter of the run."""
+    way = _build_autoregressive(lambda windows: windows / 4)(rng, runs, 1, records)
+    return way / NOISE * LOSS_WANDERS + _batches(rng, runs, records)
+
+
+def _levels(rng: np.random.Generator, runs: int, records: int) -> np.ndarray:
+    """Each seed ends somewhere else: what one run cannot show."""
+    return rng.normal(0, LOSS_WANDERS, (runs, 1)) + _batches(rng, runs, records)
+
+
+SEEDS: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
+    "loss: noise of batches": _batches,
+    "loss: wandering": _wandering,
+    "loss: a level of each seed": _levels,
+}
+
+
 @dataclass(frozen=True)
 class Cell:
     """Of one machine, length and number of runs. shown: median of what the comparison itself says it could show."""
@@ -133,6 +159,22 @@ def simulate(machine: Machine, windows: int, repeats: int, pairs: int, seed: int
         found = find_interval(a, b, alpha=ALPHA / QUESTIONS, paired=repeats > 1)
         alarms += bool(found.differs)
         thresholds.append(1 / found.low - 1 if found.low else np.inf)
+        shown.append(found.detectable if found.detectable is not None else np.inf)
+    return Cell(alarms / pairs, float(np.quantile(thresholds, POWER)), float(np.median(shown)))
+
+
+def simulate_losses(kind: str, records: int, repeats: int, pairs: int, seed: int = 0) -> Cell:
+    """The same of `train/loss` at equal tokens, in nats per token. found: the smallest change seen in 80 % of the
+    pairs: a shift of B shifts its interval."""
+    rng = np.random.default_rng(seed)
+    x = np.linspace(0.0, 1.0, records)
+    alarms, thresholds, shown = 0, [], []
+    for _ in range(pairs):
+        losses = 2 + 6 * np.exp(-x / 0.2) + SEEDS[kind](rng, 2 * repeats, records)
+        a, b = ([Curve(x, y) for y in half] for half in (losses[:repeats], losses[repeats:]))
+        found = judge_curves(a, b, alpha=ALPHA / QUESTIONS / LOSS_ROWS)
+        alarms += bool(found.differs)
+        thresholds.append(-found.low if found.low is not None else np.inf)
         shown.append(found.detectable if found.detectable is not None else np.inf)
     return Cell(alarms / pairs, float(np.quantile(thresholds, POWER)), float(np.median(shown)))
 
@@ -195,6 +237,17 @@ def format_table(pairs: int, argv: list[str]) -> str:
             cells = [simulate(machine, windows, repeats, pairs) for repeats in REPEATS]
             shown = [f"{c.false_alarms:.1%}; {c.found:.1%} ({c.shown:.1%})" for c in cells]
             lines.append(f"| {name} | {windows:,} | {' | '.join(shown)} |")
+    lines += [
+        "", "`train/loss` at equal tokens of runs that differ by their seed, in nats per token, at its level on a page "
+        f"({ALPHA / QUESTIONS / LOSS_ROWS:.2%}). Records vary by {LOSS_NOISE} from batch to batch; seeds wander, or "
+        f"end, {LOSS_WANDERS} apart (standard deviations).", "",
+        f"| seeds | records | {' | '.join(runs)} |", "|---|---|" + "---|" * len(runs),
+    ]  # fmt: skip
+    for kind in SEEDS:
+        for records in WINDOWS:
+            cells = [simulate_losses(kind, records, repeats, pairs) for repeats in REPEATS]
+            shown = [f"{c.false_alarms:.1%}; {c.found:.4f} ({c.shown:.4f})" for c in cells]
+            lines.append(f"| {kind} | {records:,} | {' | '.join(shown)} |")
     facts = describe_machine(("numpy",))
     command = " ".join(["python -m training.benchmark calibrate", *argv])
     lines += [

@@ -113,9 +113,15 @@ class _Spread:
 
 
 def find_interval(
-    a: Sequence[Windows], b: Sequence[Windows], *, alpha: float = ALPHA, paired: bool = False, absolute: bool = False
+    a: Sequence[Windows],
+    b: Sequence[Windows],
+    *,
+    alpha: float = ALPHA,
+    paired: bool = False,
+    absolute: bool = False,
+    allowance: float = RUN_TO_RUN,
 ) -> Interval:
-    """B over A (`absolute`: B less A) from the runs of each side.
+    """B over A (`absolute`: B less A) from the runs of each side; `allowance` is relative, or with `absolute` is not.
 
     Raises ValueError for a side without runs, or paired sides of different length.
     """
@@ -132,7 +138,7 @@ def find_interval(
         drifts = [run.drift() / scale for side, scale in ((a, scale_a), (b, scale_b)) for run in side]
         spread = _stretch(spread, math.sqrt(sum(drift**2 for drift in drifts) / DRIFT_VARIANCE) / len(a))
     else:
-        allowances = (0.0, 0.0) if absolute else (RUN_TO_RUN * scale_a, RUN_TO_RUN * scale_b)
+        allowances = (allowance * scale_a, allowance * scale_b)
         spread = _join(_find_spreads(a, b, means_a / scale_a, means_b / scale_b, (scale_a, scale_b), allowances, rng))
     return _build_interval(estimate, spread, alpha, absolute)
 

@@ -7,7 +7,8 @@ Curves of `train/loss` against the columns `tokens` and `time_s` of the same lin
 
 With repeats its interval is that of runs. With one run on each side it follows the rule of `intervals.py` on the
 *difference of the curves* along the whole range but its first tenth: what one recipe with another seed does to a curve
-comes and goes along it, and a quarter is taken to say as much as another. Losses that are equal in every digit at every
+comes and goes along it, and a quarter is taken to say as much as another; and where a seed ends, by RUN_TO_RUN_NATS at
+least, is in no curve. Losses that are equal in every digit at every
 common step are said to be so. Evaluation losses are compared at the last evaluation that all runs have.
 """
 
@@ -28,6 +29,7 @@ AXES = {"tokens": "equal tokens", "time_s": "equal training time"}
 SHARES = (0.25, 0.5, 0.75, 1.0)
 LATE_SHARE = 0.75
 EARLY_SHARE = 0.1
+RUN_TO_RUN_NATS = 0.01  # by which another seed may end elsewhere: a standard deviation that one run cannot show
 MAX_POINTS = 2000
 
 
@@ -92,8 +94,7 @@ def _compare_training(a: Side, b: Side, axis: str, alpha: float, paired: bool) -
     known_a, known_b = ([curve for curve in curves if curve] for curves in (curves_a, curves_b))
     if len(known_a) < len(a.runs) or len(known_b) < len(b.runs):
         return None
-    curves = known_a + known_b
-    begin, end = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
+    begin, end = _find_range(known_a + known_b)
     if begin >= end:
         return None
     points = begin + (end - begin) * np.array(SHARES)
@@ -101,9 +102,13 @@ def _compare_training(a: Side, b: Side, axis: str, alpha: float, paired: bool) -
         tuple(np.mean([curve.smoothed().at(points) for curve in side], axis=0).tolist()) for side in (known_a, known_b)
     )
     equal = axis == "tokens" and is_equal(a, b, names.TRAIN_LOSS)
-    grid = _find_grid(curves, begin, end)
-    interval = None if equal else _judge(known_a, known_b, grid, alpha, paired)
+    interval = None if equal else judge_curves(known_a, known_b, alpha=alpha, paired=paired)
     return LossComparison(names.TRAIN_LOSS, axis, tuple(points.tolist()), values_a, values_b, interval, equal)
+
+
+def _find_range(curves: Sequence[Curve]) -> tuple[float, float]:
+    """What all of them have reached: x from and to."""
+    return max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
 
 
 def _find_grid(curves: Sequence[Curve], begin: float, end: float) -> np.ndarray:
@@ -112,7 +117,9 @@ def _find_grid(curves: Sequence[Curve], begin: float, end: float) -> np.ndarray:
     return np.linspace(begin + EARLY_SHARE * (end - begin), end, int(np.clip(count * (1 - EARLY_SHARE), 2, MAX_POINTS)))
 
 
-def _judge(a: list[Curve], b: list[Curve], grid: np.ndarray, alpha: float, paired: bool) -> Interval:
+def judge_curves(a: Sequence[Curve], b: Sequence[Curve], *, alpha: float, paired: bool = False) -> Interval:
+    """B less A over the last quarter of the range that all of them have. The range must not be empty."""
+    grid = _find_grid([*a, *b], *_find_range([*a, *b]))
     late = grid >= grid[-1] - (1 - LATE_SHARE) * (grid[-1] - grid[0])
     if len(a) == len(b) == 1:
         return _judge_single(b[0].at(grid) - a[0].at(grid), late, alpha)
@@ -123,7 +130,8 @@ def _judge(a: list[Curve], b: list[Curve], grid: np.ndarray, alpha: float, paire
 def _judge_single(difference: np.ndarray, late: np.ndarray, alpha: float) -> Interval:
     """The mean of the `late` part of `difference` (n,), with the spread of the whole of it."""
     along = Windows(difference, np.ones(len(difference)))
-    found = find_interval([Windows(np.zeros_like(difference), along.weights)], [along], alpha=alpha, absolute=True)
+    nothing = Windows(np.zeros_like(difference), along.weights)
+    found = find_interval([nothing], [along], alpha=alpha, absolute=True, allowance=RUN_TO_RUN_NATS)
     shift = float(difference[late].mean()) - found.estimate
     if found.low is None or found.high is None:
         return Interval(found.estimate + shift, None, None, None, None, True)

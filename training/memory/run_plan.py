@@ -59,13 +59,23 @@ class RunPlan:
     total_tokens: int | None
     total_flops: int | None
     seconds: float | None
-    assumed_mfu_pct: float
+    rate: str | None
+    """At which `seconds` are predicted: training steps alone, without evaluation and checkpoints."""
     disk_bytes: dict[str, int]
     notes: list[str] = field(default_factory=list)
 
 
-def plan_run(loaded: LoadedConfig, build: BuildModel, *, world_size: int, device: str | None) -> RunPlan:
+def plan_run(
+    loaded: LoadedConfig,
+    build: BuildModel,
+    *,
+    world_size: int,
+    device: str | None,
+    rate: tuple[float, str] | None = None,
+) -> RunPlan:
     """Plan a loaded recipe. `build` makes its model on the meta device, with 4-bit layers or without.
+
+    rate: model TFLOP/s of a device and the run that reached it; None: `ASSUMED_MFU_PCT` of the datasheet's peak.
 
     Raises UserError for an unknown device, and whatever `build` raises.
     """
@@ -81,6 +91,7 @@ def plan_run(loaded: LoadedConfig, build: BuildModel, *, world_size: int, device
     steps = _planned_steps(config)
     step_flops = flops.model * rows_per_step
     tokens_per_step = rows_per_step * config.data.seq_len
+    tflops, how = _find_rate(device, planner.dtype, rate)
     return RunPlan(
         recipe=loaded.recipe,
         setup=planner.describe(),
@@ -100,10 +111,10 @@ def plan_run(loaded: LoadedConfig, build: BuildModel, *, world_size: int, device
         steps=steps,
         total_tokens=steps * tokens_per_step if steps else None,
         total_flops=steps * step_flops if steps else None,
-        seconds=_predict_seconds(device, planner.dtype, steps, step_flops / world_size),
-        assumed_mfu_pct=ASSUMED_MFU_PCT,
+        seconds=steps * step_flops / world_size / (tflops * 1e12) if steps and tflops else None,
+        rate=how,
         disk_bytes=_disk_bytes(planner),
-        notes=_notes(config, planner, device, steps),
+        notes=_notes(config, planner, device, steps, has_rate=tflops is not None),
     )
 
 
@@ -233,11 +244,17 @@ def _planned_steps(config: Config) -> int | None:
     return steps if steps > 0 else None
 
 
-def _predict_seconds(device: str | None, dtype: torch.dtype, steps: int | None, rank_flops: float) -> float | None:
+def _find_rate(
+    device: str | None, dtype: torch.dtype, reached: tuple[float, str] | None
+) -> tuple[float | None, str | None]:
+    """Model TFLOP/s of a device to predict with, and where they come from."""
+    if reached:
+        tflops, run = reached
+        return tflops, f"{tflops:.3g} TFLOP/s a device, as {run} reached"
     peak = find_peak(device, str(dtype).removeprefix("torch.")) if device else None
-    if peak is None or steps is None:
-        return None
-    return steps * rank_flops / (peak.tflops * 1e12 * ASSUMED_MFU_PCT / 100)
+    if peak is None:
+        return None, None
+    return peak.tflops * ASSUMED_MFU_PCT / 100, f"an assumed MFU of {ASSUMED_MFU_PCT:.0f} %"
 
 
 def _disk_bytes(planner: Planner) -> dict[str, int]:
@@ -253,7 +270,7 @@ def _disk_bytes(planner: Planner) -> dict[str, int]:
     return {"final": final, "one checkpoint": 2 * final + round((4 + optimizer) * counts.trained)}
 
 
-def _notes(config: Config, planner: Planner, device: str | None, steps: int | None) -> list[str]:
+def _notes(config: Config, planner: Planner, device: str | None, steps: int | None, *, has_rate: bool) -> list[str]:
     notes = ["activations and peak are traced on fake tensors and are estimates; see docs/memory.md"]
     if planner.attention_note:
         notes.append(planner.attention_note)
@@ -264,8 +281,9 @@ def _notes(config: Config, planner: Planner, device: str | None, steps: int | No
         notes.append(
             "training.max_steps is not set: steps, tokens and time depend on the data, which a plan does not read"
         )
-    if device and _predict_seconds(device, planner.dtype, 1, 1.0) is None:
-        notes.append(f"no datasheet peak for {device!r} in {planner.dtype}: no time is predicted")
+    if not has_rate:
+        where = f"{device!r} in {planner.dtype}" if device else "a CPU"
+        notes.append(f"no datasheet peak for {where}: no time is predicted (--like RUN takes what a run reached)")
     if config.tokenizer.path is None:
         notes.append(f"vocabulary: tokenizer.vocab_size = {config.tokenizer.vocab_size}, as it will be trained")
     return notes

@@ -7,7 +7,8 @@
 
 `--config` takes a path or a bare name in `configs/`; any key of any section can be overridden (`--learning_rate 1e-4`,
 `data.seq_len=1024`); `--resume auto|PATH|never` goes on from the latest whole checkpoint, from PATH, or starts anew.
-Exit codes: 0 trained, 2 something in the recipe, the data or the machine is to be mended (one line says what).
+Exit codes: 0 trained, 2 something in the recipe, the data or the machine is to be mended (one line says what), 130
+stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
         message = loaded.located(str(error)) if loaded else str(error)
         print(f"error: {message}" if world.is_main else f"error on rank {world.rank}: {message}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: stopped by Ctrl-C; --resume auto goes on from the latest checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

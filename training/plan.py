@@ -14,6 +14,7 @@ import dataclasses
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         loaded = load_config(rest, flags.world_size)
         rate = read_rate(flags.like) if flags.like else None
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # theirs to follow
 
         # torch comes in after everything that can fail without it
         from training.memory.run_plan import plan_run

@@ -201,7 +201,7 @@ def test_two_zero2_ranks(two_ranks):
 
 def test_two_ranks_resume_a_stream(two_ranks):
     straight, resumed = two_ranks["stream"], two_ranks["stream-resumed"]
-    assert "no store" in straight.output and "each unit is read by 2 of them" in straight.output
+    assert "no store" in straight.output and "each is read whole by 2 of them" in straight.output
     assert len(straight.values(names.EVAL_LOSS)) == 2
     assert min(straight.values(names.PERF_USEFUL_TOKENS_PCT)) > 90
     summary = straight.json("summary.json")

@@ -96,19 +96,18 @@ def list_allowances(pass_bytes: int, *, on_gpu: bool, world_size: int) -> list[P
 def find_largest_micro_batch(estimate: Callable[[int], Estimate], known: Estimate, capacity: int) -> Estimate | None:
     """The largest micro-batch whose peak fits in `capacity` bytes, or None when not even 1 does.
 
-    The peak is very nearly a straight line in the micro-batch size, so each guess comes from the line through two
-    traced sizes and is traced itself, until one fits and the next does not: four traces as a rule.
+    The peak is very nearly a straight line in the micro-batch size, so each guess comes from the line through two known
+    sizes, until one fits and the next does not. As a rule two sizes are traced (`trace.py`).
     """
-    low = known if known.micro_batch_size == 1 else estimate(1)
+    fits = known.device_peak <= capacity
+    if not fits and known.micro_batch_size == 1:
+        return None
+    low = known if fits else estimate(1)
     if low.device_peak > capacity:
         return None
-    high: Estimate | None = None  # the smallest size known not to fit
+    high = None if fits else known  # the smallest size known not to fit
     other = known
     while low.micro_batch_size < LARGEST_MICRO_BATCH:
-        if known.device_peak <= capacity and known.micro_batch_size > low.micro_batch_size:
-            other, low = low, known
-        elif known.device_peak > capacity and high is None:
-            high = known
         if high and high.micro_batch_size == low.micro_batch_size + 1:
             break
         guess = estimate(_guess_size(low, high or other, high, capacity))

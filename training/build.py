@@ -270,6 +270,14 @@ def compute_dtype(args: TrainingArguments) -> torch.dtype:
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
+def name_peak_format(args: TrainingArguments) -> str:
+    """The number format whose peak matmuls can reach: float32 ones run as TF32 where that is switched on."""
+    dtype = compute_dtype(args)
+    if dtype == torch.float32 and (args.tf32 or torch.backends.cuda.matmul.allow_tf32):
+        return "tfloat32"
+    return str(dtype).removeprefix("torch.")
+
+
 def build_meter(config: Config, model: torch.nn.Module, args: TrainingArguments, world: World) -> Meter:
     """Clock, FLOPs of this model, and the rates they are held against: the vendor's dense peak of this device, or a
     measured one where no table has it (every CPU), and what the model's own matmuls reach here."""
@@ -277,11 +285,13 @@ def build_meter(config: Config, model: torch.nn.Module, args: TrainingArguments,
     calibrator = Calibrator(dtype, args.device, ranks=world.local_size, keeps=world.is_main)
     peak = None
     if args.device.type == "cuda":
-        peak = find_peak(torch.cuda.get_device_name(args.device), str(dtype).removeprefix("torch."))
+        peak = find_peak(torch.cuda.get_device_name(args.device), name_peak_format(args))
     peak = peak or calibrator.find_machine_peak()
     matmuls = find_matmuls(model)
     tokens = args.per_device_train_batch_size * config.data.seq_len
     ceiling = calibrator.find_model_ceiling([m for m in (*matmuls.layers, *matmuls.head) if not m.overhead], tokens)
+    if ceiling and peak.source == "measured" and ceiling.tflops > peak.tflops:
+        peak = ceiling  # each is measured by itself, and whatever else runs can only lower it
     spread = "" if peak.spread_pct is None else f", spread {peak.spread_pct:.0f} %"
     alone = f"; this model's matmuls alone reach {ceiling.tflops:.2f}" if ceiling else ""
     logger.info(
@@ -295,6 +305,7 @@ def build_meter(config: Config, model: torch.nn.Module, args: TrainingArguments,
         checkpointing=bool(args.gradient_checkpointing),
         peak=peak,
         ceiling=ceiling,
+        calibrator=calibrator,
     )
 
 

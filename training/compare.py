@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.paired and len({len(side.runs) for side in sides}) > 1:
             counts = ", ".join(f"{side.name} has {len(side.runs)}" for side in sides)
             raise UserError(f"--paired: {counts} runs; name the runs of each round on both sides")
+        if args.skip_steps is not None and args.skip_steps < 0:
+            raise UserError(f"--skip_steps {args.skip_steps}: name 0 or more")
         comparison = compare(sides, paired=args.paired, skip_steps=args.skip_steps)
         if args.output:
             write_comparison(comparison, args.output)

@@ -22,10 +22,8 @@ from data_prep.store import Store
 from training.build import compute_dtype
 from training.config import LoadedConfig
 from training.data.batch import BATCH_INFO
-from training.launch import read_world
 from training.memory.comparison import MemoryBase, PeakComparison, compare_peak
 from training.metrics import names
-from training.metrics.calibration import Calibrator
 from training.metrics.matmuls import find_matmuls, uses_input_grad_hook
 from training.metrics.roofline import Traffic, count_optimizer_bytes, find_roofline
 from training.models.adapters import trainable_share
@@ -85,18 +83,17 @@ def measure_roofline(trainer: ProfiledTrainer, totals: dict[str, float]) -> dict
     """
     meter, args = trainer.meter, trainer.args
     work = meter.run_work() if meter else None
-    if meter is None or meter.peak is None or work is None:
+    if meter is None or meter.peak is None or meter.calibrator is None or work is None:
         return None
-    dtype = compute_dtype(args)
-    calibrator = Calibrator(dtype, args.device, ranks=read_world().local_size, keeps=args.process_index == 0)
     try:
-        bandwidth = calibrator.find_bandwidth()
+        bandwidth = meter.calibrator.find_bandwidth()
     except RuntimeError as error:  # the run is over and saved: no memory left for this is no reason to end it
         logger.warning("memory bandwidth: not measured (%s)", str(error).splitlines()[0])
         return None
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     matmuls = find_matmuls(model, embeddings_need_grad=uses_input_grad_hook(model))
-    traffic = Traffic.of(matmuls, dtype.itemsize, recomputes=bool(args.gradient_checkpointing))
+    itemsize = compute_dtype(args).itemsize
+    traffic = Traffic.of(matmuls, itemsize, recomputes=bool(args.gradient_checkpointing))
     engine: Any = trainer.deepspeed if trainer.is_deepspeed_enabled else None
     optimizer: Any = engine.basic_optimizer if engine is not None else trainer.optimizer
     moved = count_optimizer_bytes(optimizer, args.device)
@@ -237,8 +234,10 @@ def summarize(
     run = load_run(trainer.run_dir.path)
     losses = run.metrics.series(names.TRAIN_LOSS).finite().values
     eval_losses = run.metrics.series(names.EVAL_LOSS).finite().values
-    peaks_gib = run.metrics.series(names.PERF_MEMORY_PEAK_GIB).finite().values
-    peak_gib = float(peaks_gib.max()) if len(peaks_gib) else None
+    peaks_gib = run.metrics.series(names.PERF_MEMORY_PEAK_GIB).finite()
+    peak_gib = float(peaks_gib.values.max()) if len(peaks_gib) else None
+    resumed = next((event["step"] for event in reversed(run.events) if event.get("kind") == "resume"), 0)
+    own_peaks = peaks_gib.after(resumed).values  # those before are of another process
     peak, ceiling = (trainer.meter.peak, trainer.meter.ceiling) if trainer.meter else (None, None)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     share = trainable_share(model)
@@ -267,7 +266,7 @@ def summarize(
         "phases_pct": {phase: 100.0 * ms / step_ms for phase, ms in phases.items()} if step_ms else {},
         "step_ms": step_ms,
         "peak_memory_gib": peak_gib,
-        "memory_plan": asdict(_compare_memory(loaded, trainer, memory_base, peak_gib)),
+        "memory_plan": asdict(_compare_memory(loaded, trainer, memory_base, _at(own_peaks, -1))),
         "parameters": share.total,
         "trainable_parameters": share.trainable,
         "attn_implementation": getattr(model.config, "_attn_implementation", None),

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
 from training.config import load_config
+from training.metrics import names
 from training.reporting.facts import facts_from_run
 from training.reporting.run_reader import load_run
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from training.memory.run_plan import RunPlan
 
 GIB = 2**30
+MIB = 2**20
+AWAY = (names.EVAL, names.CHECKPOINT, names.LOGGING)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan; the exit code."""
     try:
         flags, rest = split_flags(list(sys.argv[1:] if argv is None else argv))
+        if {"-h", "--help"} & set(rest):
+            print(__doc__)
         loaded = load_config(rest, flags.world_size)
         rate = read_rate(flags.like) if flags.like else None
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -78,6 +83,8 @@ def split_flags(argv: list[str]) -> tuple[PlanFlags, list[str]]:
             values[name] = "true"
         elif name in ("__world_size", "__device", "__like"):
             values[name] = value if equals else next(items, "")
+            if not values[name]:
+                raise UserError(f"command line: {item}: name a value")
         else:
             rest.append(item)
     world_size = values.get("__world_size", "1")
@@ -91,7 +98,10 @@ def read_rate(run: str) -> tuple[float, str]:
     facts = facts_from_run(load_run(run))
     if facts.mfu_pct is None or facts.peak is None or facts.peak.tflops is None:
         raise UserError(f"command line: --like = {run!r}: this run has no MFU in its summary.json or metrics.jsonl")
-    return facts.mfu_pct / 100 * facts.peak.tflops, run
+    step = sum(phase.ms or 0.0 for phase in facts.phases)
+    away = sum(phase.ms or 0.0 for phase in facts.phases if phase.name in AWAY)
+    training = (step - away) / step if step else 1.0  # MFU is over all of the time, a plan's over the steps alone
+    return facts.mfu_pct / 100 * facts.peak.tflops / training, run
 
 
 def format_plan(plan: RunPlan) -> str:
@@ -104,19 +114,23 @@ def format_plan(plan: RunPlan) -> str:
     ]
     for part in plan.parts:
         where = "host" if part.place == "host" else {"always": "", "passes": "passes", "step": "step"}[part.at]
-        lines.append(f"  {part.name:<40}{part.bytes / GIB:>9.2f} GiB  {where:<7} {part.note}".rstrip())
-    lines.append(f"  {'peak on the device':<40}{plan.device_peak_bytes / GIB:>9.2f} GiB")
+        lines.append(f"  {part.name:<40}{_size(part.bytes):>13}  {where:<7} {part.note}".rstrip())
+    lines.append(f"  {'peak on the device':<40}{_size(plan.device_peak_bytes):>13}")
     if plan.host_bytes:
-        lines.append(f"  {'on the host':<40}{plan.host_bytes / GIB:>9.2f} GiB")
+        lines.append(f"  {'on the host':<40}{_size(plan.host_bytes):>13}")
     lines += ["", *_format_fit(plan), *_format_work(plan), "", *(f"note: {note}" for note in plan.notes)]
     return "\n".join(lines)
 
 
 def _format_fit(plan: RunPlan) -> list[str]:
+    from training.memory.estimate import LARGEST_MICRO_BATCH
+
     if plan.capacity_bytes is None:
         return []
     fits = "fits" if plan.device_peak_bytes <= plan.capacity_bytes else "does NOT fit"
-    largest = plan.largest_micro_batch_size or "none: not even 1 fits"
+    largest: Any = plan.largest_micro_batch_size or "none: not even 1 fits"
+    if largest == LARGEST_MICRO_BATCH:
+        largest = f"{largest} or more"
     size = f"{plan.capacity_bytes / GIB:.1f} GiB"
     return [f"{plan.device}: {size}; the recipe's micro-batch {fits}; largest micro-batch that fits: {largest}"]
 
@@ -127,10 +141,16 @@ def _format_work(plan: RunPlan) -> list[str]:
     ]
     if plan.steps is not None:
         lines.append(f"run: {plan.steps:,} steps, {plan.total_tokens:,} tokens, {_flops(plan.total_flops)}")
-    if plan.seconds is not None:
-        lines.append(f"time: about {_duration(plan.seconds)} at {plan.rate}")
-    disk = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in plan.disk_bytes.items())
+    if plan.step_seconds is not None:
+        rate = plan.tokens_per_step / plan.step_seconds
+        total = f"about {_duration(plan.seconds)}; " if plan.seconds is not None else ""
+        lines.append(f"time: {total}{1e3 * plan.step_seconds:,.0f} ms a step, {rate:,.0f} tokens/s, at {plan.rate}")
+    disk = ", ".join(f"{name} {_size(size)}" for name, size in plan.disk_bytes.items())
     return [*lines, f"disk: {disk}"]
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:,.2f} GiB" if count >= GIB / 10 else f"{count / MIB:,.2f} MiB"
 
 
 def _flops(value: int | None) -> str:

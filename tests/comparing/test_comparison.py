@@ -100,3 +100,27 @@ def test_json_has_no_nan_and_the_page_says_one_run(write_timed):
     assert rows[names.PERF_MEMORY_PEAK_GIB]["equal"] and rows[names.PERF_MEMORY_ALLOCATED_GIB]["differs"] is None
     assert page.count("not told: needs repeats") == 6  # memory, MFU without a peak (3), validation loss (2)
     assert len({len(line) for line in page.split("### Phases")[0].splitlines() if line.startswith("|")}) == 1
+
+
+def test_periodic_phases_are_means_over_all_counted_steps(write_timed):
+    """An evaluation in each tenth step: most records have no such key, and a missing one took no time."""
+    paths = [write_timed(name, seed=seed, steps=400) for seed, name in enumerate("ab")]
+    pair = compare_paths(*paths).pairs[0]
+    for row, path in ((pair.a, paths[0]), (pair.b, paths[1])):
+        assert row.runs[0].path == path
+    lines = [json.loads(line) for line in (paths[0] / "metrics.jsonl").read_text().splitlines()]
+    for phase in (names.EVAL, names.CHECKPOINT):
+        key, found = names.phase_key(phase), pair.find(names.phase_key(phase))
+        counted = [line.get(key, 0.0) for line in lines if names.PERF_STEP_MS in line and line["step"] > 40]
+        assert found is not None and found.a == pytest.approx(sum(counted) / len(counted)) and found.a > 0
+
+
+def test_losses_of_repeats_under_one_seed_are_one_run(write_timed):
+    """They are equal to the last digit, so their own spread says that a thousandth of a nat is a difference."""
+    a, b = ([write_timed(f"{side}/{n}", seed=3, loss=0.001 * (side == "b")) for n in range(3)] for side in "ab")
+    for paired in (False, True):
+        pair = compare([load_side("A", a), load_side("B", b)], paired=paired).pairs[0]
+        assert not any(loss.interval.differs for loss in pair.losses if loss.interval)
+    b = [write_timed(f"c/{n}", seed=3, loss=0.3) for n in range(3)]
+    pair = compare([load_side("A", a), load_side("B", b)], paired=True).pairs[0]
+    assert any(loss.interval.differs for loss in pair.losses if loss.interval)

@@ -28,6 +28,7 @@ def test_a_trace_by_hand(tmp_path):
         annotate("logging", 7000, 8000),
         annotate("backward", 8000, 10000),
         kernel(8000, 9000, "gpu_memset"),
+        annotate("h2d", 7200, 7400),  # within the logging: no wait of a step
         {"ph": "X", "cat": "gpu_user_annotation", "name": "forward", "ts": 4000, "dur": 6000},  # no work
         {"ph": "i", "name": "mark", "ts": 0},
     ]

@@ -211,3 +211,10 @@ def test_an_l40s_is_not_an_l4(monkeypatch):
     assert session.meter.window()[names.PERF_MFU_PCT] == pytest.approx(25.0)
     naive = 100 * 90.5125 / 121.0
     assert naive == pytest.approx(74.8, rel=1e-3)  # "L4" is in "NVIDIA L40S"
+
+
+@pytest.mark.parametrize(("tf32", "tflops"), [(True, 156.0), (False, 19.5)])
+def test_float32_that_runs_as_tf32_is_held_against_the_peak_of_tf32(monkeypatch, tf32, tflops):
+    """An A100 has 19.5 TFLOP/s in float32 and 156 in TF32 (datasheet): against the former, 50 % would be 400 %."""
+    args = SimpleNamespace(bf16=False, fp16=False, tf32=tf32)
+    assert find_peak("NVIDIA A100-SXM4-80GB", build.name_peak_format(args)).tflops == tflops  # pyright: ignore

@@ -1,12 +1,14 @@
 """One training of a benchmark in processes of its own, its output in a log.
 
-What it started ends with it: on a time limit or Ctrl-C the whole process group is ended, launcher, ranks and workers.
+What it started ends with it: on a time limit, Ctrl-C or SIGTERM the whole process group is ended, launcher, ranks and
+workers.
 """
 
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.errors import UserError
@@ -21,7 +23,7 @@ def run_logged(command: Sequence[str], log: Path, timeout_seconds: float) -> Non
     `timeout_seconds`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
+    with log.open("w") as file, _terminated_as_interrupted():
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             code = process.wait(timeout_seconds)
@@ -31,6 +33,16 @@ def run_logged(command: Sequence[str], log: Path, timeout_seconds: float) -> Non
             _end_group(process)
     if code:
         raise UserError(f"{log.stem} failed with exit code {code}, see {log}: {find_reason(log)}")
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM as KeyboardInterrupt: by itself it would end this process and leave the run behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -143,7 +143,7 @@ def measure_overhead(config: str, steps: int, overrides: list[str]) -> Result:
     """Train `steps` steps in turn and a quarter as many with accounting. Raises UserError as training does."""
     from training import session
     from training.config import load_config
-    from training.launch import read_world, set_environment
+    from training.launch import configure_logging, read_world, set_environment
 
     accounted = max(4, steps // 4)
     with tempfile.TemporaryDirectory(prefix="redline-overhead-") as directory:
@@ -153,6 +153,7 @@ def measure_overhead(config: str, steps: int, overrides: list[str]) -> Result:
             raise UserError("perf.enabled: false leaves nothing to measure")
         world = read_world()
         set_environment(world, loaded.config.perf.num_threads)
+        configure_logging(world)
         switches: list[StepSwitch] = []
         with _built(session, lambda trainer: switches.append(StepSwitch(trainer, steps, accounted))):
             session.run_training(loaded, world)

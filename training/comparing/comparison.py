@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.errors import UserError
 from training.comparing.intervals import ALPHA, MIN_WINDOWS_PER_PART, PARTS, RUN_TO_RUN, Interval, find_interval
 from training.comparing.losses import AXES, LossComparison, compare_losses
 from training.comparing.settings import Difference, describe_mixture, find_differences
@@ -76,7 +77,8 @@ class Comparison:
 
 
 def compare(sides: Sequence[Side], *, paired: bool = False, skip_steps: int | None = None) -> Comparison:
-    """Each of `sides` against the first, which is the baseline. Raises ValueError for fewer than 2.
+    """Each of `sides` against the first, which is the baseline. Raises ValueError for fewer than 2,
+    UserError when `skip_steps` leaves nothing.
 
     paired: the i-th runs of all sides were made in one round.
     """
@@ -96,7 +98,10 @@ def _compare_pair(a: Side, b: Side, alpha: float, paired: bool, skip_steps: int 
     ]
     losses = compare_losses(a, b, alpha=alpha / LOSS_ROWS, paired=paired)
     settings = find_differences(a.runs[0], b.runs[0])
-    return Pair(a, b, tuple(row for row in rows if row), tuple(losses), tuple(settings))
+    found = tuple(row for row in rows if row)
+    if not found and skip_steps:
+        raise UserError(f"--skip_steps {skip_steps}: {a.name} and {b.name} have no record after these in common")
+    return Pair(a, b, found, tuple(losses), tuple(settings))
 
 
 def _compare_metric(a: Side, b: Side, key: str, alpha: float, paired: bool, skip_steps: int | None) -> Row | None:

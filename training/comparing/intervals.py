@@ -5,7 +5,8 @@ too narrow. What is resampled depends on what there is:
 
 1. Repeats on a side: whole runs, the only unit whose repetition shows what changes from run to run. Their deviations
    are stretched by sqrt(R / (R - 1)), which makes the spread of R values unbiased (Davison and Hinkley 1997, Bootstrap
-   Methods, 2.7, and 3.8 for resampling the highest level alone).
+   Methods, 2.7, and 3.8 for resampling the highest level alone). Repeats that do not differ at all, as losses under
+   one seed, are one run: 2.
 2. One run on a side: how runs differ cannot be seen in it. **The rule**: the run's mean is taken to be as uncertain as
    the mean of a quarter of the run, and at least by what the run drifted from its first quarter to its last, and at
    least by RUN_TO_RUN, an allowance for what changes only between runs. So one contiguous quarter is drawn at random
@@ -43,6 +44,7 @@ DRAWS = 2000
 ALPHA = 0.05
 POWER = 0.8
 RUN_TO_RUN = 0.01  # relative standard deviation
+SAME = 0.1  # of the allowance: runs that differ by less are one run repeated
 ROUNDING = 1e-9  # means of equal constants may differ in their last digits
 
 
@@ -133,13 +135,15 @@ def find_interval(
         return Interval(math.nan, None, None, None, None)
     estimate = scale_b / scale_a if not absolute else float(means_b.mean() - means_a.mean())
     rng = np.random.default_rng(0)
+    least = allowance if absolute else 0.0
     if paired and len(a) > 1:
-        spread = _draw_runs(means_b / scale_b - means_a / scale_a, rng)
+        spread = _draw_runs(means_b / scale_b - means_a / scale_a, rng, least * math.sqrt(2.0))
         drifts = [run.drift() / scale for side, scale in ((a, scale_a), (b, scale_b)) for run in side]
         spread = _stretch(spread, math.sqrt(sum(drift**2 for drift in drifts) / DRIFT_VARIANCE) / len(a))
     else:
         allowances = (allowance * scale_a, allowance * scale_b)
-        spread = _join(_find_spreads(a, b, means_a / scale_a, means_b / scale_b, (scale_a, scale_b), allowances, rng))
+        means = (means_a / scale_a, means_b / scale_b)
+        spread = _join(_find_spreads(a, b, *means, (scale_a, scale_b), allowances, least, rng))
     return _build_interval(estimate, spread, alpha, absolute)
 
 
@@ -150,20 +154,27 @@ def _find_spreads(
     means_b: np.ndarray,
     scales: tuple[float, float],
     allowances: tuple[float, float],
+    least: float,
     rng: np.random.Generator,
 ) -> tuple[_Spread | None, _Spread | None]:
-    spread_a = _draw_runs(means_a, rng) if len(a) > 1 else _draw_parts(a[0], allowances[0], scales[0], rng)
-    spread_b = _draw_runs(means_b, rng) if len(b) > 1 else _draw_parts(b[0], allowances[1], scales[1], rng)
+    spread_a = _draw_runs(means_a, rng, least) if len(a) > 1 else _draw_parts(a[0], allowances[0], scales[0], rng)
+    spread_b = _draw_runs(means_b, rng, least) if len(b) > 1 else _draw_parts(b[0], allowances[1], scales[1], rng)
     if len(a) == 1 < len(b):
-        spread_a = _wider(spread_a, _draw_runs(means_b, rng, size=1))
+        spread_a = _wider(spread_a, _draw_runs(means_b, rng, least, size=1))
     if len(b) == 1 < len(a):
-        spread_b = _wider(spread_b, _draw_runs(means_a, rng, size=1))
+        spread_b = _wider(spread_b, _draw_runs(means_a, rng, least, size=1))
     return spread_a, spread_b
 
 
-def _draw_runs(values: np.ndarray, rng: np.random.Generator, size: int | None = None) -> _Spread:
-    """Errors of the mean of `size` of the runs (all of them by default)."""
+def _draw_runs(values: np.ndarray, rng: np.random.Generator, least: float, size: int | None = None) -> _Spread:
+    """Errors of the mean of `size` of the runs (all of them by default).
+
+    Losses under one seed repeat one another: what differs from run to run is in none of them. Runs that are closer than
+    a tenth of `least`, the allowance of a loss, count as one run with that allowance.
+    """
     count = len(values)
+    if values.std() < SAME * least:
+        return _Spread(rng.choice([-least, least], DRAWS), count - 1)
     deviations = (values - values.mean()) * math.sqrt(count / (count - 1))
     return _Spread(rng.choice(deviations, (DRAWS, size or count)).mean(axis=1), count - 1)
 

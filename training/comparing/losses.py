@@ -124,7 +124,7 @@ def judge_curves(a: Sequence[Curve], b: Sequence[Curve], *, alpha: float, paired
     if len(a) == len(b) == 1:
         return _judge_single(b[0].at(grid) - a[0].at(grid), late, alpha)
     sides = [[one_value(float(curve.at(grid)[late].mean())) for curve in side] for side in (a, b)]
-    return find_interval(*sides, alpha=alpha, paired=paired, absolute=True)
+    return find_interval(*sides, alpha=alpha, paired=paired, absolute=True, allowance=RUN_TO_RUN_NATS)
 
 
 def _judge_single(difference: np.ndarray, late: np.ndarray, alpha: float) -> Interval:
@@ -151,6 +151,7 @@ def _compare_evaluation(a: Side, b: Side, alpha: float, paired: bool) -> LossCom
     last = [[float(curve.at(np.array([end]))[0]) for curve in side] for side in (known_a, known_b)]
     equal = is_equal(a, b, names.EVAL_LOSS)
     sides = [[one_value(value) for value in side] for side in last]
-    interval = None if equal else find_interval(*sides, alpha=alpha, paired=paired, absolute=True)
+    judged = {"alpha": alpha, "paired": paired, "absolute": True, "allowance": RUN_TO_RUN_NATS}
+    interval = None if equal else find_interval(*sides, **judged)
     mean_a, mean_b = (float(np.mean(side)) for side in last)
     return LossComparison(names.EVAL_LOSS, "tokens", (float(end),), (mean_a,), (mean_b,), interval, equal)

@@ -14,6 +14,8 @@ from training.reporting.formatting import format_duration, format_large, format_
 
 NO_DIFFERENCE = "no difference"
 NOT_TOLD = "not told"
+TOO_NOISY = 0.5  # what runs could not even show this relative difference of, they say nothing of
+TOO_MUCH_NOISE = "not told: varies too much"
 EQUAL = "equal in every digit"
 NEEDS_REPEATS = "not told: needs repeats"  # one value a run: its spread is not in it
 HOW_TO_READ = """\
@@ -78,7 +80,7 @@ def judge(row: Row, b: str) -> str:
     if row.interval.differs is None:
         return NEEDS_REPEATS if max(row.windows) == 1 else NOT_TOLD
     if not row.interval.differs:
-        return NO_DIFFERENCE
+        return NO_DIFFERENCE if (row.interval.detectable or 0.0) <= TOO_NOISY else TOO_MUCH_NOISE
     return f"{b} {'higher' if row.interval.estimate > 1 else 'lower'}"
 
 

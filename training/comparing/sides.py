@@ -84,10 +84,11 @@ def first_counted_step(run: Run, skip_steps: int | None) -> int:
 def find_windows(run: Run, key: str, skip_steps: int | None = None) -> Windows | None:
     """The counted windows of `key` in `run`; None when there is none. A window after a resume's first steps is kept
     out as at the start."""
-    series = run.series(names.PERF_STEP_MS if key == STEP_WITHOUT_PERIODIC else key)
+    is_of_step = key == STEP_WITHOUT_PERIODIC or key in PHASE_KEYS
+    series = run.series(names.PERF_STEP_MS if is_of_step else key)
     weights = step_weights(series.steps)
     begins = series.steps - weights
-    values = series.values.copy()
+    values = _at_rows(run, key, series.rows) if key in PHASE_KEYS else series.values.copy()
     if key == STEP_WITHOUT_PERIODIC:
         values -= sum((_at_rows(run, periodic, series.rows) for periodic in PERIODIC_KEYS), np.zeros(len(values)))
     if key in RATES:

@@ -29,7 +29,7 @@ _CAPACITY_GIB: dict[str, float] = {
 def find_device_bytes(name: str) -> int:
     """Usable bytes of a device named exactly, or of a size such as `24GiB`, `80GB`. UserError for anything else."""
     size = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GiB|GB)", name)
-    if size:
+    if size and float(size[1]) > 0:
         return int(float(size[1]) * (GIB if size[2] == "GiB" else 1e9))
     if name not in _CAPACITY_GIB:
         nearest = difflib.get_close_matches(name, _CAPACITY_GIB, n=1, cutoff=0.3)

@@ -59,6 +59,7 @@ class RunPlan:
     total_tokens: int | None
     total_flops: int | None
     seconds: float | None
+    step_seconds: float | None
     rate: str | None
     """At which `seconds` are predicted: training steps alone, without evaluation and checkpoints."""
     disk_bytes: dict[str, int]
@@ -91,7 +92,7 @@ def plan_run(
     steps = _planned_steps(config)
     step_flops = flops.model * rows_per_step
     tokens_per_step = rows_per_step * config.data.seq_len
-    tflops, how = _find_rate(device, planner.dtype, rate)
+    tflops, how = _find_rate(device, planner.dtype, rate, tf32=bool(config.argument("tf32")))
     return RunPlan(
         recipe=loaded.recipe,
         setup=planner.describe(),
@@ -112,6 +113,7 @@ def plan_run(
         total_tokens=steps * tokens_per_step if steps else None,
         total_flops=steps * step_flops if steps else None,
         seconds=steps * step_flops / world_size / (tflops * 1e12) if steps and tflops else None,
+        step_seconds=step_flops / world_size / (tflops * 1e12) if tflops else None,
         rate=how,
         disk_bytes=_disk_bytes(planner),
         notes=_notes(config, planner, device, steps, has_rate=tflops is not None),
@@ -245,13 +247,14 @@ def _planned_steps(config: Config) -> int | None:
 
 
 def _find_rate(
-    device: str | None, dtype: torch.dtype, reached: tuple[float, str] | None
+    device: str | None, dtype: torch.dtype, reached: tuple[float, str] | None, *, tf32: bool
 ) -> tuple[float | None, str | None]:
     """Model TFLOP/s of a device to predict with, and where they come from."""
     if reached:
         tflops, run = reached
         return tflops, f"{tflops:.3g} TFLOP/s a device, as {run} reached"
-    peak = find_peak(device, str(dtype).removeprefix("torch.")) if device else None
+    format_name = "tfloat32" if tf32 and dtype == torch.float32 else str(dtype).removeprefix("torch.")
+    peak = find_peak(device, format_name) if device else None
     if peak is None:
         return None, None
     return peak.tflops * ASSUMED_MFU_PCT / 100, f"an assumed MFU of {ASSUMED_MFU_PCT:.0f} %"
@@ -271,7 +274,9 @@ def _disk_bytes(planner: Planner) -> dict[str, int]:
 
 
 def _notes(config: Config, planner: Planner, device: str | None, steps: int | None, *, has_rate: bool) -> list[str]:
-    notes = ["activations and peak are traced on fake tensors and are estimates; see docs/memory.md"]
+    notes = ["perf.micro_batch_size: auto chooses when training starts; this is the recipe's own size"]
+    notes = notes if config.perf.micro_batch_size == "auto" else []
+    notes += ["activations and peak are traced on fake tensors and are estimates; see docs/memory.md"]
     if planner.attention_note:
         notes.append(planner.attention_note)
     optimizer = str(config.argument("optim"))

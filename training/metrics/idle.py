@@ -56,11 +56,10 @@ def find_idle(events: Iterable[Mapping[str, Any]]) -> Idle | None:
     if not busy or not phases:
         return None
     begin, end = min(start for start, _, _ in phases), max(stop for _, stop, _ in phases)
-    gaps = _complement(busy, begin, end)
+    away = [(start, stop) for start, stop, phase in phases if phase in AWAY]
+    gaps = _complement([*busy, *away], begin, end)
     data = _overlap(gaps, [(start, stop) for start, stop, phase in phases if phase in DATA])
-    away = _overlap(gaps, [(start, stop) for start, stop, phase in phases if phase in AWAY])
-    total = float((gaps[:, 1] - gaps[:, 0]).sum())
-    return Idle(total / 1e3, data / 1e3, (total - data - away) / 1e3)
+    return Idle(_measure(_complement(busy, begin, end)) / 1e3, data / 1e3, (_measure(gaps) - data) / 1e3)
 
 
 def _merge(intervals: Iterable[tuple[float, float]]) -> np.ndarray:
@@ -81,10 +80,14 @@ def _complement(intervals: Iterable[tuple[float, float]], begin: float, end: flo
     return gaps[gaps[:, 1] > gaps[:, 0]]
 
 
+def _measure(intervals: np.ndarray) -> float:
+    """Sum of lengths of disjoint intervals (n, 2)."""
+    return float((intervals[:, 1] - intervals[:, 0]).sum())
+
+
 def _overlap(gaps: np.ndarray, intervals: list[tuple[float, float]]) -> float:
     """Length of what of `gaps` (n, 2), disjoint and in order, lies in the union of `intervals`."""
     total = 0.0
     for start, end in _merge(intervals):
-        clipped = np.clip(gaps, start, end)
-        total += float((clipped[:, 1] - clipped[:, 0]).sum())
+        total += _measure(np.clip(gaps, start, end))
     return total

@@ -26,8 +26,8 @@ OTHER = "other"
 PHASES = (
     DATA_WAIT, H2D, FORWARD, BACKWARD, COMM_EXPOSED, OPTIMIZER, CACHE_CLEAR, CHECKPOINT, EVAL, LOGGING, OTHER,
 )  # fmt: skip
-# What a rank does for itself: not waiting for others, not what only rank 0 does.
-OWN_WORK = (DATA_WAIT, H2D, FORWARD, BACKWARD, OPTIMIZER)
+# What a rank does for itself and others wait for, be it only rank 0's drawing of plots: all but waiting.
+OWN_WORK = tuple(phase for phase in PHASES if phase != COMM_EXPOSED)
 
 
 def phase_key(phase: str) -> str:

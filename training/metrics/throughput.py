@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 from training.metrics import names
+from training.metrics.calibration import Calibrator
 from training.metrics.flops import ModelFlops
 from training.metrics.peaks import Peak
 from training.metrics.phase_timer import PhaseTimer, Step
@@ -93,9 +94,9 @@ class Totals:
 class Meter:
     """Counts work against time on one rank and reports over all of them.
 
-    `model_flops` None leaves the FLOPs out; `peak` None leaves MFU out (FLOP/s stay); `ceiling`
-    is kept for the summary. `gather` gives the lists of
-    floats of all ranks, by rank; `window`, `epoch` and `run_totals` are collective.
+    `model_flops` None leaves the FLOPs out; `peak` None leaves MFU out (FLOP/s stay); `ceiling` and `calibrator` are
+    kept for the summary. `gather` gives the lists of floats of all ranks, by rank; `window`, `epoch`, `run_totals` and
+    `run_work` are collective.
     """
 
     def __init__(
@@ -107,10 +108,12 @@ class Meter:
         checkpointing: bool = False,
         peak: Peak | None = None,
         ceiling: Peak | None = None,
+        calibrator: Calibrator | None = None,
     ) -> None:
         self.timer = timer
         self.peak = peak
         self.ceiling = ceiling
+        self.calibrator = calibrator
         self._gather = gather
         self._flops = model_flops
         self._checkpointing = checkpointing

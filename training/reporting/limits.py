@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from training.metrics import names
 from training.reporting.bottleneck import find_bottleneck
 from training.reporting.facts import RunFacts, facts_from_run
@@ -86,7 +88,7 @@ def find_limits(run: Run, facts: RunFacts | None = None) -> list[Finding]:
     rules = sorted(PHASE_RULES, key=lambda rule: -shares.get(rule.phase, 0.0))
     findings = list(_name_bottleneck(run, facts))
     findings += [finding for rule in rules if (finding := _apply(rule, facts.phase(rule.phase)))]
-    for check in (_check_compute, _check_padding, _check_recompute, _check_memory, _check_trend):
+    for check in (_check_ranks, _check_compute, _check_padding, _check_recompute, _check_memory, _check_trend):
         findings.extend(check(run, facts))
     return findings
 
@@ -123,6 +125,24 @@ def _apply(rule: PhaseRule, phase: PhaseShare | None) -> Finding | None:
     )
 
 
+def _check_ranks(run: Run, facts: RunFacts) -> Iterator[Finding]:
+    """A rank that the others wait for, most of the time the same one."""
+    slowest, behind = run.series(names.PERF_SLOWEST_RANK), run.series(names.PERF_SLOWEST_RANK_BEHIND_PCT)
+    mean_behind = mean_per_step(behind)
+    if not len(slowest) or mean_behind is None or mean_behind < 5:
+        return
+    ranks, counts = np.unique(slowest.values, return_counts=True)
+    rank, times = int(ranks[counts.argmax()]), int(counts.max())
+    yield Finding(
+        f"Rank {rank} is waited for",
+        f"It had the most time of its own in {times} of {len(slowest)} records; the slowest rank was "
+        f"{mean_behind:.0f} % behind the median one.",
+        "The keys perf/PHASE_rank_max_ms say in which phase; rank 0 alone draws plots (monitor.plot_every)."
+        if rank == 0
+        else "The keys perf/PHASE_rank_max_ms say in which phase: its data, its device or what else runs there.",
+    )
+
+
 def _check_compute(run: Run, facts: RunFacts) -> Iterator[Finding]:
     """MFU inside forward and backward: what remains when every other phase is gone."""
     forward, backward = facts.phase(names.FORWARD), facts.phase(names.BACKWARD)
@@ -137,7 +157,7 @@ def _check_compute(run: Run, facts: RunFacts) -> Iterator[Finding]:
         "The ceiling without any overhead",
         f"Forward and backward are {compute:.1f} % of the step. With nothing else in it, MFU would be "
         f"{facts.mfu_pct:.1f} % / {compute / 100:.3f} = {inside:.1f} %{peak}; the other "
-        f"{max(100 - inside, 0):.1f} % is lost inside the kernels.",
+        f"{max(100 - inside, 0):.1f} % is lost inside them.",
         _room_for_batch(run) if inside < 50 else "",
     )
 

@@ -7,7 +7,7 @@ No part of the training loop is copied. The seams, none of which changes a numbe
 | `get_train_dataloader` | the batches of `training/data/loader.py`, which end no epoch: their position does |
 | `get_batch_samples` | `data_wait`: the loop blocks in the loader; on CUDA also `h2d`: it waits for a copy |
 | `_prepare_for_training` | the packing check, on the model as it will train |
-| `_prepare_inputs` | the collator's `BatchInfo` is taken out and counted; `h2d` of evaluation |
+| `_prepare_inputs` | the collator's `BatchInfo` is taken out and counted; `h2d` of what was not copied ahead |
 | `compute_loss_context_manager` | `forward`, while training |
 | `accelerator.backward` | `backward`; under DeepSpeed this also runs `engine.step`, which is `optimizer` |
 | collectives of DeepSpeed, the end of DDP's backward pass, DDP's buffers | `comm_exposed` (`step_timing.py`) |
@@ -148,7 +148,7 @@ class ProfiledTrainer(Trainer):
             self._count(info)
         if self.args.device.type == "cpu":
             return super()._prepare_inputs(inputs)  # the batch is where it is needed: no copy, no h2d phase
-        with self.span(names.H2D):
+        with self.span(names.H2D) if self._is_training else nullcontext():
             return super()._prepare_inputs({key: self._copy_to_device(value) for key, value in inputs.items()})
 
     def _copy_to_device(self, value: Any) -> Any:

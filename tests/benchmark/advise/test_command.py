@@ -135,6 +135,36 @@ def test_a_configuration_that_does_not_run_ends_it(tmp_path, capsys):
     assert "no compiler" in capsys.readouterr().err and len(stand_in.calls) == 1
 
 
+def test_a_round_in_which_the_configuration_fails_is_lost_and_no_other(tmp_path, capsys):
+    stand_in = StandIn()
+
+    def fail_once(command, log, limit):
+        if log.stem.startswith("as-it-is") and stand_in.calls.count("as-it-is") == 3:
+            stand_in.calls.append("as-it-is")
+            raise UserError("as-it-is failed with exit code -9")
+        stand_in(command, log, limit)
+
+    work_dir = tmp_path / "runs"
+    arguments = [*ARGUMENTS, "--levers", "workers", "--work_dir", str(work_dir)]
+    assert main(arguments, fail_once) == 0
+    data = json.loads((work_dir / "advice.json").read_text())
+    assert {one["rounds"] for one in data["verdicts"]} == {3}  # of 4
+    assert "exit code -9" in capsys.readouterr().out
+
+
+def test_ctrl_c_tells_what_is_known(tmp_path, capsys):
+    stand_in = StandIn()
+
+    def interrupt(command, log, limit):
+        if len(stand_in.calls) == 9:
+            raise KeyboardInterrupt
+        stand_in(command, log, limit)
+
+    assert main([*ARGUMENTS, "--levers", "workers", "--work_dir", str(tmp_path / "runs")], interrupt) == 0
+    page = capsys.readouterr().out
+    assert "workers" in page and "Stopped by Ctrl-C" in page
+
+
 def test_a_trial_trains_and_leaves_nothing_but_its_records(tmp_path):
     changes = {**SHORT, "training.max_steps": 3, "training.output_dir": str(tmp_path / "run"), "perf.num_threads": 1}
     arguments = ["--config", "debug", f"data.store_dir={tmp_path / 'stores'}"]

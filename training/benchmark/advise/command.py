@@ -62,12 +62,14 @@ PACKAGES = ("torch", "transformers", "accelerate", "deepspeed")
 
 @dataclass
 class Session:
-    """Runs and what they gave. pairs: by variant, (as it is, with it) of each round; failed: by variant, why."""
+    """Runs and what they gave. pairs: by variant, (as it is, with it) of each round; failed: by variant, why; lost: the
+    last failure of the configuration as it is."""
 
     runner: Runner
     baselines: list[Trial] = field(default_factory=list)
     pairs: dict[str, list[tuple[Trial, Trial]]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
     number: int = 0
 
     def run(self, variant: Variant | None) -> Trial:
@@ -82,21 +84,30 @@ class Session:
         return trial
 
     def run_group(self, group: Sequence[Variant | None]) -> None:
-        """Runs of neighbours, one of them the configuration as it is: a pair for each variant that did not fail."""
+        """Runs of neighbours, one of them the configuration as it is: a pair for each variant that did not fail.
+
+        A group in which the configuration itself fails is lost, and no other; so is what has none beside it yet when
+        Ctrl-C comes.
+        """
         trials: dict[str, Trial] = {}
         baseline: Trial | None = None
-        for variant in group:
-            if variant is None:
-                baseline = self.run(None)
-                continue
-            try:
-                trials[name_files(variant)] = self.run(variant)
-            except UserError as error:
-                self.failed[name_files(variant)] = str(error)
-                logger.info("%s %s: %s", variant.lever, variant.label, error)
-        assert baseline is not None
-        for name, trial in trials.items():
-            self.pairs.setdefault(name, []).append((baseline, trial))
+        try:
+            for variant in group:
+                name = "as it is" if variant is None else name_files(variant)
+                try:
+                    trial = self.run(variant)
+                except UserError as error:
+                    logger.info("%s: %s", name, error)
+                    (self.lost if variant is None else self.failed)[name_files(variant)] = str(error)
+                    continue
+                if variant is None:
+                    baseline = trial
+                else:
+                    trials[name] = trial
+        finally:
+            if baseline is not None:
+                for name, trial in trials.items():
+                    self.pairs.setdefault(name, []).append((baseline, trial))
 
     def is_open(self, variant: Variant) -> bool:
         """Whether another round of it is worth its time."""
@@ -198,7 +209,9 @@ def advise(session: Session, levers: Sequence[str], rounds: int, command: str) -
         session.run_rounds(variants, rounds, seed=0)
         confirmed = _confirm(session, variants, rounds)
     except KeyboardInterrupt:
-        notes.append("Stopped by Ctrl-C: these are the rounds that were done.")
+        notes.append("Stopped by Ctrl-C: runs that had none of the configuration beside them yet do not count.")
+    notes += [f"The configuration as it is failed, and groups without it do not count: {why}"
+              for why in session.lost.values()]  # fmt: skip
     best = max(confirmed, key=lambda verdict: verdict.speed.estimate, default=None)
     return Advice(
         command=f"python -m training.benchmark {command}",

@@ -11,9 +11,8 @@ import yaml
 from training.benchmark.advise.judging import Verdict
 from training.benchmark.advise.levers import DEEPSPEED, Variant
 from training.comparing.intervals import Interval
+from training.comparing.page import TOO_NOISY
 from training.reporting.formatting import format_table
-
-TOO_NOISY = 0.5  # runs that could not even show this relative difference
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,12 @@ def describe_speed(verdict: Verdict) -> str:
 
 
 def _format_confirmed(advice: Advice) -> list[str]:
+    if not advice.verdicts:
+        return ["Nothing was measured."]
     if not advice.confirmed:
-        return ["None of these makes this configuration faster without changing what it trains."]
+        untold = sum(verdict.speed.differs is not True for verdict in advice.verdicts)
+        lines = ["None of these was shown to be faster without changing what is trained."]
+        return lines + [f"{untold} could not be told apart from it; more rounds (--repeat) show less."] * bool(untold)
     lines = ["What was faster and trains the same, run once more in new rounds against the configuration as it is:", ""]
     lines += _format_table(advice.confirmed)
     best = max(advice.confirmed, key=lambda verdict: verdict.speed.estimate)

@@ -23,7 +23,8 @@ def test_the_rows_of_a_step_stay_the_same():
     variants, _ = list_variants(base, ["micro-batch"])
     sizes = [tuple(variant.recipe.values()) for variant in variants]
     assert sizes == [(8, 3), (2, 12)]
-    assert "1 row" in list_labels(describe(["--config", "debug", "--batch_size", "1"]), "micro-batch")
+    variants, _ = list_variants(describe(["--config", "debug", "--batch_size", "1"]), ["micro-batch"])
+    assert [(one.label, bool(one.changes_training)) for one in variants] == [("2", True)]
     assert "auto" in list_labels(describe(["--config", "debug", "perf.micro_batch_size=auto"]), "micro-batch")
 
 
@@ -48,7 +49,7 @@ def test_levers_fit_the_device(device, lever, expected):
 def test_only_what_computes_the_same_claims_to_train_the_same():
     variants, _ = list_variants(describe(["--config", "debug"], world_size=2), list(LEVERS))
     changing = {variant.lever for variant in variants if variant.changes_training}
-    assert changing == {"packing", "precision", "optimizer", "ZeRO stage"}
+    assert changing == {"micro-batch", "packing", "precision", "optimizer", "ZeRO stage"}
     fused = next(variant for variant in variants if variant.label == "adamw_torch")
     assert not fused.changes_training
 

@@ -78,10 +78,8 @@ def _micro_batch(base: Baseline) -> list[Variant]:
         raise NothingToTurn("data.max_tokens_per_batch says how large a micro-batch is")
     micro = int(base.argument("per_device_train_batch_size"))
     rows = micro * int(base.argument("gradient_accumulation_steps") or 1)
-    sizes = [size for size in (2 * micro, micro // 2) if size and rows % size == 0 and size != micro]
-    if not sizes:
-        raise NothingToTurn(f"{rows} row a step of a rank cannot be divided otherwise")
-    return [
+    sizes = [size for size in (2 * micro, micro // 2) if size and rows % size == 0]
+    variants = [
         Variant(
             "micro-batch",
             f"{size} x {rows // size} accumulated",
@@ -89,6 +87,10 @@ def _micro_batch(base: Baseline) -> list[Variant]:
         )
         for size in sizes
     ]
+    if rows == micro:  # nothing is accumulated: only a larger step can have more rows at once
+        twice = {"training.per_device_train_batch_size": 2 * micro}
+        variants.append(Variant("micro-batch", f"{2 * micro}", twice, changes_training="twice the rows of a step"))
+    return variants
 
 
 def _packing(base: Baseline) -> list[Variant]:

@@ -44,7 +44,7 @@ def test_the_largest_kind_binds(ms, kind):
 
 
 def test_phases_far_from_both_ceilings_are_launch_bound():
-    far = roofline(forward=(30.0, 2.9, "compute"), backward=(40.0, 4.1, "compute"))
+    far = roofline(forward=(30.0, 1.1, "compute"), backward=(40.0, 1.7, "compute"))
     found = find_bottleneck(facts(far, forward=55.0, backward=45.0))
     assert found is not None
     assert (found.kind, found.shares) == ("launch", {"launch": 55.0, "compute": 45.0})

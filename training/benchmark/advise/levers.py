@@ -13,10 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from training.config import LoadedConfig
-from training.data.loader import choose_num_workers
 from training.launch import count_cores
-from training.memory.run_plan import find_compute_dtype
-from training.models.attention import find_usable
 
 SAME_ADAMW = ("adamw_torch_fused", "adamw_torch")
 DEEPSPEED_BUCKET = 500_000_000  # reduce_bucket_size where the JSON has none (DeepSpeed's default, in elements)
@@ -112,6 +109,9 @@ def _packing(base: Baseline) -> list[Variant]:
 
 
 def _attention(base: Baseline) -> list[Variant]:
+    from training.memory.run_plan import find_compute_dtype  # torch and peft: not for `--help`
+    from training.models.attention import find_usable
+
     usable = find_usable(base.device, find_compute_dtype(base.loaded.config))
     asked = base.loaded.config.model.attn_implementation
     taken = usable[0] if asked == "auto" else asked
@@ -144,6 +144,8 @@ def _toggle(base: Baseline, lever: str, key: str, what: str) -> list[Variant]:
 
 
 def _precision(base: Baseline) -> list[Variant]:
+    from training.memory.run_plan import find_compute_dtype
+
     now = str(find_compute_dtype(base.loaded.config)).removeprefix("torch.")
     fields = {"bfloat16": "bf16", "float16": "fp16", "float32": None}
     if base.device == "cpu":
@@ -160,6 +162,8 @@ def _precision(base: Baseline) -> list[Variant]:
 
 
 def _workers(base: Baseline) -> list[Variant]:
+    from training.data.loader import choose_num_workers
+
     config = base.loaded.config
     asked = config.training.get("dataloader_num_workers")
     now = choose_num_workers(

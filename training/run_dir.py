@@ -74,7 +74,7 @@ class RunDir:
 
     def write_json(self, target: Path, value: Any) -> None:
         """Atomically write `value`; NaN and infinities become null."""
-        write_text_atomic(target, json.dumps(_finite(value), indent=2, default=str) + "\n")
+        write_text_atomic(target, json.dumps(keep_finite(value), indent=2, default=str) + "\n")
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """One logged step, one line."""
@@ -114,15 +114,15 @@ def write_text_atomic(target: Path, text: str) -> None:
 def _append_line(target: Path, record: Mapping[str, Any]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_finite(record), default=str) + "\n")
+        file.write(json.dumps(keep_finite(record), default=str) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def keep_finite(value: Any) -> Any:
     """JSON knows no NaN and no infinity: they become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): keep_finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [keep_finite(item) for item in value]
     return value

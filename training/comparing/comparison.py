@@ -7,7 +7,6 @@ rows (Bonferroni), except that speed counts once: its rows are one measurement i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,6 +27,7 @@ from training.comparing.sides import (
     has_one_peak,
     one_value,
 )
+from training.run_dir import keep_finite
 
 QUESTIONS = 3
 LOSS_ROWS = len(AXES) + 1
@@ -147,18 +147,10 @@ def _pair_as_json(pair: Pair) -> dict[str, Any]:
     return {
         "a": pair.a.name,
         "b": pair.b.name,
-        "metrics": [{**_finite(asdict(row)), "differs": row.interval.differs} for row in pair.rows],
+        "metrics": [{**keep_finite(asdict(row)), "differs": row.interval.differs} for row in pair.rows],
         "losses": [
-            {**_finite(asdict(one)), "differs": one.interval.differs if one.interval else not one.equal}
+            {**keep_finite(asdict(one)), "differs": one.interval.differs if one.interval else not one.equal}
             for one in pair.losses
         ],
         "settings": [asdict(one) for one in pair.settings],
     }
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

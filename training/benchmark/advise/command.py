@@ -29,7 +29,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from data_prep.errors import UserError
 from training.benchmark.advise.judging import Trial, Verdict, find_loss_limit, judge, read_trial
@@ -50,7 +49,7 @@ from training.comparing.sides import WARMUP_STEPS
 from training.config import load_config
 from training.environment import describe_machine
 from training.reporting.formatting import format_duration
-from training.run_dir import write_text_atomic
+from training.run_dir import keep_finite, write_text_atomic
 
 logger = logging.getLogger("redline.benchmark")
 
@@ -150,7 +149,7 @@ def main(argv: list[str], launch: Callable[[Sequence[str], Path, float], None] =
     print(page)
     output = options.output or options.work_dir / "advice.md"
     write_text_atomic(output, page)
-    write_text_atomic(output.with_suffix(".json"), json.dumps(_finite(asdict(advice)), indent=1) + "\n")
+    write_text_atomic(output.with_suffix(".json"), json.dumps(keep_finite(asdict(advice)), indent=1) + "\n")
     return 0
 
 
@@ -286,12 +285,3 @@ def _describe_baseline(session: Session, steps: int) -> str:
         f"As it is: {rates[len(rates) // 2]:,.0f} tokens/s (median of {len(rates)} runs of {steps} steps, "
         f"{rates[0]:,.0f} to {rates[-1]:,.0f}){memory}."
     )
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -17,6 +17,6 @@ def test_unknown_names_are_refused_with_the_nearest():
 
 
 def test_devices_with_a_peak_have_a_size():
-    """GH200 and GB200 come in several memory sizes under one name."""
+    """GH200 and GB200 come in several memory sizes under one name; an MI300A shares its memory with its CPU cores."""
     without = {name for name in known_devices() if name not in _CAPACITY_GIB and "A100-" not in name}
-    assert without == {"NVIDIA GH200 480GB", "NVIDIA GH200 120GB", "NVIDIA GB200"}
+    assert without == {"NVIDIA GH200 480GB", "NVIDIA GH200 120GB", "NVIDIA GB200", "AMD Instinct MI300A"}

@@ -13,16 +13,25 @@ GIB = 2**30
 _CAPACITY_GIB: dict[str, float] = {
     "Tesla T4": 14.6, "Tesla V100-SXM2-16GB": 15.8, "Tesla V100-PCIE-16GB": 15.8, "Tesla V100-SXM2-32GB": 31.7,
     "Tesla V100-PCIE-32GB": 31.7, "Tesla V100S-PCIE-32GB": 31.7,
-    "NVIDIA A10": 22.0, "NVIDIA A10G": 22.0, "NVIDIA A30": 23.5, "NVIDIA A40": 44.3, "NVIDIA RTX A6000": 47.4,
+    "NVIDIA A2": 14.6, "NVIDIA A10": 22.0, "NVIDIA A10G": 22.0, "NVIDIA A30": 23.5, "NVIDIA A40": 44.3,
+    "NVIDIA RTX A6000": 47.4, "NVIDIA RTX A5000": 23.6, "NVIDIA RTX A4500": 19.6, "NVIDIA RTX A4000": 15.7,
     "NVIDIA A100-SXM4-40GB": 39.4, "NVIDIA A100-PCIE-40GB": 39.4, "NVIDIA A100-SXM4-80GB": 79.1,
     "NVIDIA A100-PCIE-80GB": 79.1, "NVIDIA A100 80GB PCIe": 79.1,
     "NVIDIA L4": 22.0, "NVIDIA L40": 44.4, "NVIDIA L40S": 44.4, "NVIDIA RTX 6000 Ada Generation": 47.4,
-    "NVIDIA GeForce RTX 3090": 23.6, "NVIDIA GeForce RTX 4090": 23.6, "NVIDIA GeForce RTX 5090": 31.3,
+    "NVIDIA RTX 5000 Ada Generation": 31.5, "NVIDIA RTX 4500 Ada Generation": 23.6,
+    "NVIDIA RTX 4000 Ada Generation": 19.6, "NVIDIA RTX 2000 Ada Generation": 15.6,
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": 94.9,
+    "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition": 94.9,
+    "NVIDIA GeForce RTX 3090 Ti": 23.6, "NVIDIA GeForce RTX 3090": 23.6, "NVIDIA GeForce RTX 3070": 7.7,
+    "NVIDIA GeForce RTX 4090": 23.6, "NVIDIA GeForce RTX 4080": 15.7, "NVIDIA GeForce RTX 4070 Ti": 11.7,
+    "NVIDIA GeForce RTX 5090": 31.3, "NVIDIA GeForce RTX 5080": 15.4, "NVIDIA GeForce RTX 5070 Ti": 15.4,
+    "NVIDIA GeForce RTX 5070": 11.5,
     "NVIDIA H100 80GB HBM3": 79.1, "NVIDIA H100 PCIe": 79.1, "NVIDIA H100 NVL": 93.0,
     "NVIDIA H200": 139.8, "NVIDIA H200 NVL": 139.8, "NVIDIA B200": 178.3,
+    "NVIDIA B300 SXM6 AC": 267.6, "NVIDIA GB300": 276.5,
     "AMD Instinct MI210": 63.9, "AMD Instinct MI250X": 63.9,  # of one of its two dies, which is a device
     "AMD Instinct MI300X": 191.9, "AMD Instinct MI300X OAM": 191.9, "AMD Instinct MI325X": 255.9,
-    "AMD Instinct MI355X": 287.9,
+    "AMD Instinct MI350X": 287.9, "AMD Instinct MI355X": 287.9,
 }  # fmt: skip
 
 

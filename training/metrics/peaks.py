@@ -9,9 +9,10 @@
   runs the same kernels with more around them, does not come out above 100 %.
 
 Rows are given only where the vendor publishes the figure and PyTorch gives the device a name; `document` says where.
-fp16 and bf16 are with fp32 accumulation, which is what training uses. AMD's GPUs come by the same `torch.cuda` call;
-Apple, Intel, Gaudi and TPU have no entry: their names or dense rates are not documented to the device, or this project
-does not run there.
+fp16 and bf16 are with fp32 accumulation, which is what training uses. AMD's GPUs come by the same `torch.cuda` call.
+Without a row, deliberately: a name that stands for two rates ("AMD Instinct MI250X/MI250" is either card, a GeForce RTX
+3080 has one of two numbers of cores, a 2080 Ti one of two clocks); Apple, Intel, Gaudi and TPU, whose names or dense
+rates are not documented to the device, or where this project does not run.
 """
 
 from __future__ import annotations
@@ -86,6 +87,12 @@ _A100 = (
 _MI300X = ("AMD Instinct MI300X", "AMD Instinct MI300X OAM")  # the second as some drivers have it
 _GH200 = ("NVIDIA GH200 480GB", "NVIDIA GH200 120GB")
 
+_GA102 = "NVIDIA Ampere GA102 architecture whitepaper (2021), tables 2 to 9"
+_ADA = "NVIDIA Ada GPU architecture whitepaper (2023), appendices A to C"
+_RTX_BLACKWELL = "NVIDIA RTX Blackwell GPU architecture whitepaper (2025), appendices"
+_RTX_PRO_BLACKWELL = "NVIDIA RTX Blackwell PRO GPU architecture whitepaper (2025)"
+_CDNA2 = "AMD CDNA 2 architecture whitepaper and MI200 datasheets (2021, 2022)"
+
 # Where a datasheet prints only the figure with 2:4 sparsity, the dense one is half of it (NVIDIA's own footnote).
 _ROWS = (
     _Row(_V100_SXM, "NVIDIA V100 datasheet (2020)", float32=15.7, float16=125.0),
@@ -96,16 +103,14 @@ _ROWS = (
     _Row(("NVIDIA A10",), "NVIDIA A10 datasheet (2021)", **_tensor(125.0, tfloat32=62.5, float32=31.2)),
     _Row(("NVIDIA A30",), "NVIDIA A30 datasheet (2021)", **_tensor(165.0, tfloat32=82.0, float32=10.3)),
     _Row(("NVIDIA A40",), "NVIDIA A40 datasheet (2021)", **_tensor(149.7, tfloat32=74.8, float32=37.4)),
-    _Row(
-        ("NVIDIA RTX A6000",),
-        "NVIDIA Ampere GA102 architecture whitepaper (2021), appendix",
-        **_tensor(154.8, tfloat32=77.4, float32=38.7),
-    ),
-    _Row(
-        ("NVIDIA GeForce RTX 3090",),
-        "NVIDIA Ampere GA102 architecture whitepaper (2021), table 9, fp32 accumulate",
-        **_tensor(71.0, tfloat32=35.6, float32=35.6),
-    ),
+    _Row(("NVIDIA A2",), "NVIDIA A2 datasheet (2021)", **_tensor(18.0, tfloat32=9.0, float32=4.5)),
+    _Row(("NVIDIA RTX A6000",), _GA102, **_tensor(154.8, tfloat32=77.4, float32=38.7)),
+    _Row(("NVIDIA RTX A5000",), "NVIDIA RTX A5000 datasheet (2021)", **_tensor(111.1, tfloat32=55.6, float32=27.8)),
+    _Row(("NVIDIA RTX A4500",), "NVIDIA RTX A4500 datasheet (2021)", **_tensor(94.6, tfloat32=47.3, float32=23.7)),
+    _Row(("NVIDIA RTX A4000",), "NVIDIA RTX A4000 datasheet (2021)", **_tensor(76.7, tfloat32=38.3, float32=19.2)),
+    _Row(("NVIDIA GeForce RTX 3090 Ti",), _ADA, **_tensor(80.0, tfloat32=40.0, float32=40.0)),
+    _Row(("NVIDIA GeForce RTX 3090",), _GA102, **_tensor(71.0, tfloat32=35.6, float32=35.6)),
+    _Row(("NVIDIA GeForce RTX 3070",), _GA102, **_tensor(40.6, tfloat32=20.3, float32=20.3)),
     _Row(
         ("NVIDIA L4",), "NVIDIA L4 datasheet (2023)", **_tensor(121.0, tfloat32=60.0, float32=30.3, float8=242.5)
     ),
@@ -121,14 +126,41 @@ _ROWS = (
         **_tensor(364.2, tfloat32=182.1, float32=91.1, float8=728.5),
     ),
     _Row(
-        ("NVIDIA GeForce RTX 4090",),
-        "NVIDIA Ada GPU architecture whitepaper (2022), appendix A, fp32 accumulate",
-        **_tensor(165.2, tfloat32=82.6, float32=82.6, float8=330.3),
+        ("NVIDIA RTX 5000 Ada Generation",),
+        "NVIDIA RTX 5000 Ada datasheet (2023), parts of its fp8 figure with sparsity",
+        **_tensor(261.1, tfloat32=130.6, float32=65.3, float8=522.2),
     ),
     _Row(
-        ("NVIDIA GeForce RTX 5090",),
-        "NVIDIA RTX Blackwell GPU architecture whitepaper (2025), appendix A, fp32 accumulate",
-        **_tensor(209.5, tfloat32=104.8, float32=104.8, float8=419.0),
+        ("NVIDIA RTX 4500 Ada Generation",),
+        "NVIDIA RTX 4500 Ada datasheet (2023), parts of its fp8 figure with sparsity",
+        **_tensor(158.5, tfloat32=79.2, float32=39.6, float8=317.0),
+    ),
+    _Row(
+        ("NVIDIA RTX 4000 Ada Generation",),
+        "NVIDIA RTX 4000 Ada datasheet (2023), parts of its fp8 figure with sparsity",
+        **_tensor(106.9, tfloat32=53.5, float32=26.7, float8=213.8),
+    ),
+    _Row(
+        ("NVIDIA RTX 2000 Ada Generation",),
+        "NVIDIA RTX 2000 Ada datasheet (2024), parts of its fp8 figure with sparsity",
+        **_tensor(48.0, tfloat32=24.0, float32=12.0, float8=95.9),
+    ),
+    _Row(("NVIDIA GeForce RTX 4090",), _ADA, **_tensor(165.2, tfloat32=82.6, float32=82.6, float8=330.3)),
+    _Row(("NVIDIA GeForce RTX 4080",), _ADA, **_tensor(97.5, tfloat32=48.7, float32=48.7, float8=194.9)),
+    _Row(("NVIDIA GeForce RTX 4070 Ti",), _ADA, **_tensor(80.2, tfloat32=40.1, float32=40.1, float8=160.4)),
+    _Row(("NVIDIA GeForce RTX 5090",), _RTX_BLACKWELL, **_tensor(209.5, tfloat32=104.8, float32=104.8, float8=419.0)),
+    _Row(("NVIDIA GeForce RTX 5080",), _RTX_BLACKWELL, **_tensor(112.6, tfloat32=56.3, float32=56.3, float8=225.1)),
+    _Row(("NVIDIA GeForce RTX 5070 Ti",), _RTX_BLACKWELL, **_tensor(87.9, tfloat32=43.9, float32=43.9, float8=175.8)),
+    _Row(("NVIDIA GeForce RTX 5070",), _RTX_BLACKWELL, **_tensor(61.7, tfloat32=30.9, float32=30.9, float8=123.5)),
+    _Row(
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition",),
+        _RTX_PRO_BLACKWELL,
+        **_tensor(503.8, tfloat32=251.9, float32=126.0, float8=1007.6),
+    ),
+    _Row(
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",),
+        _RTX_PRO_BLACKWELL,
+        **_tensor(438.9, tfloat32=219.5, float32=109.7, float8=877.9),
     ),
     _Row(
         ("NVIDIA H100 80GB HBM3",),
@@ -167,14 +199,22 @@ _ROWS = (
         **_tensor(2500.0, tfloat32=1250.0, float32=80.0, float8=5000.0),
     ),
     _Row(
-        ("AMD Instinct MI210",),
-        "AMD Instinct MI210 datasheet (2022)",
-        float32=45.3, float16=181.0, bfloat16=181.0,
+        ("NVIDIA B300 SXM6 AC",),
+        "NVIDIA HGX B300 specifications (2025), half of the figures with sparsity",
+        **_tensor(2250.0, tfloat32=1125.0, float32=75.0, float8=4500.0),
     ),
     _Row(
-        ("AMD Instinct MI250X",),
-        "AMD Instinct MI250X datasheet (2021), half of the card: a device is one of its two dies",
-        float32=47.85, float16=191.5, bfloat16=191.5,
+        ("NVIDIA GB300",),
+        "NVIDIA GB300 NVL72 specifications (2025), half of the figures with sparsity",
+        **_tensor(2500.0, tfloat32=1250.0, float32=80.0, float8=5000.0),
+    ),
+    _Row(("AMD Instinct MI210",), _CDNA2, float32=45.3, float16=181.0, bfloat16=181.0),
+    # half of the card: a device is one of its two dies
+    _Row(("AMD Instinct MI250X",), _CDNA2, float32=47.85, float16=191.5, bfloat16=191.5),
+    _Row(
+        ("AMD Instinct MI300A",),
+        "AMD Instinct MI300A datasheet (2023)",
+        **_tensor(980.6, tfloat32=490.3, float32=122.6, float8=1961.2),
     ),
     _Row(
         _MI300X,
@@ -185,6 +225,11 @@ _ROWS = (
         ("AMD Instinct MI325X",),
         "AMD Instinct MI325X datasheet (2024)",
         **_tensor(1307.4, tfloat32=653.7, float32=163.4, float8=2614.9),
+    ),
+    _Row(
+        ("AMD Instinct MI350X",),
+        "AMD Instinct MI350X datasheet (2025)",
+        float32=144.2, float16=2306.9, bfloat16=2306.9, float8=4613.7,
     ),
     _Row(
         ("AMD Instinct MI355X",),

@@ -213,12 +213,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("docs/results/overhead.md"))
     options, overrides = parser.parse_known_args(argv)
     steps = -(-max(options.steps, 4) // len(PATTERN)) * len(PATTERN)
+    machine = describe_machine(PACKAGES)  # first: the commit is that of the code that runs
     try:
         result = measure_overhead(options.config, steps, overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    machine = describe_machine(PACKAGES)
     command = "python -m training.benchmark overhead " + " ".join(argv)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(format_page(result, machine, command.strip()), encoding="utf-8")

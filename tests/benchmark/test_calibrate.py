@@ -35,11 +35,13 @@ def test_power_grows_with_windows_and_with_repeats():
     assert simulate(independent, 100, 6, 60).found < found[1] / 2
 
 
-def test_pairs_of_real_runs_are_counted(write_timed, capsys):  # noqa: F811
+def test_pairs_of_real_runs_are_counted(write_timed, capsys, tmp_path):  # noqa: F811
     paths = [write_timed(f"runs/{seed}", seed=seed, steps=200, slower=1 + (seed == 2)) for seed in range(3)]
-    assert main(["--runs", str(paths[0].parent)]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("2 of 3 pairs show a difference\n0 and 2: ") and "perf/forward_ms" in out
+    assert main(["--runs", str(paths[0].parent), "--output", str(tmp_path / "page.md")]) == 0
+    page = (tmp_path / "page.md").read_text()
+    assert page in capsys.readouterr().out
+    assert "2 of 3 pairs show a difference in any row." in page
+    assert "\n- 0 and 2: " in page and "perf/forward_ms" in page and "\n| 0 | 200 | " in page
     assert main(["--runs", str(paths[0] / "nothing")]) == 2
 
 

@@ -10,7 +10,7 @@ its interval, so a pair shows every slowdown above 1 / low - 1, and the figure i
 Losses are simulated likewise: runs that differ by their seed alone, at the level that a loss has on a page.
 
 `--runs DIR`: every pair of the runs in DIR, all of one configuration, through the whole comparison: a pair counts as a
-false alarm when any row of it does.
+false alarm when any row of it does. `benchmark compare --a X --b X --seeds --work_dir DIR` makes such runs.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from training.benchmark.interleave import draw_orders
 from training.comparing.comparison import LOSS_ROWS, QUESTIONS, Pair, compare
 from training.comparing.intervals import ALPHA, POWER, Windows, find_interval
 from training.comparing.losses import Curve, judge_curves
-from training.comparing.sides import WARMUP_SHARE, Side, load_side
+from training.comparing.sides import WARMUP_SHARE, Side, find_windows, load_side
 from training.environment import describe_machine
+from training.metrics import names
 from training.reporting.plots import write_atomically
 
 WINDOWS = (30, 100, 1000)
@@ -199,14 +200,10 @@ def find_differing(pair: Pair) -> list[str]:
 def main(argv: list[str]) -> int:
     options = _parse(argv)
     try:
-        if options.runs:
-            number, alarms = count_false_alarms(load_side("A", [options.runs]))
-            print(f"{len(alarms)} of {number} pairs show a difference", *alarms, sep="\n")
-            return 0
+        page = format_runs(options.runs) if options.runs else format_table(options.pairs, argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    page = format_table(options.pairs, argv)
     print(page)
     if options.output:
         write_atomically(options.output, page.encode())
@@ -219,6 +216,26 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="PAGE.md", help="write the table")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="runs of one configuration, instead of a simulation")
     return parser.parse_args(argv)
+
+
+def format_runs(directory: Path) -> str:
+    """The page of real runs. Raises UserError for a directory without runs."""
+    side = load_side("A", [directory])
+    number, alarms = count_false_alarms(side)
+    lines = [
+        "# Comparisons of real runs of one configuration", "",
+        f"{len(side.runs)} runs, every two of them through the whole comparison: {len(alarms)} of {number} pairs show "
+        "a difference in any row.", "", *(f"- {alarm}" for alarm in alarms), *[""] * bool(alarms),
+        "| run | steps | step ms, mean | last loss |", "|---|--:|--:|--:|",
+    ]  # fmt: skip
+    for run in side.runs:
+        times, loss = find_windows(run, names.PERF_STEP_MS), run.series(names.TRAIN_LOSS).last()
+        cells = (f"{times.mean():,.1f}" if times else "-", f"{loss:.4f}" if loss is not None else "-")
+        lines.append(f"| {run.path.name} | {run.metrics.last_step:,} | {' | '.join(cells)} |")
+    facts = side.runs[0].env
+    machine = f"{facts.get('cpu_count')} cores of {facts.get('cpu')}, torch {facts.get('torch')}"
+    lines += ["", f"{machine}, commit {facts.get('git_commit')}, as the first run has it."]
+    return "\n".join(lines) + "\n"
 
 
 def format_table(pairs: int, argv: list[str]) -> str:

@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,15 @@ Launch = Callable[..., Finished]
 
 
 @pytest.fixture(scope="session")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A MiniGPT of 20 thousand parameters on a dozen files; the first launch builds its store."""
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A MiniGPT of 20 thousand parameters on a dozen files; the first launch builds its store and its first three
+    measure the machine."""
     folder = tmp_path_factory.mktemp("recipe")
     path = folder / "tiny.yaml"
     path.write_text(RECIPE.format(store_dir=folder / "stores"))
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield path
 
 
 @pytest.fixture
@@ -143,7 +146,7 @@ def run(command: list[str], run_dir: Path, expect: int | None = 0, timeout: int 
     """Run in an environment without what a developer's shell may set."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_", "WANDB_", "ACCELERATE_"))}
     environ |= {"PATH": f"{BIN}:{os.environ['PATH']}", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    environ |= {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(run_dir.parent / "cache")}
+    environ |= {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environ, cwd=run_dir.parent, capture_output=True, text=True, timeout=timeout)
     finished = Finished(run_dir, done.returncode, done.stdout + done.stderr)
     assert expect is None or finished.code == expect, finished.output[-6000:]

@@ -30,7 +30,6 @@ from training.models.adapters import trainable_share
 from training.models.planned import build_planned_model
 from training.models.trained import load_trained
 from training.reporting.html import build_report
-from training.reporting.plots import plot_losses
 from training.reporting.run_reader import load_run
 from training.reporting.screen import format_summary
 from training.trainers.profiled_trainer import ProfiledTrainer
@@ -69,7 +68,6 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
         run_dir.append_event("final", trainer.state.global_step, "final/ written" + " and checked" * bool(sample))
         summary = summarize(loaded, data, trainer, totals, roofline, sample, memory_base)
         run_dir.write_json(run_dir.summary, summary)
-        plot_losses(run_dir.path, final=True, unigram_entropy_nats=summary["unigram_entropy_nats"])
         build_report(run_dir.path)
         print(format_summary(summary, run_dir.path), flush=True)
     if dist.is_initialized():

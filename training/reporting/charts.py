@@ -6,6 +6,8 @@ then each cut value is marked at the upper edge and counted in words. Non-finite
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
@@ -49,16 +51,17 @@ def style_axes(ax: Axes, ylabel: str = "", xlabel: str = "optimizer step") -> No
     ax.margins(x=0.01)
 
 
-def draw_legend(ax: Axes, columns: int = 4) -> None:
-    """Above the axes, left-aligned, without a frame."""
-    ax.legend(
+def draw_legend(ax: Axes, columns: int = 4) -> int:
+    """Above the axes, left-aligned, without a frame; the number of its rows, for which the caller makes room."""
+    legend = ax.legend(
         loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, frameon=False, fontsize=9,
         labelcolor=light("ink"), borderaxespad=0.2, handlelength=1.4, columnspacing=1.4, handletextpad=0.5,
     )  # fmt: skip
+    return math.ceil(len(legend.get_texts()) / columns)
 
 
-def draw_loss(ax: Axes, metrics: MetricsLog, entropy: float | None, recent: bool = False) -> bool:
-    """Training loss raw and smoothed, evaluation points, unigram entropy (nats). False when there is no loss.
+def draw_loss(ax: Axes, metrics: MetricsLog, entropy: float | None, recent: bool = False) -> int:
+    """Training loss raw and smoothed, evaluation points, unigram entropy (nats). Rows of the legend; 0: no loss.
 
     `recent` shows the last 1,000 steps (`statistics.recent_window`), their mean and one standard
     deviation as a band.
@@ -66,7 +69,7 @@ def draw_loss(ax: Axes, metrics: MetricsLog, entropy: float | None, recent: bool
     loss = metrics.series(names.TRAIN_LOSS)
     evaluation = metrics.series(names.EVAL_LOSS).finite()
     if not len(loss.finite()) and not len(evaluation):
-        return False
+        return 0
     window = smoothing_window(len(loss.finite()))
     smoothed = _smoothed(loss)
     if recent:
@@ -83,15 +86,14 @@ def draw_loss(ax: Axes, metrics: MetricsLog, entropy: float | None, recent: bool
         _draw_level(ax, entropy, f"unigram entropy {entropy:.3f}")
     _cut_axis(ax, loss)
     _mark_not_finite(ax, loss)
-    draw_legend(ax)
-    return True
+    return draw_legend(ax)
 
 
-def draw_phases(ax: Axes, run: Run, share: bool) -> bool:
-    """Phases stacked over the run, ms per step or % of the step. False when no phase was measured."""
+def draw_phases(ax: Axes, run: Run, share: bool) -> int:
+    """Phases stacked over the run, ms per step or % of the step. Rows of the legend; 0: no phase was measured."""
     times = load_phase_times(run)
     if not len(times.steps) or not times.ms.any():
-        return False
+        return 0
     steps, ms = downsample_mean(times.steps, times.ms, MAX_STACK_POINTS)
     total = ms.sum(axis=1, keepdims=True)
     if share:
@@ -106,12 +108,11 @@ def draw_phases(ax: Axes, run: Run, share: bool) -> bool:
     ax.set_ylim(0, 100 if share else upper)
     if upper:
         _write_note(ax, f"{int((total > upper).sum())} point(s) above the axis, highest {total.max():,.0f} ms")
-    draw_legend(ax, columns=5)
-    return True
+    return draw_legend(ax, columns=5)
 
 
-def draw_lines(ax: Axes, run: Run, keys: dict[str, tuple[str, str]], ylabel: str, smoothed: bool = True) -> bool:
-    """Lines of `keys` {metric key: (label, colour name)} from zero upwards. False when none was measured.
+def draw_lines(ax: Axes, run: Run, keys: dict[str, tuple[str, str]], ylabel: str, smoothed: bool = True) -> int:
+    """Lines of `keys` {metric key: (label, colour name)} from zero upwards. Rows of the legend; 0: none was measured.
 
     With `smoothed`, a crowded line is drawn pale with its running mean in full. The last key is drawn in front; a line
     that equals it would be hidden and is left out, legend and all.
@@ -119,7 +120,7 @@ def draw_lines(ax: Axes, run: Run, keys: dict[str, tuple[str, str]], ylabel: str
     series = {key: run.series(key) for key in keys}
     measured = {key: points for key, points in series.items() if len(points.finite())}
     if not measured:
-        return False
+        return 0
     front = list(measured)[-1]
     measured = {key: line for key, line in measured.items() if key == front or not _is_same(line, measured[front])}
     style_axes(ax, ylabel)
@@ -133,8 +134,7 @@ def draw_lines(ax: Axes, run: Run, keys: dict[str, tuple[str, str]], ylabel: str
     _cut_axis(ax, *measured.values(), from_zero=True)
     if ax.get_ylim()[1] >= 10_000:
         ax.yaxis.set_major_formatter(EngFormatter(sep=""))
-    draw_legend(ax)
-    return True
+    return draw_legend(ax)
 
 
 def describe_loss(metrics: MetricsLog, entropy: float | None = None) -> list[tuple[str, str]]:

@@ -323,7 +323,8 @@ def build_callbacks(
         callbacks.append(GpuMonitor(trainer, args.device, config.monitor.gpu_every))
     if args.process_index == 0:
         callbacks.append(RunEvents(trainer, run_dir, entropy))
-        callbacks.append(Plotting(trainer, run_dir, config.monitor.plot_every, entropy))
+        if config.monitor.plot_every:
+            callbacks.append(Plotting(trainer, run_dir, config.monitor.plot_every, entropy))
     return callbacks
 
 

@@ -1,6 +1,7 @@
 """Trains several runs one after another in one launch: `several_runs.py ARGUMENTS --then ARGUMENTS …`.
 
-With `--refused` among its arguments, a run has to end with exit code 2.
+With `--refused` among its arguments, a run has to end with exit code 2; with `--unfinished`, nothing comes after its
+last step.
 
 What has to start in a fresh process, such as a resume, is launched by itself; other runs share one launch's imports.
 """
@@ -9,7 +10,7 @@ import itertools
 import sys
 from pathlib import Path
 
-THEN, REFUSED = "--then", "--refused"
+THEN, REFUSED, UNFINISHED = "--then", "--refused", "--unfinished"
 
 
 def main(argv: list[str]) -> int:
@@ -23,8 +24,13 @@ def main(argv: list[str]) -> int:
 
 
 def check(train, local_rank, run):
-    code = train.main([*local_rank, *(flag for flag in run if flag != REFUSED)])
+    arguments = [flag for flag in run if flag not in (REFUSED, UNFINISHED)]
+    code = train.main([*local_rank, *arguments], finish=leave if UNFINISHED in run else None)
     return int(code != 2) if REFUSED in run else code
+
+
+def leave(*_):
+    """Neither final/ nor a report."""
 
 
 if __name__ == "__main__":

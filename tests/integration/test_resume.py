@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from data_prep.store import Store
 from tests.integration.conftest import ROOT, Finished
 from tests.integration.plain_step import step_once
-from tests.integration.several_runs import REFUSED
+from tests.integration.several_runs import REFUSED, UNFINISHED
 from training.metrics import names
 
 # What a checkpoint holds that is not the state of training: how long it took, and the paths of the run.
@@ -99,15 +99,15 @@ def two_ranks(
     launch_all, folder, zero2_flags, stream_flags, elastic_flags, descent_flags, zero2_float32
 ) -> dict[str, Finished]:
     """Runs of two ranks, then those that go on with them; the elastic ones stop after 2 steps, for another launch."""
-    unmeasured = [*zero2_flags, "perf.enabled=false", "data.verify_packing=false"]
+    unmeasured = [*zero2_flags, "perf.enabled=false", "data.verify_packing=false", UNFINISHED]
     # without DeepSpeed first: it leaves its settings behind
     runs = {
         "no-data": [f"data.sources=[{{path: {folder / 'nothing'}}}]", REFUSED],
-        "elastic": [*elastic_flags, "--max_steps", "2"],
+        "elastic": [*elastic_flags, "--max_steps", "2", UNFINISHED],
         "descent": descent_flags,
         "zero2": zero2_flags,
         "zero2-unmeasured": unmeasured,
-        "zero2-elastic": [*elastic_flags, "--max_steps", "2", "--deepspeed", "zero2_bf16"],
+        "zero2-elastic": [*elastic_flags, "--max_steps", "2", "--deepspeed", "zero2_bf16", UNFINISHED],
         "zero2-descent": [*descent_flags, *zero2_float32],
         "stream": stream_flags,
     }
@@ -117,7 +117,7 @@ def two_ranks(
     copy_killed_at(before["stream"], 2, "stream-resumed")
     after = {
         "zero2-unfinished": [*zero2_flags, "data.verify_packing=false", *RESUME],
-        "zero2-resumed": [*zero2_flags, *RESUME],
+        "zero2-resumed": [*zero2_flags, *RESUME, UNFINISHED],
         # 2 x 2 rows a step: 8 of 20 are done; 12 are left, 2 steps of 2 x 3
         "zero2-elastic": [*elastic_flags, *ONE_EPOCH_BY_3, "--deepspeed", "zero2_bf16", *RESUME],
         "stream-resumed": [*stream_flags, "checkpoint.verify_final=false", *RESUME],
@@ -127,14 +127,14 @@ def two_ranks(
 
 @pytest.fixture(scope="module")
 def one_rank(launch_all, folder, two_ranks, plain_flags, elastic_flags) -> dict[str, Finished]:
-    unmeasured = [*plain_flags, "perf.enabled=false", "--num_workers", "2"]
+    unmeasured = [*plain_flags, "perf.enabled=false", "--num_workers", "2", UNFINISHED]
     before = launch_all("python", folder, {"plain": plain_flags, "plain-unmeasured": unmeasured})
     steps = {"plain-4": 4, "plain-7": 7, "plain-damaged": 8}
     for name, step in {**steps, "plain-unfinished": 9}.items():
         copy_killed_at(before["plain"], step, name)
     damage(shutil.copytree(folder / "plain" / "checkpoint-9", folder / "plain-damaged" / "checkpoint-9"))
     # 2 x 2 rows a step: 8 of 20 are done; 12 are left, 4 steps of 3
-    runs = {name: [*plain_flags, *RESUME, "checkpoint.verify_final=false"] for name in steps}
+    runs = {name: [*plain_flags, *RESUME, UNFINISHED] for name in steps}
     other = {
         "plain-unfinished": [*plain_flags, *RESUME],
         "elastic": [*elastic_flags, *ONE_EPOCH_BY_3, *RESUME],
@@ -224,6 +224,11 @@ def test_plain_with_accumulation_across_the_end_of_an_epoch(one_rank, step):
 
 def test_a_plain_run_is_the_same_unmeasured_and_with_workers(one_rank):
     check_unmeasured_is_equal(one_rank["plain"], one_rank["plain-unmeasured"], 9)
+
+
+def test_curves_are_drawn_at_the_end_only_without_plot_every(one_rank):
+    drawn = {path.name for path in (one_rank["plain"].path / "plots").glob("loss*")}
+    assert drawn == {"loss.png", "loss_recent.png", "loss_final.png"}
 
 
 def test_a_damaged_checkpoint_is_passed_over(one_rank):

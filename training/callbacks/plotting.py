@@ -25,7 +25,7 @@ class Plotting(TrainerCallback):
         self._saved_step: int | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._due = self._due or (self._every > 0 and state.global_step % self._every == 0)
+        self._due = self._due or state.global_step % self._every == 0
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._saved_step = state.global_step

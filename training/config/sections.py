@@ -109,7 +109,8 @@ class MonitorSection(Section):
         default=50, description="optimizer steps between two readings of GPU utilisation and memory"
     )
     plot_every: Steps = Field(
-        default=200, description="optimizer steps between two loss-curve PNGs; 0: only at the end"
+        default=200,
+        description="optimizer steps between two loss-curve PNGs, which checkpoints get besides; 0: only at the end",
     )
     sample_prompt: str | None = Field(default=None, description="what the trained model continues at the end")
 

@@ -15,6 +15,7 @@ from training import micro_batch
 from training.config import load_config
 from training.data.collator import Collator
 from training.launch import World
+from training.memory.estimate import Evaluation
 from training.micro_batch import (
     FullBatches,
     count_rows,
@@ -80,13 +81,23 @@ def fit(monkeypatch, *, planned: int, fits: Any) -> tuple[int, list[int]]:
         tried.append(loaded.config.argument("per_device_train_batch_size"))
         return fits(tried[-1])
 
-    planner = SimpleNamespace(estimate=lambda size, accumulates: SimpleNamespace(device_peak=size, host=0))
+    planner = SimpleNamespace(
+        estimate=lambda size, accumulates: SimpleNamespace(device_peak=size, host=0),
+        estimate_evaluation=lambda: Evaluation(rows=4, device_peak=5, allowances=0),
+    )
     monkeypatch.setattr(micro_batch, "Planner", lambda *_, **__: planner)
     monkeypatch.setattr(micro_batch, "measure_free_bytes", lambda *_: planned)
     monkeypatch.setattr(micro_batch, "try_training", try_training)
     loaded = load_config(["--per_device_train_batch_size", "6", "--gradient_accumulation_steps", "4"])
     chosen = fit_micro_batch(loaded, None, ALONE, CPU)  # pyright: ignore[reportArgumentType]
     return int(chosen.config.argument("per_device_train_batch_size")), tried
+
+
+def test_an_evaluation_that_does_not_fit_is_said(monkeypatch, caplog):
+    for planned, said in ((5, False), (4, True)):
+        caplog.clear()
+        fit(monkeypatch, planned=planned, fits=lambda size: True)
+        assert ("evaluation of 4 rows is planned to take" in caplog.text) == said
 
 
 def test_what_runs_out_of_memory_is_tried_smaller(monkeypatch):

@@ -65,6 +65,18 @@ def test_larger_device_fits_a_larger_micro_batch(capsys):
     assert 1 < small < large
 
 
+def test_evaluation_stands_beside_training(capsys):
+    plan = run_json(capsys, "--per_device_eval_batch_size", "64", "tokenizer.vocab_size=5000")
+    # 64 rows of 64 tokens, the float32 logits and their log-probabilities; small beside them all else
+    head = 64 * 64 * 5000 * 8
+    assert plan["evaluation_rows"] == 64
+    assert head < plan["evaluation_peak_bytes"] < 2 * head
+    assert plan["evaluation_peak_bytes"] > plan["device_peak_bytes"]
+    assert run_json(capsys, "training.eval_strategy=no")["evaluation_peak_bytes"] is None
+    assert main([*TINY, "--device", "100GB", "--per_device_eval_batch_size", "999999"]) == 0
+    assert "evaluation does NOT fit: lower training.per_device_eval_batch_size, now 999999" in capsys.readouterr().out
+
+
 def test_no_steps_without_max_steps(capsys):
     plan = run_json(capsys, "training.max_steps=-1", "training.num_train_epochs=1")
     assert plan["steps"] is None

@@ -69,6 +69,12 @@ def fit_micro_batch(loaded: LoadedConfig, prepared: Prepared, world: World, devi
 
     budget = measure_free_bytes(device, world)
     planned = int(min(gather_floats(float(find_largest_fitting(predict, rows, budget)), device)))
+    evaluation = planner.estimate_evaluation()
+    if evaluation and evaluation.device_peak > budget:
+        logger.warning(
+            "evaluation of %d rows is planned to take %.2f of %.2f GiB: lower training.per_device_eval_batch_size",
+            evaluation.rows, evaluation.device_peak / GIB, budget / GIB,
+        )  # fmt: skip
     for size in (divisor for divisor in find_divisors(rows) if divisor <= planned):
         chosen = with_micro_batch(loaded, size)
         if try_training(chosen, prepared, world, device):

@@ -116,6 +116,9 @@ def format_plan(plan: RunPlan) -> str:
         where = "host" if part.place == "host" else {"always": "", "passes": "passes", "step": "step"}[part.at]
         lines.append(f"  {part.name:<40}{_size(part.bytes):>13}  {where:<7} {part.note}".rstrip())
     lines.append(f"  {'peak on the device':<40}{_size(plan.device_peak_bytes):>13}")
+    if plan.evaluation_peak_bytes is not None:
+        what = f"peak of an evaluation, {plan.evaluation_rows} rows"
+        lines.append(f"  {what:<40}{_size(plan.evaluation_peak_bytes):>13}")
     if plan.host_bytes:
         lines.append(f"  {'on the host':<40}{_size(plan.host_bytes):>13}")
     lines += ["", *_format_fit(plan), *_format_work(plan), "", *(f"note: {note}" for note in plan.notes)]
@@ -132,7 +135,11 @@ def _format_fit(plan: RunPlan) -> list[str]:
     if largest == LARGEST_MICRO_BATCH:
         largest = f"{largest} or more"
     size = f"{plan.capacity_bytes / GIB:.1f} GiB"
-    return [f"{plan.device}: {size}; the recipe's micro-batch {fits}; largest micro-batch that fits: {largest}"]
+    lines = [f"{plan.device}: {size}; the recipe's micro-batch {fits}; largest micro-batch that fits: {largest}"]
+    if (plan.evaluation_peak_bytes or 0) > plan.capacity_bytes:
+        rows = plan.evaluation_rows
+        lines.append(f"{plan.device}: evaluation does NOT fit: lower training.per_device_eval_batch_size, now {rows}")
+    return lines
 
 
 def _format_work(plan: RunPlan) -> list[str]:

@@ -16,8 +16,9 @@ LOADED = SimpleNamespace(config=SimpleNamespace(argument=lambda name: 4))
 def predicted(monkeypatch):
     """6 GiB of tensors on the device, 2 GiB on the host."""
     estimate = SimpleNamespace(tensor_peak=6 * GIB, host=2 * GIB)
-    planner = SimpleNamespace(estimate=lambda size: estimate)
+    planner = SimpleNamespace(estimate=lambda size: estimate, estimate_evaluation=lambda: None)
     monkeypatch.setattr(comparison, "Planner", lambda *_, **__: planner)
+    return planner
 
 
 def compare(device, base, peak):
@@ -28,6 +29,12 @@ def test_a_gpu_counts_tensors_on_both_sides(predicted):
     found = compare(CUDA, measure_base(CUDA), 8.0)
     assert (found.predicted_gib, found.measured_gib, found.base_gib) == (6, 8, 0)
     assert found.predicted_pct == 75
+
+
+def test_an_evaluation_counts_where_it_takes_more(predicted):
+    for evaluation, expected in ((5, 6), (7, 7)):
+        predicted.estimate_evaluation = lambda size=evaluation: SimpleNamespace(tensor_peak=size * GIB)
+        assert compare(CUDA, measure_base(CUDA), 8.0).predicted_gib == expected
 
 
 def test_a_cpu_process_is_counted_above_its_base(predicted):

@@ -76,6 +76,27 @@ def test_attention_dropout_leaves_a_cpu_without_a_fused_kernel(architecture, aut
     assert fused < 0.8 * traced
 
 
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bf16"])
+@pytest.mark.parametrize("architecture", ["minigpt", "minigpt_gelu", "qwen3", "gpt2_dropout"])
+def test_traced_evaluation_is_the_allocated_one(architecture, autocast):
+    model = build_decoder(architecture).eval()
+    ids = torch.ones(2 * ROWS, SEQ_LEN, dtype=torch.long)
+
+    def evaluate():
+        with torch.no_grad(), torch.autocast("cpu", autocast) if autocast else nullcontext():
+            outputs = model(input_ids=ids, labels=ids, use_cache=False)
+        if autocast:
+            outputs.logits = outputs.logits.float()
+
+    attention = "eager" if architecture == "minigpt_gelu" else "flash"
+    tracer = StepTracer(build_decoder(architecture, device="meta"))
+    training = tracer.trace(shape(attention, autocast)).peak
+    measured = measure_peak_bytes(evaluate)
+    missing = measured - tracer.trace_evaluation(shape(attention, autocast, micro_batch_size=2 * ROWS))
+    assert -0.03 * measured < missing < max(0.03 * measured, WORKSPACE_BYTES)
+    assert tracer.trace(shape(attention, autocast, micro_batch_size=ROWS)).peak == training  # dropout is on again
+
+
 @pytest.fixture(scope="module")
 def tracer():
     return StepTracer(build_decoder("qwen2", device="meta"))

@@ -8,7 +8,7 @@ CUDA context, and a share for kernels' workspaces and the allocator's fragmentat
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from training.memory.states import Part, Place
 from training.memory.trace import StepShape, StepTrace, StepTracer
@@ -35,6 +35,19 @@ class Estimate:
     @property
     def tensor_peak(self) -> int:
         """What an allocator would count."""
+        return self.device_peak - self.allowances
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Bytes on the device of one rank while it evaluates `rows` at once; `allowances` as in `Estimate`."""
+
+    rows: int
+    device_peak: int
+    allowances: int
+
+    @property
+    def tensor_peak(self) -> int:
         return self.device_peak - self.allowances
 
 
@@ -69,6 +82,15 @@ def estimate_rank(
     parts += [*(p for p in states if p.at == "step"), *allowances]
     host = sum(part.bytes for part in parts if part.place == "host")
     return Estimate(shape.micro_batch_size, parts, trace, peak, host, sum(part.bytes for part in allowances))
+
+
+def estimate_evaluation(
+    states: list[Part], tracer: StepTracer, shape: StepShape, *, on_gpu: bool, world_size: int
+) -> Evaluation:
+    """`shape.micro_batch_size` rows forward, without gradients; the optimizer's states stay where they are."""
+    passes = _sum(states, "passes") + tracer.trace_evaluation(shape)
+    allowances = sum(part.bytes for part in list_allowances(passes, on_gpu=on_gpu, world_size=world_size))
+    return Evaluation(shape.micro_batch_size, _sum(states, "always") + allowances + passes, allowances)
 
 
 def _gradient_parts(shape: StepShape, size: int) -> list[Part]:
@@ -125,10 +147,6 @@ def _guess_size(low: Estimate, other: Estimate, high: Estimate | None, capacity:
     guess = low.micro_batch_size + int((capacity - low.device_peak) / per_row)
     most = high.micro_batch_size - 1 if high else LARGEST_MICRO_BATCH
     return max(low.micro_batch_size + 1, min(guess, most))
-
-
-def with_micro_batch(shape: StepShape, micro_batch_size: int) -> StepShape:
-    return replace(shape, micro_batch_size=micro_batch_size)
 
 
 def _sum(parts: list[Part], at: str, place: Place = "device") -> int:

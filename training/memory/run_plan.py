@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from training.memory.devices import find_device_bytes
-from training.memory.estimate import Estimate, estimate_rank, find_largest_micro_batch, with_micro_batch
+from training.memory.estimate import (
+    Estimate,
+    Evaluation,
+    estimate_evaluation,
+    estimate_rank,
+    find_largest_micro_batch,
+)
 from training.memory.states import (
     OPTIMIZER_BYTES,
     Part,
@@ -51,6 +57,9 @@ class RunPlan:
     parts: list[Part]
     device_peak_bytes: int
     host_bytes: int
+    evaluation_rows: int | None
+    evaluation_peak_bytes: int | None
+    """None: the recipe does not evaluate."""
     capacity_bytes: int | None
     largest_micro_batch_size: int | None
     tokens_per_step: int
@@ -85,6 +94,7 @@ def plan_run(
     planner = Planner(loaded, build, world_size, on_gpu=device is not None)
     micro_batch_size = int(config.argument("per_device_train_batch_size"))
     estimate = planner.estimate(micro_batch_size)
+    evaluation = planner.estimate_evaluation()
     largest = find_largest_micro_batch(planner.estimate, estimate, capacity) if capacity else None
     accumulation = int(config.argument("gradient_accumulation_steps") or 1)
     rows_per_step = micro_batch_size * accumulation * world_size
@@ -105,6 +115,8 @@ def plan_run(
         parts=estimate.parts,
         device_peak_bytes=estimate.device_peak,
         host_bytes=estimate.host,
+        evaluation_rows=evaluation.rows if evaluation else None,
+        evaluation_peak_bytes=evaluation.device_peak if evaluation else None,
         capacity_bytes=capacity,
         largest_micro_batch_size=largest.micro_batch_size if largest else None,
         tokens_per_step=tokens_per_step,
@@ -157,25 +169,33 @@ class Planner:
         """accumulates: whether a step has several micro-batches; None: as in the recipe."""
         if accumulates is None:
             accumulates = int(self.config.argument("gradient_accumulation_steps") or 1) > 1
-        keeps_gradients = self.zero is None or self.zero.stage < 2
-        gradient_bytes = self._gradient_bytes()
-        shape = StepShape(
-            micro_batch_size=1,
+        shape = self._find_shape(micro_batch_size, accumulates=accumulates)
+        return estimate_rank(
+            self.states,
+            self.tracer,
+            shape,
+            gradient_bytes=self._gradient_bytes() if shape.keeps_gradients else 0,
+            on_gpu=self.on_gpu,
+            world_size=self.world_size,
+        )
+
+    def estimate_evaluation(self) -> Evaluation | None:
+        """None when the recipe does not evaluate."""
+        if self.config.argument("eval_strategy") == "no":
+            return None
+        shape = self._find_shape(int(self.config.argument("per_device_eval_batch_size")), accumulates=False)
+        return estimate_evaluation(self.states, self.tracer, shape, on_gpu=self.on_gpu, world_size=self.world_size)
+
+    def _find_shape(self, rows: int, *, accumulates: bool) -> StepShape:
+        return StepShape(
+            micro_batch_size=rows,
             seq_len=self.config.data.seq_len,
             attention=self.attention,
             autocast=self.dtype if self.zero is None and self.dtype != torch.float32 else None,
             checkpointing=bool(self.config.argument("gradient_checkpointing")),
             accumulates=accumulates,
-            keeps_gradients=keeps_gradients,
-            reduction=self._find_reduction(gradient_bytes),
-        )
-        return estimate_rank(
-            self.states,
-            self.tracer,
-            with_micro_batch(shape, micro_batch_size),
-            gradient_bytes=gradient_bytes if keeps_gradients else 0,
-            on_gpu=self.on_gpu,
-            world_size=self.world_size,
+            keeps_gradients=self.zero is None or self.zero.stage < 2,
+            reduction=self._find_reduction(self._gradient_bytes()),
         )
 
     def describe(self) -> str:

@@ -170,6 +170,18 @@ class StepTracer:
         timeline = np.array(live.timeline, dtype=np.int64)
         return _Timeline(shape.micro_batch_size, timeline, after_forward, marks.layer_bytes(), marks.head_start)
 
+    def trace_evaluation(self, shape: StepShape) -> int:
+        """Peak of one forward pass without gradients, in bytes beyond the parameters."""
+        live = _LiveBytes()
+        attention = _PlannedAttention(self._model, shape.attention, on_gpu=self._on_gpu)
+        self._model.eval()
+        with torch.no_grad(), self._fakes, attention, live, _Marks(self._model, live) as marks:
+            ids = torch.zeros(shape.micro_batch_size, shape.seq_len, dtype=torch.long)
+            marks.until_head = _build_mask(shape)
+            _forward(self._model, ids, shape)
+        self._model.train()
+        return max(live.timeline)
+
     def _set_checkpointing(self, on: bool) -> None:
         model: Any = self._model
         if on and not model.is_gradient_checkpointing:

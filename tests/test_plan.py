@@ -60,6 +60,25 @@ def test_zero_shards_states(capsys):
     assert "ZeRO-2" in sharded["setup"]
 
 
+def test_8bit_adam_keeps_embeddings_in_fp32_on_disk_too(capsys):
+    plan = run_json(capsys, "training.optim=adamw_8bit")
+    states = next(part["bytes"] for part in plan["parts"] if part["name"] == "optimizer states")
+    assert states >= 2 * plan["trained_parameters"] + 6 * 300 * 64
+    assert plan["disk_bytes"]["one checkpoint"] - plan["disk_bytes"]["final"] == states
+
+
+def test_a_device_without_bfloat16_is_named(capsys):
+    def notes(*argv):
+        return " ".join(run_json(capsys, "--device", "Tesla T4", *argv)["notes"])
+
+    bf16 = notes("training.bf16=true")
+    assert "Tesla T4 computes no bfloat16" in bf16
+    assert "training.fp16=true" in bf16
+    assert "for 'Tesla T4' in" not in bf16
+    assert "bfloat16" not in notes("training.bf16=false", "training.fp16=true")
+    assert "computes no bfloat16" not in " ".join(run_json(capsys, "--device", "24GiB", "training.bf16=true")["notes"])
+
+
 def test_larger_device_fits_a_larger_micro_batch(capsys):
     small, large = (run_json(capsys, "--device", size)["largest_micro_batch_size"] for size in ("1GiB", "2GiB"))
     assert 1 < small < large

@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
+from training.comparing.sides import STEP_WITHOUT_PERIODIC, find_windows
 from training.config import load_config
 from training.metrics import names
 from training.reporting.facts import facts_from_run
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 MIB = 2**20
-AWAY = (names.EVAL, names.CHECKPOINT, names.LOGGING)
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,15 @@ def split_flags(argv: list[str]) -> tuple[PlanFlags, list[str]]:
 
 def read_rate(run: str) -> tuple[float, str]:
     """Model TFLOP/s per device that a finished run reached, and the run. Raises UserError when it has none."""
-    facts = facts_from_run(load_run(run))
+    finished = load_run(run)
+    facts = facts_from_run(finished)
     if facts.mfu_pct is None or facts.peak is None or facts.peak.tflops is None:
         raise UserError(f"command line: --like = {run!r}: this run has no MFU in its summary.json or metrics.jsonl")
-    step = sum(phase.ms or 0.0 for phase in facts.phases)
-    away = sum(phase.ms or 0.0 for phase in facts.phases if phase.name in AWAY)
-    training = (step - away) / step if step else 1.0  # MFU is over all of the time, a plan's over the steps alone
-    return facts.mfu_pct / 100 * facts.peak.tflops / training, run
+    # MFU is over all of the time, a plan's over the steps alone
+    rate, step = (find_windows(finished, key) for key in (names.PERF_MFU_PCT, names.PERF_STEP_MS))
+    work = find_windows(finished, STEP_WITHOUT_PERIODIC)
+    mfu_pct = rate.mean() * step.mean() / work.mean() if rate and step and work else facts.mfu_pct
+    return mfu_pct / 100 * facts.peak.tflops, run
 
 
 def format_plan(plan: RunPlan) -> str:

@@ -11,12 +11,31 @@ def test_names_and_sizes():
     assert find_device_bytes("80 GB") == 80_000_000_000
 
 
-def test_unknown_names_are_refused_with_the_nearest():
-    with pytest.raises(UserError, match="NVIDIA L40S"):
-        find_device_bytes("L40S")
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("L40S", "'NVIDIA L40S'"),
+        ("RTX 4090", "'NVIDIA GeForce RTX 4090'"),
+        ("rtx-6000 ada", "'NVIDIA RTX 6000 Ada Generation'"),
+        ("A100 PCIE 40GB", "'NVIDIA A100-PCIE-40GB' or 'A100-PCIE-40GB'"),
+        ("A10", "'NVIDIA A10' or 'NVIDIA A10G' or 'NVIDIA A100-SXM4-40GB' or 'NVIDIA A100-PCIE-40GB'"),
+        ("H200", "'NVIDIA H200' or 'NVIDIA H200 NVL' or 'NVIDIA GH200 480GB' or 'NVIDIA GH200 120GB'"),
+        ("NVIDA L4", "'NVIDIA L4'"),
+    ],
+)
+def test_unknown_names_are_refused_with_those_that_have_their_words(given, names):
+    with pytest.raises(UserError) as error:
+        find_device_bytes(given)
+    assert str(error.value) == f"--device {given!r}: unknown; did you mean {names}? a size such as 24GiB does as well"
+
+
+def test_nothing_is_suggested_for_a_device_of_another_kind():
+    with pytest.raises(UserError, match="'GTX 1080': unknown; a size such as"):
+        find_device_bytes("GTX 1080")
 
 
 def test_devices_with_a_peak_have_a_size():
-    """GH200 and GB200 come in several memory sizes under one name; an MI300A shares its memory with its CPU cores."""
-    without = {name for name in known_devices() if name not in _CAPACITY_GIB and "A100-" not in name}
-    assert without == {"NVIDIA GH200 480GB", "NVIDIA GH200 120GB", "NVIDIA GB200", "AMD Instinct MI300A"}
+    """An MI300A shares its memory with its CPU cores."""
+    assert {name for name in known_devices() if name not in _CAPACITY_GIB} == {"AMD Instinct MI300A"}
+    with pytest.raises(UserError, match="'AMD Instinct MI300A': the size of its memory is not known; give a size"):
+        find_device_bytes("AMD Instinct MI300A")

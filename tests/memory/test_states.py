@@ -1,5 +1,7 @@
 """Bytes of parameters, gradients and optimizer states, by hand."""
 
+from dataclasses import replace
+
 import pytest
 from torch import nn
 
@@ -12,6 +14,7 @@ from training.memory.states import (
     list_plain_parts,
     list_step_temporaries,
     list_zero_parts,
+    plain_state_bytes,
     read_zero_setup,
 )
 from training.memory.trace import Reduction
@@ -33,6 +36,35 @@ def test_plain_adam():
         "optimizer states": 0,
         "DDP buckets": 3200,
     }
+
+
+class TiedModel(nn.Module):
+    """An embedding of 8,000 elements that is the head's weight as well; a layer of 4,096 and a bias of 64."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(1000, 8), nn.Linear(8, 1000, bias=False)
+        self.head.weight = self.embedding.weight
+        self.layer = nn.Linear(64, 64)
+
+
+def test_8bit_optimizers_keep_embeddings_and_small_tensors_in_fp32():
+    model = TiedModel()
+    counts = count_parameters(model)
+    assert counts.outside_8bit == 8000 + 64
+    assert plain_state_bytes(counts, "paged_adamw_8bit") == 2 * 4096 + 8 * (8000 + 64)
+    assert plain_state_bytes(counts, "lion_8bit") == 4096 + 4 * (8000 + 64)
+    assert plain_state_bytes(counts, "adamw_torch") == 8 * (8000 + 4096 + 64)
+    # of torchao and not in the table: taken for Adam as it is
+    assert plain_state_bytes(counts, "adamw_torch_8bit") == 8 * (8000 + 4096 + 64)
+    assert by_name(list_plain_parts(counts, "adamw_8bit", 1))["optimizer states"] == 2 * 4096 + 8 * 8064
+    model.embedding.requires_grad_(False)
+    assert count_parameters(model).outside_8bit == 64
+
+
+def test_8bit_optimizers_see_no_embedding_in_flat_partitions():
+    counts = replace(COUNTS, outside_8bit=700)
+    assert by_name(list_zero_parts(counts, ZeroSetup(2, 4), "adamw_8bit"))["optimizer states"] == 2 * 200
 
 
 @pytest.mark.parametrize(
@@ -123,3 +155,7 @@ def test_4bit_weights():
     assert counts.in_4bit == 64 * 128
     assert counts.bytes == pytest.approx(64 * 128 * 0.516 + 4 * 64, rel=0.001)
     assert bytes_per_4bit_weight(double_quant=False) == 0.5625
+    plain = count_parameters(model, double_quant=False)
+    assert plain.bytes_in_4bit == 64 * 128 * 0.5625
+    # ZeRO-2 holds the 64 other weights in 2 bytes and the 4-bit ones as they are
+    assert by_name(list_zero_parts(plain, ZeroSetup(2, 4), "sgd"))["parameters"] == 64 * 128 * 0.5625 + 2 * 64

@@ -27,6 +27,7 @@ from training.memory.states import (
     list_plain_parts,
     list_step_temporaries,
     list_zero_parts,
+    plain_state_bytes,
     read_zero_setup,
 )
 from training.memory.trace import AttentionKind, Reduction, StepShape, StepTracer
@@ -283,14 +284,15 @@ def _find_rate(
 def _disk_bytes(planner: Planner) -> dict[str, int]:
     """`final/`: trained weights only under LoRA, else all. A checkpoint adds master weights and optimizer states."""
     counts, zero = planner.counts, planner.zero
-    optimizer = OPTIMIZER_BYTES.get(str(planner.config.argument("optim")), 8)
+    optimizer = str(planner.config.argument("optim"))
     lora = planner.config.adapter.method == "lora"
     if zero is None:
         final = counts.trained_bytes if lora else counts.bytes
-        return {"final": final, "one checkpoint": final + round(counts.trained_bytes / 4 * optimizer)}
+        return {"final": final, "one checkpoint": final + plain_state_bytes(counts, optimizer)}
     saved = counts.trained if lora else counts.total
     final = zero.value_bytes * saved
-    return {"final": final, "one checkpoint": 2 * final + round((4 + optimizer) * counts.trained)}
+    states = OPTIMIZER_BYTES.get(optimizer, 8)
+    return {"final": final, "one checkpoint": 2 * final + round((4 + states) * counts.trained)}
 
 
 def _notes(config: Config, planner: Planner, device: str | None, steps: int | None, *, has_rate: bool) -> list[str]:
@@ -306,9 +308,19 @@ def _notes(config: Config, planner: Planner, device: str | None, steps: int | No
         notes.append(
             "training.max_steps is not set: steps, tokens and time depend on the data, which a plan does not read"
         )
-    if not has_rate:
+    if device and planner.dtype == torch.bfloat16 and _lacks_bfloat16(device):
+        notes.append(
+            f"{device} computes no bfloat16 in its tensor cores, so there is no datasheet peak to predict a time with: "
+            "name training.fp16=true and training.bf16=false"
+        )
+    elif not has_rate:
         where = f"{device!r} in {planner.dtype}" if device else "a CPU"
         notes.append(f"no datasheet peak for {where}: no time is predicted (--like RUN takes what a run reached)")
     if config.tokenizer.path is None:
         notes.append(f"vocabulary: tokenizer.vocab_size = {config.tokenizer.vocab_size}, as it will be trained")
     return notes
+
+
+def _lacks_bfloat16(device: str) -> bool:
+    """True of a V100 or T4; False of a device that has it, and of one that is not in the table."""
+    return find_peak(device, "float16") is not None and find_peak(device, "bfloat16") is None

@@ -34,6 +34,7 @@ OPTIMIZER_BYTES: dict[str, float] = {
     "lion_32bit": 4, "lion_8bit": 1, "paged_lion_32bit": 4, "paged_lion_8bit": 1,
     "sgd": 0, "adagrad": 4, "rmsprop": 4, "adafactor": 0,
 }  # fmt: skip
+_MIN_8BIT_ELEMENTS = 4096  # bitsandbytes keeps the states of smaller tensors in fp32 (its min_8bit_size)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Parameters:
     largest_layer: int
     largest_outside_layers: int
     largest_trained: int = 0
+    bytes_in_4bit: int = 0
+    """Of the 4-bit weights with their scales; part of `bytes`."""
+    outside_8bit: int = 0
+    """Trained elements whose states 8-bit optimizers keep in fp32: embeddings (tied heads too) and small tensors."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +104,21 @@ def count_parameters(model: nn.Module, *, double_quant: bool = True) -> Paramete
     layer_lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     layers = list(max(layer_lists, key=len)) if layer_lists else []
     in_layers = {id(p) for layer in layers for p in layer.parameters()}
+    bytes_in_4bit = round(packed * bytes_per_4bit_weight(double_quant))
+    # transformers' Trainer.create_optimizer asks bitsandbytes for 32 bits for the weight of every nn.Embedding
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return Parameters(
         total=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in trained),
         in_4bit=packed,
-        bytes=plain_bytes + round(packed * bytes_per_4bit_weight(double_quant)),
+        bytes=plain_bytes + bytes_in_4bit,
         trained_bytes=sum(p.numel() * p.element_size() for p in trained),
         largest_linear=max((p.numel() for p in parameters if id(p) in four_bit), default=0),
         largest_layer=max((_elements(layer.parameters()) for layer in layers), default=0),
         largest_outside_layers=max((p.numel() for p in parameters if id(p) not in in_layers), default=0),
         largest_trained=max((p.numel() for p in trained), default=0),
+        bytes_in_4bit=bytes_in_4bit,
+        outside_8bit=_elements(p for p in trained if id(p) in embeddings or p.numel() < _MIN_8BIT_ELEMENTS),
     )
 
 
@@ -146,15 +156,26 @@ def read_zero_setup(deepspeed: dict[str, Any], world_size: int, hidden_size: int
 
 def list_plain_parts(counts: Parameters, optimizer: str, world_size: int) -> list[Part]:
     """Without DeepSpeed. Gradients are not listed: the traced step makes them."""
-    states = round(counts.trained_bytes / 4 * OPTIMIZER_BYTES.get(optimizer, 8))
-    place: Place = "device"
+    in_fp32 = counts.outside_8bit / 1e6 if _is_8bit(optimizer) else 0
+    note = optimizer + (f", {in_fp32:,.1f} M in fp32: embeddings and small tensors" if in_fp32 else "")
     parts = [
         Part("parameters", counts.bytes, note=_parameter_note(counts)),
-        Part("optimizer states", states, place, note=optimizer),
+        Part("optimizer states", plain_state_bytes(counts, optimizer), note=note),
     ]
     if world_size > 1:
         parts.append(Part("DDP buckets", counts.trained_bytes, note="a second copy of the gradients"))
     return parts
+
+
+def plain_state_bytes(counts: Parameters, optimizer: str) -> int:
+    """Bytes of optimizer states without DeepSpeed, whose flat partitions have no embeddings to keep in fp32."""
+    in_fp32 = counts.outside_8bit if _is_8bit(optimizer) else 0
+    return round(OPTIMIZER_BYTES.get(optimizer, 8) * (counts.trained_bytes / 4 + 3 * in_fp32))
+
+
+def _is_8bit(optimizer: str) -> bool:
+    """One of bitsandbytes' in the table: transformers' others (torchao, GaLore) know no exceptions."""
+    return optimizer in OPTIMIZER_BYTES and optimizer.endswith("8bit")
 
 
 def list_step_temporaries(optimizer: str, largest: int, trained: int, *, on_gpu: bool) -> list[Part]:
@@ -201,10 +222,10 @@ def _zero_gradients(trained: int, setup: ZeroSetup, place: Place) -> list[Part]:
 
 def _zero_parameters(counts: Parameters, setup: ZeroSetup) -> Part:
     other = counts.total - counts.in_4bit
-    packed = round(counts.in_4bit * bytes_per_4bit_weight(True))
     shard = setup.world_size if setup.stage == 3 else 1
     place: Place = "host" if setup.offload_param else "device"
-    return Part("parameters", -(-(setup.value_bytes * other + packed) // shard), place, note=_parameter_note(counts))
+    size = setup.value_bytes * other + counts.bytes_in_4bit
+    return Part("parameters", -(-size // shard), place, note=_parameter_note(counts))
 
 
 def _zero3_buffers(counts: Parameters, setup: ZeroSetup) -> list[Part]:

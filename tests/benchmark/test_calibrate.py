@@ -43,6 +43,10 @@ def test_pairs_of_real_runs_are_counted(write_timed, capsys, tmp_path):  # noqa:
     assert "2 of 3 pairs show a difference in any row." in page
     assert "\n- 0 and 2: " in page and "perf/forward_ms" in page and "\n| 0 | 200 | " in page
     assert main(["--runs", str(paths[0] / "nothing")]) == 2
+    assert main(["--runs", str(paths[0])]) == 2
+    assert "one run has nothing to be compared with" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--pairs", "0"])
 
 
 def test_false_alarms_of_whole_comparisons(write_timed):  # noqa: F811

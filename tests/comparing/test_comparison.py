@@ -1,13 +1,14 @@
 """Whole comparisons of synthetic runs: verdicts, levels, JSON."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from tests.reporting.conftest import CONFIG, make_records
-from training.comparing.comparison import compare
-from training.comparing.page import format_page
-from training.comparing.sides import STEP_WITHOUT_PERIODIC, find_windows, load_side
+from training.comparing.comparison import compare, is_phase
+from training.comparing.page import describe_verdict, format_page, judge
+from training.comparing.sides import SPEED, STEP_WITHOUT_PERIODIC, find_windows, load_side
 from training.metrics import names
 
 
@@ -124,3 +125,72 @@ def test_losses_of_repeats_under_one_seed_are_one_run(write_timed):
     b = [write_timed(f"c/{n}", seed=3, loss=0.3) for n in range(3)]
     pair = compare([load_side("A", a), load_side("B", b)], paired=True).pairs[0]
     assert any(loss.interval.differs for loss in pair.losses if loss.interval)
+
+
+def change_records(run, change):
+    """Every record of a step, as `change` leaves it."""
+    path = run / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        if names.PERF_STEP_MS in record:
+            change(record)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return run
+
+
+def test_a_phase_that_one_side_alone_has_counts(write_timed):
+    waiting, evaluation = names.phase_key(names.COMM_EXPOSED), names.phase_key(names.EVAL)
+
+    def wait(record):
+        record[waiting] = 100.0
+        record[names.PERF_STEP_MS] += 100.0
+
+    def leave_out(record):
+        record[names.PERF_STEP_MS] -= record.pop(evaluation, 0.0)
+
+    a = change_records(write_timed("a", seed=1), leave_out)
+    b = change_records(write_timed("b", seed=2), wait)
+    comparison = compare_paths(a, b)
+    [pair] = comparison.pairs
+    rows = {row.key: row for row in pair.rows}
+    assert (rows[waiting].a, rows[waiting].b, rows[evaluation].a) == (0.0, 100.0, 0.0)
+    for side in ("a", "b"):
+        phases = sum(getattr(row, side) for row in pair.rows if is_phase(row))
+        assert phases == pytest.approx(getattr(rows[names.PERF_STEP_MS], side), rel=1e-6)
+    page = format_page(comparison)
+    [line] = [line for line in page.splitlines() if line.startswith(f"| {waiting}")]
+    share = 100 * 100.0 / rows[names.PERF_STEP_MS].b
+    assert "0 (0.0 %)" in line and f"100 ({share:.1f} %)" in line and "in B only" in line
+    assert f"{waiting} in B only" in describe_verdict(pair)[-1]
+    reverse = format_page(compare_paths(b, a))
+    assert f"{waiting} not in B" in reverse
+
+
+def test_steps_alone_are_without_what_one_rank_does_while_others_wait(write_timed):
+    def draw(record):
+        logging = record[names.phase_key(names.LOGGING)]
+        record[names.phase_key(names.LOGGING)] = logging + 50.0  # 100 on rank 0, 0 on the other, which waits
+        record[names.spread_key(names.LOGGING, "max")] = logging + 100.0
+        record[names.phase_key(names.COMM_EXPOSED)] = 50.0
+        record[names.PERF_STEP_MS] += 100.0
+
+    quiet = find_windows(load_side("A", [write_timed("a")]).runs[0], STEP_WITHOUT_PERIODIC)
+    drawn = find_windows(load_side("B", [change_records(write_timed("b"), draw)]).runs[0], STEP_WITHOUT_PERIODIC)
+    assert quiet and drawn and drawn.mean() == pytest.approx(quiet.mean(), abs=0.01)
+
+
+def test_rows_that_tell_nothing_are_no_missing_difference(write_timed):
+    """Memory of single runs has no interval, however far apart it is; of short runs nothing has."""
+
+    def grow(record):
+        record[names.PERF_MEMORY_PEAK_GIB] = 23.0
+
+    long = compare_paths(write_timed("a", seed=1), change_records(write_timed("b", seed=2), grow)).pairs[0]
+    rows = [row for row in long.rows if row.key not in SPEED]
+    untold = sum(judge(row, "B").startswith("not told") for row in rows)
+    assert untold and describe_verdict(long)[-1] == (
+        f"everything else: no difference ({untold} of {len(rows)} rows: not told)"
+    )
+    short = compare_paths(write_timed("c", seed=3, steps=20), write_timed("d", seed=4, steps=20)).pairs[0]
+    rows = tuple(row for row in short.rows if not row.equal)
+    assert describe_verdict(replace(short, rows=rows))[-1] == "everything else: not told"

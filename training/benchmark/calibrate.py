@@ -215,12 +215,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=400, metavar="N", help="simulated pairs a cell (default 400)")
     parser.add_argument("--output", type=Path, metavar="PAGE.md", help="write the table")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="runs of one configuration, instead of a simulation")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.pairs < 1:
+        parser.error(f"--pairs {options.pairs}: name 1 or more")
+    return options
 
 
 def format_runs(directory: Path) -> str:
     """The page of real runs. Raises UserError for a directory without runs."""
     side = load_side("A", [directory])
+    if len(side.runs) < 2:
+        raise UserError(f"--runs {directory}: one run has nothing to be compared with; name a directory of several")
     number, alarms = count_false_alarms(side)
     lines = [
         "# Comparisons of real runs of one configuration", "",

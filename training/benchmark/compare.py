@@ -4,8 +4,8 @@
         --repeat 6 --max_steps 60 [--seeds] [--launcher "torchrun --nproc_per_node=2"] [--output PAGE.md]
 
 Runs take turns (`interleave`), which cancels a drift of the machine, and are compared within rounds. Every run is
-`training/train.py` in a process of its own; it is kept in `--work_dir` with its log. An uncounted first round
-(`--no_warmup` leaves it out) builds token stores and fills the page cache, so that no counted run pays for it.
+`training/train.py` in a process of its own; it is kept in `--work_dir` with its log. An uncounted first round of a few
+steps (`--no_warmup` leaves it out) builds token stores and fills the page cache, so that no counted run pays for it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,12 +28,14 @@ from training.comparing.comparison import Comparison, compare
 from training.comparing.page import format_page
 from training.comparing.sides import Side, find_windows, load_side
 from training.comparing.writing import write_comparison
+from training.config import load_config
 from training.metrics import names
 
 logger = logging.getLogger("redline.benchmark")
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 RUN_LIMIT_SECONDS = 24 * 3600
+WARMUP_STEPS = 3
 Train = Callable[[Sequence[str], Path], None]
 
 
@@ -62,6 +64,11 @@ def main(argv: list[str], train: Train | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        kept = options.work_dir
+        print(f"error: stopped; what was trained is kept: python -m training.compare --a {kept}/a-1 … --b {kept}/b-1 …",
+              file=sys.stderr)  # fmt: skip
+        return 130
     return 0
 
 
@@ -80,12 +87,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def build_settings(options: argparse.Namespace) -> Settings:
-    """Raises UserError for too few repeats and for a place that holds something already."""
+    """Raises UserError for too few repeats, a place that holds something already, and arguments of train.py that are
+    wrong."""
     if options.repeat < 2:
         raise UserError(f"--repeat {options.repeat}: name 2 or more, one run cannot show what differs from run to run")
     if options.work_dir.is_dir() and any(options.work_dir.iterdir()):
         raise UserError(f"--work_dir {options.work_dir}: it is not empty; name another place or remove it")
     arguments = {"A": tuple(shlex.split(options.a)), "B": tuple(shlex.split(options.b))}
+    for given in arguments.values():
+        load_config(given)
     return Settings(
         arguments, options.repeat, options.max_steps, options.seeds, not options.no_warmup, options.work_dir
     )
@@ -95,7 +105,7 @@ def train_in_turn(settings: Settings, train: Train) -> Comparison:
     """All runs, then the comparison of the counted ones. Raises UserError when one fails."""
     if settings.warmup:
         for side in settings.arguments:
-            _train_one(settings, side, f"warmup-{side.lower()}", 0, train)
+            _train_one(replace(settings, max_steps=WARMUP_STEPS), side, f"warmup-{side.lower()}", 0, train)
     rounds = {side: itertools.count(1) for side in settings.arguments}
 
     def train_next(side: str) -> Path:

@@ -11,6 +11,9 @@ its meter, as with `perf.enabled: false`; losses and learning rate are logged in
 - accounted: seconds inside the meter's own calls, timed around each of them in further steps of the same run, over the
   seconds of a step. Sharp, but blind to what a call costs outside itself (caches, the allocator).
 
+Not in it: evaluation, checkpoints, trackers and plots, which are phases of their own and cost what they are seen to
+cost (plots by steps at most 0.5 % of the time, `callbacks/plotting.py`); a rank's part in the gather of a record.
+
 One process; on CUDA each step begins and ends with a synchronize, in both kinds.
 """
 
@@ -212,7 +215,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=400, help="on and off together, rounded up to fours (default 400)")
     parser.add_argument("--output", type=Path, default=Path("docs/results/overhead.md"))
     options, overrides = parser.parse_known_args(argv)
-    steps = -(-max(options.steps, 4) // len(PATTERN)) * len(PATTERN)
+    if options.steps < 1:
+        parser.error(f"--steps {options.steps}: name 1 or more")
+    steps = -(-options.steps // len(PATTERN)) * len(PATTERN)
     machine = describe_machine(PACKAGES)  # first: the commit is that of the code that runs
     try:
         result = measure_overhead(options.config, steps, overrides)

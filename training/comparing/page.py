@@ -63,9 +63,20 @@ def describe_verdict(pair: Pair) -> list[str]:
         lines.append(f"tokens/s: {_describe_row(rate, pair.b.name)}")
     for loss in pair.losses:
         lines.append(f"{_name_loss(loss)}: {_judge_loss(loss, pair.b.name)}")
-    others = [row.key for row in pair.rows if row.key not in SPEED and row.interval.differs]
-    lines.append(f"everything else: {', '.join(others) + ' differ' if others else NO_DIFFERENCE}")
+    lines.append(f"everything else: {_sum_up([row for row in pair.rows if row.key not in SPEED], pair.b.name)}")
     return lines
+
+
+def _sum_up(rows: Sequence[Row], b: str) -> str:
+    """What differs, or that nothing does; how many rows do not tell."""
+    verdicts = [judge(row, b) for row in rows]
+    untold = sum(verdict.startswith(NOT_TOLD) for verdict in verdicts)
+    differing = [f"{row.key} {verdict}" for row, verdict in zip(rows, verdicts, strict=True)
+                 if verdict not in (EQUAL, NO_DIFFERENCE) and not verdict.startswith(NOT_TOLD)]  # fmt: skip
+    if untold == len(rows):
+        return NOT_TOLD
+    found = ", ".join(differing) or NO_DIFFERENCE
+    return f"{found} ({untold} of {len(rows)} rows: {NOT_TOLD})" if untold else found
 
 
 def _describe_row(row: Row, b: str) -> str:
@@ -74,9 +85,11 @@ def _describe_row(row: Row, b: str) -> str:
 
 
 def judge(row: Row, b: str) -> str:
-    """`no difference`, `B higher`, `B lower`; `not told` without an interval."""
+    """`no difference`, `B higher`, `B lower`; `not told` without an interval; of a phase, that one side has none."""
     if row.equal:
         return EQUAL
+    if is_phase(row) and not (row.a and row.b):
+        return f"in {b} only" if row.b else f"not in {b}"
     if row.interval.differs is None:
         return NEEDS_REPEATS if max(row.windows) == 1 else NOT_TOLD
     if not row.interval.differs:

@@ -90,7 +90,7 @@ def find_windows(run: Run, key: str, skip_steps: int | None = None) -> Windows |
     begins = series.steps - weights
     values = _at_rows(run, key, series.rows) if key in PHASE_KEYS else series.values.copy()
     if key == STEP_WITHOUT_PERIODIC:
-        values -= sum((_at_rows(run, periodic, series.rows) for periodic in PERIODIC_KEYS), np.zeros(len(values)))
+        values -= sum((_find_longest(run, phase, series.rows) for phase in PERIODIC), np.zeros(len(values)))
     if key in RATES:
         weights = weights * _at_rows(run, names.PERF_STEP_MS, series.rows, missing=1.0)
     counted = np.isfinite(values) & (weights > 0) & (begins >= first_counted_step(run, skip_steps))
@@ -117,6 +117,12 @@ def has_one_peak(sides: Sequence[Side]) -> bool:
     return rates[0] is not None and rates.count(rates[0]) == len(rates)
 
 
+def _find_longest(run: Run, phase: str, rows: np.ndarray) -> np.ndarray:
+    """Of `phase` on the rank where it took longest: while one draws or writes, the others wait, in another phase."""
+    mean = _at_rows(run, names.phase_key(phase), rows)
+    return np.maximum(mean, _at_rows(run, names.spread_key(phase, "max"), rows))
+
+
 def _at_rows(run: Run, key: str, rows: np.ndarray, missing: float = 0.0) -> np.ndarray:
     """Values of `key` on the lines `rows` (n,); `missing` where a line has none: a phase left out took no time."""
     series = run.series(key).finite()
@@ -129,10 +135,15 @@ def _at_rows(run: Run, key: str, rows: np.ndarray, missing: float = 0.0) -> np.n
 
 
 def find_metrics(sides: Sequence[Side]) -> list[str]:
-    """Keys that every run of every side has measured, speed first; those of a phase are `PHASE_KEYS`."""
+    """Keys that every run of every side has measured, speed first; those of a phase are `PHASE_KEYS`.
+
+    A phase that one run has is one of all that time their steps: elsewhere it took no time.
+    """
     known = (*SPEED, *PHASE_KEYS, *MEMORY, *MEANS)
     runs = [run for side in sides for run in side.runs]
-    return [key for key in known if all(_is_measured(run, key) for run in runs)]
+    timed = all(_is_measured(run, names.PERF_STEP_MS) for run in runs)
+    enough = {key: any if timed and key in PHASE_KEYS else all for key in known}
+    return [key for key in known if enough[key](_is_measured(run, key) for run in runs)]
 
 
 def _is_measured(run: Run, key: str) -> bool:

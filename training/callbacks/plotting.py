@@ -1,7 +1,12 @@
-"""Loss curves while training: at `monitor.plot_every` steps and at each checkpoint, drawn by rank 0."""
+"""Loss curves while training: at `monitor.plot_every` steps and at each checkpoint, drawn by rank 0.
+
+All ranks wait while one draws, so plots that are due by steps are drawn `MAX_SHARE` of the time at most: one that
+comes too soon after another waits.
+"""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from transformers import TrainerCallback
@@ -10,6 +15,8 @@ from training.callbacks.spans import StepRecorder
 from training.metrics import names
 from training.reporting.run_reader import MetricsLog
 from training.run_dir import RunDir
+
+MAX_SHARE = 0.005
 
 
 class Plotting(TrainerCallback):
@@ -23,6 +30,7 @@ class Plotting(TrainerCallback):
         self._metrics: MetricsLog | None = None
         self._due = False
         self._saved_step: int | None = None
+        self._not_before = 0.0  # on the monotonic clock
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._due = self._due or state.global_step % self._every == 0
@@ -31,10 +39,13 @@ class Plotting(TrainerCallback):
         self._saved_step = state.global_step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._due or self._saved_step is not None:
+        started = time.monotonic()
+        if (self._due and started >= self._not_before) or self._saved_step is not None:
             with self._trainer.span(names.LOGGING):
                 self._plot()
             self._due, self._saved_step = False, None
+            ended = time.monotonic()
+            self._not_before = ended + (ended - started) / MAX_SHARE
 
     def _plot(self) -> None:
         # Here, because matplotlib takes half a second to import: the first plot pays, not the first step.

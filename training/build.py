@@ -292,6 +292,7 @@ def build_meter(config: Config, model: torch.nn.Module, args: TrainingArguments,
     ceiling = calibrator.find_model_ceiling([m for m in (*matmuls.layers, *matmuls.head) if not m.overhead], tokens)
     if ceiling and peak.source == "measured" and ceiling.tflops > peak.tflops:
         peak = ceiling  # each is measured by itself, and whatever else runs can only lower it
+        calibrator.raise_machine_peak(peak)
     spread = "" if peak.spread_pct is None else f", spread {peak.spread_pct:.0f} %"
     alone = f"; this model's matmuls alone reach {ceiling.tflops:.2f}" if ceiling else ""
     logger.info(

@@ -38,6 +38,14 @@ def test_the_best_of_the_first_calibrations_counts_from_then_on(calibrator, meas
     assert found[-1].shape == (8, 8, 8)  # a tuple again
 
 
+def test_a_higher_rate_found_elsewhere_is_the_machines_from_then_on(calibrator, measured):
+    for _ in range(CALIBRATIONS):
+        found = calibrator.find_machine_peak()
+    calibrator.raise_machine_peak(replace(found, tflops=4.0, shape=None))
+    assert calibrator.find_machine_peak().tflops == 4.0
+    assert len(measured) == CALIBRATIONS
+
+
 @pytest.mark.parametrize("change", [{"dtype": torch.bfloat16}, {"ranks": 2}])
 def test_what_changes_the_rate_is_measured_anew(calibrator, measured, change):
     calibrator.find_machine_peak()

@@ -68,6 +68,13 @@ class Calibrator:
         shapes = CUDA_SHAPES if self.device.type == "cuda" else CPU_SHAPES
         return self._find("peak", shapes, lambda: measure_matmul_peak(self.dtype, self.device, seconds=SECONDS))
 
+    def raise_machine_peak(self, peak: Peak) -> None:
+        """A rate above all that were measured is the machine's from now on, for other models as well."""
+        if self.keeps:
+            shapes = CUDA_SHAPES if self.device.type == "cuda" else CPU_SHAPES
+            key = self._name("peak", shapes)
+            _keep(self.file, key, [*_load(self.file).get(key, []), asdict(peak)])
+
     def find_model_ceiling(self, matmuls: Iterable[Matmul], tokens: int) -> Peak | None:
         """FLOPs over seconds of the forward products of a micro-batch of so many tokens; None for a model without.
 
@@ -105,10 +112,13 @@ class Calibrator:
         return max((Bandwidth(**entry) for entry in found), key=lambda entry: entry.gigabytes_per_second)
 
     def _find(self, what: str, shapes: Sequence[object], measure: Callable[[], Peak]) -> Peak:
-        device = f"{device_label(self.device)}, {self.ranks} at once, {self.dtype}, torch {torch.__version__}"
-        found = self._remember(f"{what} on {platform.node()}: {device}; {shapes}", lambda: asdict(measure()))
+        found = self._remember(self._name(what, shapes), lambda: asdict(measure()))
         best = max(found, key=lambda entry: entry["tflops"])
         return Peak(**{**best, "shape": tuple(best["shape"]) if best["shape"] else None})
+
+    def _name(self, what: str, shapes: Sequence[object]) -> str:
+        device = f"{device_label(self.device)}, {self.ranks} at once, {self.dtype}, torch {torch.__version__}"
+        return f"{what} on {platform.node()}: {device}; {shapes}"
 
     def _remember(self, key: str, measure: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
         """All measurements under `key`, with another one while they are fewer than `CALIBRATIONS`."""

@@ -2,7 +2,8 @@
 
 import pytest
 
-from training.reporting.bottleneck import find_bottleneck
+from training.metrics import names
+from training.reporting.bottleneck import LEVERS, THINNED_BY, find_bottleneck
 from training.reporting.facts import Roofline, RooflinePhase, RunFacts, facts_from_summary
 from training.reporting.phases import PhaseShare
 
@@ -33,14 +34,48 @@ NEAR = roofline(forward=(30.0, 15.0, "compute"), backward=(40.0, 20.0, "memory")
         ({"comm_exposed": 51, "forward": 49}, "communication"),
         ({"forward": 60, "backward": 25, "optimizer": 15}, "compute"),
         ({"forward": 45, "backward": 40, "optimizer": 15}, "memory"),
-        ({"eval": 40, "checkpoint": 11, "forward": 49}, "the rest"),
+        ({"eval": 40, "checkpoint": 11, "forward": 30, "backward": 19}, "compute"),
+        ({"eval": 40, "data_wait": 35, "forward": 25}, "data"),
+        ({"eval": 90, "comm_exposed": 7, "forward": 3}, "communication"),
     ],
 )
 def test_the_largest_kind_binds(ms, kind):
     found = find_bottleneck(facts(NEAR, **ms))
     assert found is not None and found.kind == kind
     assert sum(found.shares.values()) == pytest.approx(100)
-    assert bool(found.levers) == (kind != "the rest")
+    assert found.levers == LEVERS[kind]
+    assert found.rest_leads == ("eval" in ms)
+
+
+def test_where_the_rest_leads_the_shares_are_of_the_training():
+    ms = {"forward": 30.0, "backward": 19.0, "checkpoint": 11.0, "eval": 36.0, "logging": 3.0, "other": 1.0}
+    found = find_bottleneck(facts(NEAR, **ms))
+    assert found is not None
+    assert found.describe_rest() == "51.0 % of the step (eval 36.0, checkpoint 11.0, logging 3.0, other 1.0)"
+    # a tenth of the rest is 5.1: logging and other are below it
+    assert found.thin_rest() == "raise training.eval_steps (eval); raise training.save_steps (checkpoint)"
+    assert found.base == "of the 49.0 % of the step that is training"
+    # 30 / 49 and 19 / 49
+    assert found.describe() == "compute 61.2 % (forward 61.2), memory 38.8 % (backward 38.8)"
+
+
+def test_every_phase_of_the_rest_has_what_thins_it():
+    training = {"data_wait", "h2d", "comm_exposed", "forward", "backward", "optimizer"}
+    assert set(THINNED_BY) == set(names.PHASES) - training
+
+
+def test_without_any_training_nothing_binds_it():
+    assert find_bottleneck(facts(NEAR, eval=100.0)) is None
+    assert find_bottleneck(facts(NEAR, eval=100.0), idle_launch_ms=5.0) is None
+
+
+def test_idle_time_includes_the_phases_without_a_roofline():
+    beside = roofline(forward=(30.0, 15.0, "compute"))
+    found = find_bottleneck(facts(beside, forward=70.0, optimizer=30.0), idle_launch_ms=40.0)
+    assert found is not None
+    # 30 of the 40 ms are the optimizer, the other 10 are taken from forward
+    assert found.shares == pytest.approx({"compute": 60.0, "launch": 40.0})
+    assert found.phases["launch"] == (("optimizer", 30.0), ("GPU idle", 10.0))
 
 
 def test_phases_far_from_both_ceilings_are_launch_bound():

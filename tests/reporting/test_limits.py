@@ -1,7 +1,8 @@
 import pytest
 
 from training.metrics import names
-from training.reporting.facts import RunFacts, facts_from_summary
+from training.reporting.bottleneck import LEVERS
+from training.reporting.facts import Peak, Roofline, RooflinePhase, RunFacts, facts_from_summary
 from training.reporting.limits import PHASE_RULES, find_limits
 from training.reporting.phases import PhaseShare
 from training.reporting.run_reader import load_run
@@ -60,6 +61,25 @@ def test_padding_recompute_and_memory(write_run):
 def test_checkpointing_is_not_blamed_when_it_is_off(write_run):
     findings = find(write_run(), mfu_pct=30.0, hfu_pct=40.0)
     assert findings["More FLOPs are run than the model needs"].advice == ""
+
+
+def test_a_run_of_which_most_is_no_training_says_so_and_what_binds_the_training(write_run):
+    forward = RooflinePhase("forward", 30.0, 0.02, 0.1, 15.0, "compute", 50.0)
+    backward = RooflinePhase("backward", 19.0, 0.02, 0.1, 9.5, "memory", 50.0)
+    facts = RunFacts(
+        phases=shares(forward=30.0, backward=19.0, checkpoint=11.0, eval=40.0), step_ms=100.0,
+        roofline=Roofline(10.0, None, (forward, backward)), peak=Peak(1.0, "", ""),
+    )  # fmt: skip
+    rest, training = find_limits(load_run(write_run()), facts)[:2]
+    assert rest.title == "The largest part of the step is no training"
+    assert rest.arithmetic == "51.0 % of the step (eval 40.0, checkpoint 11.0)."
+    assert rest.advice == "Raise training.eval_steps (eval); raise training.save_steps (checkpoint)."
+    assert training.title == "The training is compute-bound"
+    # 30 / 49 and 19 / 49
+    assert training.arithmetic.startswith(
+        "Of the 49.0 % of the step that is training: compute 61.2 % (forward 61.2), memory 38.8 % (backward 38.8). "
+    )
+    assert training.advice.endswith(f"--levers {LEVERS['compute']}")
 
 
 def test_nothing_measured_finds_nothing(write_run):

@@ -3,6 +3,15 @@ from training.reporting.screen import format_phase_table, format_summary
 
 from .conftest import PHASES_MS, SUMMARY
 
+REACHED = {"ms": 20.0, "tflops": 0.02, "gigabytes": 0.1, "least_ms": 10.0, "reached_pct": 50.0}
+ROOFLINE = {
+    "gigabytes_per_second": 9.0,
+    "phases": [
+        {**REACHED, "phase": "forward", "bound": "compute"},
+        {**REACHED, "phase": "backward", "bound": "memory"},
+    ],
+}
+
 
 def test_phase_table_is_ascii_complete_and_narrow():
     table = format_phase_table(SUMMARY)
@@ -46,3 +55,24 @@ def test_samples_cannot_steer_the_terminal_or_the_layout():
 def test_long_paths_stay_whole():
     path = "/a/" + "long/" * 40 + "run"
     assert f"{path}/report.html" in format_summary(SUMMARY, path)
+
+
+def test_a_run_of_which_most_is_no_training_names_what_binds_the_training():
+    phases = {names.FORWARD: 30.0, names.BACKWARD: 19.0, names.CHECKPOINT: 11.0, names.EVAL: 40.0}
+    text = format_summary({"phases_ms": phases, "step_ms": 100.0, "roofline": ROOFLINE}, "runs/x")
+    flat = " ".join(text.split())
+    assert "no training 51.0 % of the step (eval 40.0, checkpoint 11.0); raise training.eval_steps (eval); " in flat
+    # 30 / 49 and 19 / 49
+    assert (
+        "bound by of the 49.0 % of the step that is training: compute 61.2 % (forward 61.2), memory 38.8 % "
+        "(backward 38.8) levers: precision," in flat
+    )
+    assert text.isascii() and max(map(len, text.splitlines())) <= 100
+
+
+def test_the_screen_names_the_kind_of_the_report_when_a_trace_saw_the_gpu_idle(write_run):
+    run_dir = write_run([{"step": 5, names.PERF_GPU_IDLE_LAUNCH_MS: 60.0}])
+    phases = {names.FORWARD: 60.0, names.BACKWARD: 40.0}
+    text = format_summary({"phases_ms": phases, "step_ms": 100.0, "roofline": ROOFLINE}, run_dir)
+    # compute 60 - 60 x 60/100 = 24, memory 40 - 60 x 40/100 = 16
+    assert "bound by      launch 60.0 % (GPU idle 60.0), compute 24.0 % (forward 24.0)" in text

@@ -103,12 +103,17 @@ def _name_bottleneck(run: Run, facts: RunFacts) -> Iterator[Finding]:
         f"({phase.bound}): {phase.reached_pct:.0f} %"
         for phase in facts.roofline.phases
     ]
-    levers = f"Try it: python -m training.benchmark advise --config … --levers {found.levers}" if found.levers else ""
+    if found.rest_leads:
+        yield Finding(
+            "The largest part of the step is no training",
+            f"{found.describe_rest()}.",
+            f"{found.thin_rest()}.".capitalize() if found.thin_rest() else "",
+        )
     yield Finding(
-        f"{found.kind.capitalize()}-bound" if found.levers else "Most of the time is no training",
-        f"Of the step: {found.describe()}. Against {facts.peak.tflops:.3g} TFLOP/s and "
+        f"The training is {found.kind}-bound" if found.rest_leads else f"{found.kind.capitalize()}-bound",
+        f"{found.base.capitalize()}: {found.describe()}. Against {facts.peak.tflops:.3g} TFLOP/s and "
         f"{facts.roofline.gigabytes_per_second:,.3g} GB/s, {'; '.join(lines)}.",
-        levers,
+        f"Try it: python -m training.benchmark advise --config … --levers {found.levers}",
     )
 
 

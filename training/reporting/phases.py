@@ -26,7 +26,7 @@ PHASE_MEANINGS = {
     names.OPTIMIZER: "clipping and the optimizer step",
     names.CACHE_CLEAR: "the allocator's cache is emptied",
     names.CHECKPOINT: "a checkpoint is written",
-    names.EVAL: "evaluation during training",
+    names.EVAL: "the validation set is evaluated",
     names.LOGGING: "records are written, plots drawn",
     names.OTHER: "time that no phase above claims",
 }

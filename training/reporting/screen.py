@@ -1,6 +1,7 @@
 """What a run prints at its end: plain ASCII, at most 100 columns, so that it survives any log file.
 
 Both functions take summary.json as a mapping in which any key may be absent; what is absent reads "not measured".
+Only what a trace saw of the GPU standing idle is read from metrics.jsonl, where there is one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from training.reporting.bottleneck import find_bottleneck
+from training.metrics import names
+from training.reporting.bottleneck import Bottleneck, find_bottleneck
 from training.reporting.facts import RunFacts, facts_from_summary
 from training.reporting.formatting import (
     NOT_MEASURED,
@@ -26,6 +28,8 @@ from training.reporting.formatting import (
     format_number,
     format_significant,
 )
+from training.reporting.run_reader import MetricsLog
+from training.reporting.statistics import mean_per_step
 
 WIDTH = 100
 BAR_WIDTH = 20
@@ -61,7 +65,7 @@ def format_summary(summary: Mapping[str, Any], run_dir: Path | str) -> str:
         format_phase_table(summary),
         _row("tokens/s", format_number(facts.tokens_per_second, digits=0)),
         _row("MFU", _describe_mfu(facts)),
-        *([_row("bound by", found.describe())] if (found := find_bottleneck(facts)) else []),
+        *_format_bottleneck(find_bottleneck(facts, _read_idle(Path(run_dir)))),
         _row("peak memory", format_number(facts.peak_memory_gib, "GiB", 2)),
         *([_row("planned", facts.memory_plan.describe())] if facts.memory_plan else []),
         _row("parameters", _describe_parameters(facts)),
@@ -73,6 +77,25 @@ def format_summary(summary: Mapping[str, Any], run_dir: Path | str) -> str:
         _row("report", str(Path(run_dir) / str(summary.get("report") or "report.html")), wrap=False),
     ]
     return "\n".join(lines)
+
+
+def _format_bottleneck(found: Bottleneck | None) -> list[str]:
+    if found is None:
+        return []
+    if not found.rest_leads:
+        return [_row("bound by", found.describe())]
+    return [
+        _row("no training", f"{found.describe_rest()}; {found.thin_rest()}".removesuffix("; ")),
+        _row("bound by", f"{found.base}: {found.describe()}"),
+        _row("", f"levers: {found.levers}"),
+    ]
+
+
+def _read_idle(run_dir: Path) -> float | None:
+    """What a trace said, so that the screen names the same kind as the report."""
+    log = MetricsLog(run_dir / "metrics.jsonl", keys=frozenset({names.PERF_GPU_IDLE_LAUNCH_MS}))
+    log.poll()
+    return mean_per_step(log.series(names.PERF_GPU_IDLE_LAUNCH_MS))
 
 
 def _describe_progress(facts: RunFacts) -> str:

@@ -8,6 +8,7 @@
 
 A measurement takes about half a second and is disturbed by whatever else runs, which can only lower it. So each is made
 at the first `CALIBRATIONS` starts of a machine and the best of them counts; later starts, and resumes, read the file.
+A model whose own matmuls then exceed the machine's peak raises it.
 It is kept by host, device with threads, ranks that measure at once, number format, torch and shapes. Delete it to
 calibrate again.
 """

@@ -119,7 +119,8 @@ def format_plan(plan: RunPlan) -> str:
         lines.append(f"  {part.name:<40}{_size(part.bytes):>13}  {where:<7} {part.note}".rstrip())
     lines.append(f"  {'peak on the device':<40}{_size(plan.device_peak_bytes):>13}")
     if plan.evaluation_peak_bytes is not None:
-        what = f"peak of an evaluation, {plan.evaluation_rows} rows"
+        rows = plan.evaluation_rows or 0
+        what = f"peak of an evaluation, {rows} row{'s' * (rows > 1)}"
         lines.append(f"  {what:<40}{_size(plan.evaluation_peak_bytes):>13}")
     if plan.host_bytes:
         lines.append(f"  {'on the host':<40}{_size(plan.host_bytes):>13}")

@@ -81,7 +81,8 @@ class TensorBoard:
     def __init__(self, run_dir: RunDir) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run_dir.path / "tensorboard"))
+        # A record has more values than its default queue of 10: the training would wait for the thread that writes.
+        self._writer = SummaryWriter(str(run_dir.path / "tensorboard"), max_queue=1000)
 
     def write(self, record: Record) -> None:
         for key, value in record.items():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
+from functools import cache
 
 import psutil
 import torch
@@ -30,7 +32,13 @@ def measure_memory(device: torch.device) -> dict[str, float]:
 
 def measure_allocated_bytes(device: torch.device) -> int:
     """What the allocator holds for tensors (CUDA), or the resident set of the process (CPU)."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _process(os.getpid()).memory_info().rss
+
+
+@cache
+def _process(pid: int) -> psutil.Process:
+    """Looking a process up takes longer than asking it, and it is asked at every step."""
+    return psutil.Process(pid)
 
 
 def _peak_resident_bytes() -> int:

@@ -60,6 +60,26 @@ def test_zero_shards_states(capsys):
     assert "ZeRO-2" in sharded["setup"]
 
 
+def test_states_are_those_of_the_optimizer_that_will_run(capsys, tmp_path):
+    def states(*argv):
+        plan = run_json(capsys, *argv)
+        found = next(part["bytes"] for part in plan["parts"] if part["name"] == "optimizer states")
+        return found / plan["trained_parameters"], any("taken for Adam" in note for note in plan["notes"])
+
+    def in_json(**block):
+        file = tmp_path / "deepspeed.json"
+        block["params"] = {"lr": "auto", **block.get("params", {})}
+        file.write_text(json.dumps({"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}, "optimizer": block}))
+        return states("--deepspeed", str(file))
+
+    assert states("training.optim=sgd") == (0, False)
+    assert states("training.optim=sgd", "training.optim_args=momentum=0.9") == (4, False)
+    assert states("training.optim=ademamix") == (12, False)
+    assert in_json(type="Lion") == (4, False)
+    assert in_json(type="SGD", params={"momentum": 0.9}) == (4, False)
+    assert in_json(type="Adadelta") == (8, True)
+
+
 def test_8bit_adam_keeps_embeddings_in_fp32_on_disk_too(capsys):
     plan = run_json(capsys, "training.optim=adamw_8bit")
     states = next(part["bytes"] for part in plan["parts"] if part["name"] == "optimizer states")

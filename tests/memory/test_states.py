@@ -52,19 +52,51 @@ def test_8bit_optimizers_keep_embeddings_and_small_tensors_in_fp32():
     model = TiedModel()
     counts = count_parameters(model)
     assert counts.outside_8bit == 8000 + 64
-    assert plain_state_bytes(counts, "paged_adamw_8bit") == 2 * 4096 + 8 * (8000 + 64)
-    assert plain_state_bytes(counts, "lion_8bit") == 4096 + 4 * (8000 + 64)
+    # a byte and a 256th of an fp32 scale for each of 4,096 elements, twice for Adam
+    assert plain_state_bytes(counts, "paged_adamw_8bit") == 2 * (4096 + 4 * 16) + 8 * (8000 + 64)
+    assert plain_state_bytes(counts, "lion_8bit") == 4096 + 4 * 16 + 4 * (8000 + 64)
     assert plain_state_bytes(counts, "adamw_torch") == 8 * (8000 + 4096 + 64)
     # of torchao and not in the table: taken for Adam as it is
     assert plain_state_bytes(counts, "adamw_torch_8bit") == 8 * (8000 + 4096 + 64)
-    assert by_name(list_plain_parts(counts, "adamw_8bit", 1))["optimizer states"] == 2 * 4096 + 8 * 8064
+    assert by_name(list_plain_parts(counts, "adamw_8bit", 1))["optimizer states"] == 2 * 4160 + 8 * 8064
     model.embedding.requires_grad_(False)
     assert count_parameters(model).outside_8bit == 64
 
 
 def test_8bit_optimizers_see_no_embedding_in_flat_partitions():
     counts = replace(COUNTS, outside_8bit=700)
-    assert by_name(list_zero_parts(counts, ZeroSetup(2, 4), "adamw_8bit"))["optimizer states"] == 2 * 200
+    states = by_name(list_zero_parts(counts, ZeroSetup(2, 4), "adamw_8bit"))["optimizer states"]
+    assert states == round(2 * 200 * (1 + 4 / 256))
+
+
+BITSANDBYTES = {
+    "AdamW": ("adamw_bnb_8bit", "paged_adamw_32bit"),
+    "Lion": ("lion_8bit", "lion_32bit"),
+    "RMSprop": ("rmsprop_bnb_8bit", "rmsprop_bnb"),
+    "AdEMAMix": ("ademamix_8bit", "ademamix"),
+}
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("name", BITSANDBYTES)
+def test_states_are_those_that_bitsandbytes_makes(name, bits, monkeypatch):
+    bnb = pytest.importorskip("bitsandbytes")
+    model = TiedModel()
+    optimizer = getattr(bnb.optim, name)(model.parameters(), optim_bits=bits)
+    (group,) = optimizer.param_groups
+    for parameter in model.parameters():
+        with monkeypatch.context() as patch:
+            if parameter is model.embedding.weight:  # as transformers asks for
+                patch.setitem(optimizer.defaults, "optim_bits", 32)
+                patch.setattr(optimizer.args, "optim_bits", 32)
+            optimizer.init_state(group, parameter, 0, 0)
+    held = sum(
+        value.nbytes
+        for state in optimizer.state.values()
+        for key, value in state.items()
+        if key.startswith(("state", "absmax"))
+    )
+    assert plain_state_bytes(count_parameters(model), BITSANDBYTES[name][bits == 32]) == held
 
 
 @pytest.mark.parametrize(
@@ -100,6 +132,12 @@ def test_zero3_gathers_what_is_soon_used_again(reuse, live, gathered):
     """All of a small model; half the distance; the head of 300 and the prefetch of 50; no more than may live."""
     setup = ZeroSetup(3, 4, prefetch_bucket=50, max_reuse_distance=reuse, max_live_parameters=live)
     assert by_name(list_zero_parts(COUNTS, setup, "adamw_torch"))["gathered parameters"] == 2 * gathered
+
+
+def test_a_single_rank_gathers_nothing_that_it_has():
+    assert "gathered parameters" not in by_name(list_zero_parts(COUNTS, ZeroSetup(3, 1), "adamw_torch"))
+    offloaded = ZeroSetup(3, 1, offload_param=True, max_reuse_distance=0, prefetch_bucket=50)
+    assert by_name(list_zero_parts(COUNTS, offloaded, "adamw_torch"))["gathered parameters"] == 2 * 350
 
 
 def test_offloading_moves_states_to_the_host():

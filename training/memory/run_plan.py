@@ -39,6 +39,13 @@ if TYPE_CHECKING:
 
 ASSUMED_MFU_PCT = 40.0
 
+# What a DeepSpeed JSON calls them, in any case -> as in OPTIMIZER_BYTES.
+_DEEPSPEED_OPTIMIZERS = {
+    **dict.fromkeys(("adam", "adamw", "lamb", "radam", "nadam", "adamax"), "adamw_torch_fused"),  # two states each
+    **{name: name for name in ("sgd", "adagrad", "adafactor", "rmsprop")},
+    "lion": "lion_32bit",
+}
+
 BuildModel = Callable[[torch.dtype, bool], Any]
 """(compute dtype, with 4-bit layers) -> the recipe's model on the meta device."""
 
@@ -163,6 +170,7 @@ class Planner:
             if loaded.deepspeed
             else None
         )
+        self.optimizer = name_optimizer(loaded)
         self.tracer = self._build_tracer(build)
         self.states = self._list_states()
 
@@ -214,7 +222,7 @@ class Planner:
         return StepTracer(model, on_gpu=self.on_gpu)
 
     def _list_states(self) -> list[Part]:
-        optimizer = str(self.config.argument("optim"))
+        optimizer = self.optimizer
         trained, largest = self.counts.trained, self.counts.largest_trained
         if self.zero is None:
             parts = list_plain_parts(self.counts, optimizer, self.world_size)
@@ -244,6 +252,19 @@ def find_compute_dtype(config: Config) -> torch.dtype:
     if config.argument("bf16"):
         return torch.bfloat16
     return torch.float16 if config.argument("fp16") else torch.float32
+
+
+def name_optimizer(loaded: LoadedConfig) -> str:
+    """As `OPTIMIZER_BYTES` has it, else as it is: `training.optim`, or what the DeepSpeed JSON has in its place."""
+    block: dict[str, Any] = (loaded.deepspeed or {}).get("optimizer") or {}
+    if block:
+        name = _DEEPSPEED_OPTIMIZERS.get(str(block["type"]).lower(), str(block["type"]))
+        momentum = (block.get("params") or {}).get("momentum")
+    else:
+        name = str(loaded.config.argument("optim"))
+        given = str(loaded.config.argument("optim_args") or "").replace(" ", "").split(",")
+        momentum = dict(pair.split("=", 1) for pair in given if "=" in pair).get("momentum")
+    return f"{name} with momentum" if name == "sgd" and momentum and float(momentum) else name
 
 
 def _attention_kind(config: Config) -> tuple[AttentionKind, str]:
@@ -283,8 +304,7 @@ def _find_rate(
 
 def _disk_bytes(planner: Planner) -> dict[str, int]:
     """`final/`: trained weights only under LoRA, else all. A checkpoint adds master weights and optimizer states."""
-    counts, zero = planner.counts, planner.zero
-    optimizer = str(planner.config.argument("optim"))
+    counts, zero, optimizer = planner.counts, planner.zero, planner.optimizer
     lora = planner.config.adapter.method == "lora"
     if zero is None:
         final = counts.trained_bytes if lora else counts.bytes
@@ -301,9 +321,8 @@ def _notes(config: Config, planner: Planner, device: str | None, steps: int | No
     notes += ["activations and peak are traced on fake tensors and are estimates; see docs/memory.md"]
     if planner.attention_note:
         notes.append(planner.attention_note)
-    optimizer = str(config.argument("optim"))
-    if optimizer not in OPTIMIZER_BYTES:
-        notes.append(f"optimizer {optimizer}: its states are taken for Adam's 8 bytes per trained parameter")
+    if planner.optimizer not in OPTIMIZER_BYTES:
+        notes.append(f"optimizer {planner.optimizer}: its states are taken for Adam's 8 bytes per trained parameter")
     if steps is None:
         notes.append(
             "training.max_steps is not set: steps, tokens and time depend on the data, which a plan does not read"

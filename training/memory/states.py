@@ -27,12 +27,16 @@ from training.memory.trace import Reduction
 
 Place = Literal["device", "host"]
 
+_IN_8BIT = 1 + 4 / 256  # of bitsandbytes: a byte an element and an fp32 scale for 256 (its blockwise quantisation)
 # Bytes per element of optimizer state, for fp32 trained values. Unknown names are taken for Adam, and the plan says so.
 OPTIMIZER_BYTES: dict[str, float] = {
     "adamw_torch": 8, "adamw_torch_fused": 8, "adamw_apex_fused": 8, "adamw_anyprecision": 6,
-    "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8,
-    "lion_32bit": 4, "lion_8bit": 1, "paged_lion_32bit": 4, "paged_lion_8bit": 1,
-    "sgd": 0, "adagrad": 4, "rmsprop": 4, "adafactor": 0,
+    "adamw_8bit": 2 * _IN_8BIT, "adamw_bnb_8bit": 2 * _IN_8BIT, "paged_adamw_8bit": 2 * _IN_8BIT,
+    "paged_adamw_32bit": 8,
+    "lion_32bit": 4, "lion_8bit": _IN_8BIT, "paged_lion_32bit": 4, "paged_lion_8bit": _IN_8BIT,
+    "ademamix": 12, "ademamix_8bit": 3 * _IN_8BIT, "paged_ademamix_32bit": 12, "paged_ademamix_8bit": 3 * _IN_8BIT,
+    "sgd": 0, "sgd with momentum": 4, "adagrad": 4, "adafactor": 0,
+    "rmsprop": 4, "rmsprop_bnb": 4, "rmsprop_bnb_32bit": 4, "rmsprop_bnb_8bit": _IN_8BIT,
 }  # fmt: skip
 _MIN_8BIT_ELEMENTS = 4096  # bitsandbytes keeps the states of smaller tensors in fp32 (its min_8bit_size)
 
@@ -169,8 +173,9 @@ def list_plain_parts(counts: Parameters, optimizer: str, world_size: int) -> lis
 
 def plain_state_bytes(counts: Parameters, optimizer: str) -> int:
     """Bytes of optimizer states without DeepSpeed, whose flat partitions have no embeddings to keep in fp32."""
+    size = OPTIMIZER_BYTES.get(optimizer, 8)
     in_fp32 = counts.outside_8bit if _is_8bit(optimizer) else 0
-    return round(OPTIMIZER_BYTES.get(optimizer, 8) * (counts.trained_bytes / 4 + 3 * in_fp32))
+    return round(size * (counts.trained_bytes / 4 - in_fp32) + 4 * size / _IN_8BIT * in_fp32)
 
 
 def _is_8bit(optimizer: str) -> bool:
@@ -232,17 +237,18 @@ def _zero3_buffers(counts: Parameters, setup: ZeroSetup) -> list[Part]:
     """The bucket, which ZeRO-3 makes once, and what it has gathered at the end of the forward pass.
 
     A module's parameters stay gathered when they are used again within `stage3_max_reuse_distance` elements. Forward
-    and backward both pass over what lies behind a module, so the last half of that distance is there at the loss.
+    and backward both pass over what lies behind a module, so the last half of that distance is there at the loss. A
+    single rank computes with its partition itself.
     """
     if setup.stage < 3:
         return []
+    bucket = Part("reduce bucket", setup.value_bytes * setup.reduce_bucket)
+    if setup.world_size == 1 and not setup.offload_param:
+        return [bucket]
     at_once = max(2 * counts.largest_layer, counts.largest_outside_layers) + setup.prefetch_bucket
     gathered = min(max(at_once, setup.max_reuse_distance // 2), setup.max_live_parameters, counts.total)
     note = "what is reused within stage3_max_reuse_distance, or two layers or the head, and the prefetch"
-    return [
-        Part("reduce bucket", setup.value_bytes * setup.reduce_bucket),
-        Part("gathered parameters", setup.value_bytes * gathered, at="passes", note=note),
-    ]
+    return [bucket, Part("gathered parameters", setup.value_bytes * gathered, at="passes", note=note)]
 
 
 def _parameter_note(counts: Parameters) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from training import launch
 from training.benchmark.isolation import Outcome
 from training.benchmark.memory import command, measuring
 from training.benchmark.memory.command import main
-from training.benchmark.memory.grid import GRID, QUICK, RESIDENT
+from training.benchmark.memory.grid import GRID, QUICK, RESIDENT, Inputs
 from training.benchmark.memory.report import format_markdown
 
 
@@ -27,14 +28,15 @@ def process_as_before(monkeypatch):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
 
 
 def test_the_grid_has_what_it_must():
-    assert len(GRID) == len({case.name for case in GRID}) == 30
+    assert len(GRID) == len({case.name for case in GRID}) == 38
+    assert sum(case.ranks == 1 for case in GRID) == 30
+    assert {case.zero_stage for case in GRID if case.ranks == 2} == {None, 1, 2, 3}
     assert {case.family for case in GRID} == {"minigpt", "qwen2", "llama", "gpt2"}
     assert {case.method for case in GRID} == {"dense", "lora", "4-bit"}
     assert {case.attention for case in GRID} == {"masked", "causal", "eager"}
@@ -60,9 +62,36 @@ def test_a_quick_run_predicts_what_it_measures(tmp_path, monkeypatch, process_as
     assert page.read_text() == text
 
 
+def test_two_real_ranks_share_what_zero_shares(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "write_inputs", partial(measuring.write_inputs, families=()))
+    page = tmp_path / "memory.md"
+    assert main(["--quick", "--cpu", "--only", "4", "--output", str(page)]) == 0
+    (row,) = json.loads(page.with_suffix(".json").read_text())["rows"]
+    assert "ZeRO-2, 2 ranks" in row["name"]
+    assert abs(row["error_pct"]) < 3
+    trained = row["parts"]["parameters (always)"] / 2
+    assert row["parts"]["fp32 master weights (always)"] == pytest.approx(4 * trained / 2)
+    assert row["measured"] < 2 * trained + (4 + 8) * trained  # it could not hold all master weights and states
+
+
+def test_of_several_ranks_the_highest_peak_counts():
+    calls = []
+
+    def run(function, case, inputs, instrument, rank, port):
+        calls.append((rank, port))
+        return Outcome(measuring.Measured(case.name, 100, 90 + rank, 1.0))
+
+    case = next(case for case in GRID if case.ranks == 2)
+    row = command.measure(case, Inputs(Path(), use_cpu=True), run, 0)
+    assert row["measured"] == 91
+    assert {rank for rank, _ in calls} == {0, 1} and len({port for _, port in calls}) == 1
+    row = command.measure(case, Inputs(Path(), use_cpu=False), run, 1)
+    assert row["reason"] == "needs 2 GPUs, here is 1"
+
+
 def test_numbers_beyond_the_grid_are_refused(capsys):
-    assert main(["--only", "31"]) == 2
-    assert "the grid has the numbers 1 to 30" in capsys.readouterr().err
+    assert main(["--only", "39"]) == 2
+    assert "the grid has the numbers 1 to 38" in capsys.readouterr().err
 
 
 def test_the_page_says_what_was_missed_and_what_could_not_be_measured():

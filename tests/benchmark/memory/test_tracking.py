@@ -1,5 +1,7 @@
 """The instruments, against tensors of known sizes."""
 
+import threading
+
 import pytest
 import torch
 
@@ -25,6 +27,19 @@ def test_balance_counts_what_lived_before_and_the_peak_of_the_step_alone():
         too_late = hold(90)
     assert events.peak_bytes == pytest.approx(60 * MB, abs=4096)
     del before, second, third, too_late
+
+
+def test_another_thread_lets_go_of_a_block():
+    with AllocatorEvents() as events:
+        blocks = [hold(50)]
+        events.begin_step()
+        thread = threading.Thread(target=blocks.clear)
+        thread.start()
+        thread.join()
+        block = hold(20)
+        events.end_step()
+    assert events.peak_bytes == pytest.approx(50 * MB, abs=4096)
+    del block
 
 
 def test_without_its_span_nothing_is_measured():

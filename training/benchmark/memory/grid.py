@@ -1,4 +1,4 @@
-"""The configurations that are measured: 30 recipes that differ in what decides memory.
+"""The configurations that are measured: recipes that differ in what decides memory, 30 on one rank and 8 on two.
 
 Sizes are such that a step peaks at 100 MB or more, so that a kernel's workspace is not what is compared, and such that
 a CPU does one in a second or two. No two are the same model: widths, vocabularies and batches vary as well.
@@ -50,6 +50,7 @@ class Case:
     accumulation: int = 1
     zero_stage: int | None = None
     optimizer: str = "adamw_torch_fused"
+    ranks: int = 1
     changes: tuple[tuple[str, int], ...] = ()
     """Fields of the family's config that differ."""
 
@@ -66,6 +67,7 @@ class Case:
             "checkpointed" * self.checkpointing,
             f"ZeRO-{self.zero_stage}" * (self.zero_stage is not None),
             self.optimizer * (self.optimizer != "adamw_torch_fused"),
+            f"{'DDP, ' * (self.zero_stage is None)}{self.ranks} ranks" * (self.ranks > 1),
             *(f"{key} {value}" for key, value in self.changes),
         ]
         return ", ".join(word for word in words if word)
@@ -176,7 +178,20 @@ GRID = [
     replace(_QWEN2, bf16=True, zero_stage=1, rows=1, seq_len=128),
     replace(_LLAMA, bf16=True, zero_stage=2, accumulation=2, rows=1, seq_len=128),
     replace(_MINIGPT, bf16=True, zero_stage=3, rows=2),
+    replace(_QWEN2, bf16=True, ranks=2, rows=2),
+    replace(_MINIGPT, accumulation=2, ranks=2, rows=1, seq_len=128),
+    replace(_LLAMA, method="lora", bf16=True, ranks=2, seq_len=512),
+    replace(_QWEN2, bf16=True, zero_stage=1, accumulation=2, ranks=2, rows=1, seq_len=128),
+    replace(_LLAMA, bf16=True, zero_stage=2, ranks=2, rows=1, seq_len=128),
+    replace(_GPT2, bf16=True, zero_stage=2, accumulation=2, checkpointing=True, ranks=2, rows=2),
+    replace(_MINIGPT, bf16=True, zero_stage=3, ranks=2, rows=2),
+    replace(_LLAMA, bf16=True, zero_stage=3, accumulation=2, checkpointing=True, ranks=2, rows=2, seq_len=128),
 ]
 RESIDENT = [GRID[0], GRID[7], GRID[13], GRID[18], GRID[23]]
 """Of which resident memory is measured as well, in a second process."""
-QUICK = [_MINIGPT, replace(_QWEN2, bf16=True, checkpointing=True), replace(_GPT2, attention="causal", accumulation=2)]
+QUICK = [
+    _MINIGPT,
+    replace(_QWEN2, bf16=True, checkpointing=True),
+    replace(_GPT2, attention="causal", accumulation=2),
+    replace(_LLAMA, bf16=True, zero_stage=2, ranks=2, rows=1, seq_len=128),
+]

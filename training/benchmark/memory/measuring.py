@@ -71,19 +71,24 @@ def write_inputs(inputs: Inputs, families: tuple[str, ...] = PRETRAINED) -> None
         AutoModelForCausalLM.from_config(shape).save_pretrained(inputs.base_model(family))
 
 
-def find_gpu_name() -> str | None:
-    """As the driver reports it; None without CUDA."""
+def find_gpus() -> list[str]:
+    """Names as the driver reports them; empty without CUDA."""
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
-def measure_case(case: Case, inputs: Inputs, instrument: Instrument = "allocator") -> Measured:
-    """Run it, then plan it."""
+def measure_case(
+    case: Case, inputs: Inputs, instrument: Instrument = "allocator", rank: int = 0, port: int = 0
+) -> Measured:
+    """Run it, then plan it. Of several ranks one; all meet at `port`."""
     from training.config import load_config
     from training.launch import leave_out, read_world, set_environment
 
     started = time.perf_counter()
+    if case.ranks > 1:
+        here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}
+        os.environ.update({key: str(value) for key, value in {**here, "WORLD_SIZE": case.ranks}.items()})
     _quieten()
     leave_out("datasets")
     if case.method != "4-bit":
@@ -105,7 +110,6 @@ def _measure_run(loaded: Any, instrument: Instrument) -> int:
     from training.launch import join_world, leave_world, read_world
     from training.run_dir import RunDir
 
-    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # or weights are allocated by threads that no instrument follows
     config, world = loaded.config, read_world()
     device = join_world(world, timeout_seconds=600, use_cpu=config.training["use_cpu"], deepspeed=loaded.deepspeed)
     run_dir = RunDir(find_run_path(config, loaded.recipe))
@@ -135,7 +139,7 @@ def _estimate(loaded: Any, case: Case, inputs: Inputs) -> Any:
     unset_hf_deepspeed_config()  # or, under ZeRO-3, the planned model would be partitioned
     attention = "flash" if case.attention == "causal" else None
     build = partial(build_planned_model, loaded.config)
-    return Planner(loaded, build, 1, on_gpu=not inputs.use_cpu, attention=attention).estimate(case.rows)
+    return Planner(loaded, build, case.ranks, on_gpu=not inputs.use_cpu, attention=attention).estimate(case.rows)
 
 
 def _quieten() -> None:

@@ -42,6 +42,7 @@ class Measured:
 
 def write_inputs(inputs: Inputs, families: tuple[str, ...] = PRETRAINED) -> None:
     """Text, its tokenizer, and the models that adapters stand on."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from data_prep.prepare import prepare
@@ -68,7 +69,9 @@ def write_inputs(inputs: Inputs, families: tuple[str, ...] = PRETRAINED) -> None
     for family in families:
         section = config.model.model_copy(update={"kind": None, "config": FAMILIES[family]})
         shape = scratch_config(section, TokenizerFacts(vocab_size=1))
-        AutoModelForCausalLM.from_config(shape).save_pretrained(inputs.base_model(family))
+        # In a type that no run computes in: weights that need no cast stay mapped from their file, and no allocator
+        # counts them.
+        AutoModelForCausalLM.from_config(shape, dtype=torch.float16).save_pretrained(inputs.base_model(family))
 
 
 def find_gpus() -> list[str]:

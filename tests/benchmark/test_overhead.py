@@ -1,7 +1,8 @@
-"""Which blocks of steps are measured, what is inside the meter, and what the page says of it."""
+"""Which steps are measured, what is inside the meter, and what the page says of it."""
 
 import json
 import os
+import random
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import torch
 from data_prep.errors import UserError
 from training.benchmark import overhead
 from training.benchmark.__main__ import main as dispatch
-from training.benchmark.overhead import BlockSwitch, Result, Schedule, format_page, plan_schedule
+from training.benchmark.overhead import Result, Schedule, StepSwitch, format_page, plan_schedule
 from training.callbacks.gpu_monitor import GpuMonitor
 from training.callbacks.plotting import Plotting
 
@@ -61,7 +62,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def trainer(clock):
-    """Steps of ten seconds, four of the meter; it writes after every second one. Step 31 begins with a plot."""
+    """Steps of ten seconds, four of the meter; a record after every sixth, five more. Step 61 begins with a plot."""
     trainer = SimpleNamespace(
         meter=Meter(clock), args=SimpleNamespace(device=torch.device("cpu")), state=SimpleNamespace(global_step=0)
     )
@@ -73,7 +74,7 @@ def trainer(clock):
     def end_step():
         if trainer.meter:
             trainer.meter.end_step()
-        if trainer.state.global_step % 2 == 0:
+        if trainer.state.global_step % 6 == 0:
             for sink in trainer._sinks:
                 sink.write(trainer.state.global_step)
 
@@ -82,7 +83,7 @@ def trainer(clock):
         seen = []
         for step in range(steps):
             seen.append((trainer.meter is not None, monitor in trainer.callback_handler.callbacks))
-            if step == 30:
+            if step == 60:
                 plotting._plot()
             clock.now += 10
             if trainer.meter:
@@ -95,53 +96,74 @@ def trainer(clock):
     return trainer
 
 
-def test_blocks_are_on_and_off_in_turn_and_then_accounted(clock, trainer):
-    schedule, result, sink = Schedule(block_steps=2, blocks=8), Result("x"), Sink(clock)
-    assert (schedule.warmup, schedule.accounted, schedule.steps) == (4, 2, 28)
-    BlockSwitch(trainer, schedule, result)
-    seen = trainer.train(schedule.steps + 4, sink)
-    on = [True, True, False, False, False, False, True, True]
-    assert [meter for meter, _ in seen[8:28]] == on * 2 + [True] * 4
+def test_steps_are_on_and_off_in_turn_and_then_accounted(clock, trainer):
+    schedule, sink = Schedule(period=6, periods=8), Sink(clock)
+    result = Result("x", schedule, device="cpu")
+    assert (schedule.warmup, schedule.accounted, schedule.steps) == (2, 2, 72)
+    StepSwitch(trainer, result)
+    seen = trainer.train(schedule.steps, sink)
+    even, odd = [True, False, False, True, False, True], [True, False, True, False, False, True]
+    assert [meter for meter, _ in seen] == [True] * 12 + [*even, *odd] * 4 + [True] * 12
     assert all(meter == monitor for meter, monitor in seen)
-    assert sink.steps == [2, 4, 6, 8, 10, 16, 18, 24, 26, 28, 30, 32]  # those of blocks that were on
-    assert result.on == [2 * 14.0 + 5] * 4
-    assert result.off == [20.0] * 4
-    assert result.accounted == [33.0] * 4  # without the plot, which was drawn in the last but one
-    assert result.inside == [2 * 4.0 + 5] * 4  # an inner call is not counted twice
+    assert sink.steps == list(range(6, 73, 6))  # every record is written
+    assert len(result.seconds) == 48
+    plain, records = schedule.compare(result.seconds)
+    assert plain == pytest.approx([40.0] * 8)  # 14 s over 10
+    assert records == pytest.approx([100 * (19 + 14) / 20 - 100] * 7)  # the last has no neighbour
+    assert result.together_pct == pytest.approx([4 / 6 * 40 + 2 / 6 * 65 + result.drawing_pct] * 3)
+    assert result.accounted == [6 * 14.0 + 5] * 2  # without the plot
+    assert result.inside == [6 * 4.0 + 5] * 2  # an inner call is not counted twice
     assert result.drawing == [100.0]
-    assert result.drawing_pct == pytest.approx(100 * 100 / (4 * 33 + 4 * 20 + 4 * 33 + 100))
+    assert result.drawing_pct == pytest.approx(100 * 100 / (sum(result.seconds) + 2 * 89 + 100))
 
 
-def test_a_block_holds_every_record_once():
-    config = SimpleNamespace(
-        perf=SimpleNamespace(enabled=True, log_every=10), monitor=SimpleNamespace(train_every=4, gpu_every=50)
-    )
-    assert plan_schedule(config, 100, on_gpu=False) == Schedule(block_steps=20, blocks=8)
-    assert plan_schedule(config, 100, on_gpu=True) == Schedule(block_steps=100, blocks=4)
-    config.perf.enabled = False
-    with pytest.raises(UserError, match=r"perf\.enabled"):
-        plan_schedule(config, 100, on_gpu=False)
+def test_neighbours_are_compared_whatever_the_period():
+    for period in (6, 7, 10, 11):
+        schedule = Schedule(period, 4)
+        start = schedule.warmup * period
+        seconds = [2.0 if schedule.is_on(start + step) else 1.0 for step in range(4 * period)]
+        plain, records = schedule.compare(seconds)
+        assert plain == [100.0] * (4 * ((period - 4) // 2))
+        assert records == [100.0] * 3
+        first = [schedule.is_on(start + 2 + number * period) for number in range(4)]
+        assert first in ([True, False, True, False], [False, True, False, True])
+
+
+@pytest.mark.parametrize(
+    ("perf", "words"),
+    [
+        ({"enabled": False, "log_every": 10}, r"perf\.enabled"),
+        ({"enabled": True, "log_every": 5}, r"perf\.log_every: 5"),
+    ],
+    ids=["off", "too often"],
+)
+def test_what_cannot_be_measured_is_refused(perf, words):
+    with pytest.raises(UserError, match=words):
+        plan_schedule(SimpleNamespace(perf=SimpleNamespace(**perf)), 100)
 
 
 @pytest.mark.parametrize(
     ("on", "drawing", "verdict"),
-    [(1.001, 0.0, "reached"), (1.001, 0.5, "not reached"), (1.02, 0.0, "not reached"), (None, 0.0, "not resolved")],
+    [(1.001, 0.0, "reached"), (1.001, 2.0, "not reached"), (1.02, 0.0, "not reached"), (None, 0.0, "not resolved")],
     ids=["low", "plots", "high", "noisy"],
 )
 def test_the_page_judges_by_the_interval_and_the_plots(on, drawing, verdict):
-    blocks = [on or (0.9 if i % 2 else 1.1) for i in range(40)]
-    result = Result("tiny", "cpu", 2, 10, blocks, [1.0] * 40, [1.0] * 4, [0.001] * 4, [drawing] * bool(drawing))
+    schedule = Schedule(10, 40)
+    noise = random.Random(1)
+    seconds = [
+        (on or noise.choice([0.9, 1.1])) if schedule.is_on(schedule.warmup * 10 + step) else 1.0 for step in range(400)
+    ]
+    result = Result("tiny", schedule, "cpu", 2, seconds, [1.0] * 4, [0.001] * 4, [drawing] * bool(drawing))
     page = format_page(result, MACHINE, "command")
     assert f"<= 0.5 %: {verdict} |" in page
     assert ("The interval holds the aim" in page) == (verdict == "not resolved")
-    assert "0.1000 %" in page and "2 ranks on cpu" in page
+    assert "0.1000 %" in page and "2 ranks on cpu: 400 steps of 1,0" in page
     assert ("none was due" in page) == (not drawing)
-    assert f"{50 * ((on or 1) + 1):.1f} ms a step" in page  # blocks of ten steps, half of them of a second
 
 
 def test_real_ranks_are_measured_and_one_writes(tmp_path):
     page = tmp_path / "overhead.md"
-    flags = ["--config", "debug", "--steps", "8", "--output", str(page), "perf.log_every=2", "perf.num_threads=1"]
+    flags = ["--config", "debug", "--steps", "10", "--output", str(page), "perf.log_every=6", "perf.num_threads=1"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "training.benchmark"]
     data = [f"data.store_dir={tmp_path / 'stores'}", "data.num_proc=1", "monitor.plot_every=4"]
     done = subprocess.run(
@@ -149,13 +171,13 @@ def test_real_ranks_are_measured_and_one_writes(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(page.with_suffix(".json").read_text())
-    assert (found["ranks"], found["block_steps"], found["device"]) == (2, 2, "cpu")
-    assert (len(found["on"]), len(found["off"]), len(found["accounted"])) == (2, 2, 2)
-    assert all(0 < inside < block for inside, block in zip(found["inside"], found["accounted"], strict=True))
+    assert (found["ranks"], found["schedule"], found["device"]) == (2, {"period": 6, "periods": 2}, "cpu")
+    assert (len(found["seconds"]), len(found["accounted"])) == (12, 2)
+    assert all(0 < inside < period for inside, period in zip(found["inside"], found["accounted"], strict=True))
     assert len(found["drawing"]) == 1
     assert done.stdout.count("# What measuring costs") == 1
-    # (max_steps 16) 4 blocks of warm-up, 2 of the 4 in turn, 2 accounted: one line of the console each
-    assert done.stdout.count("MFU ") - done.stdout.count("MFU is against") == 8
+    # two periods of warm-up, two in turn, two accounted: a line of the console each
+    assert done.stdout.count("MFU ") - done.stdout.count("MFU is against") == 6
 
 
 def test_what_train_py_refuses_is_its_exit_code(capsys):

@@ -1,22 +1,25 @@
-"""What measuring costs: one training, in which blocks of steps are either measured and reported, or not at all.
+"""What measuring costs: one training, in which steps are either measured and reported, or not at all.
 
     python -m training.benchmark overhead [--config NAME] [--steps N] [--output PAGE.md] [KEY=VALUE ...]
     torchrun --nproc_per_node=2 -m training.benchmark overhead …                      (any launcher of train.py)
 
-On: phases, FLOPs, throughput, memory, GPU utilisation; their records to metrics.jsonl, console and TensorBoard
-(`training.report_to` for others); over several ranks the gather. Off: the same trainer without any of it, as with
-`perf.enabled: false` and nobody to write to; the Trainer itself logs its losses in both. A block is as many steps as
-hold each of these once (`perf.log_every`, `monitor.train_every`, `monitor.gpu_every`). Blocks come in fours, on off off
-on, so that a linear drift of the machine cancels; a ratio is taken within each pair of neighbours. Three answers:
+On: phases, FLOPs, throughput, memory; every `perf.log_every` steps, the period, a record with GPU utilisation to
+metrics.jsonl, console and TensorBoard (`training.report_to` for others), over several ranks with its gather. Off: the
+same trainer without any of it, as with `perf.enabled: false` and nobody to write to. Only neighbours are compared,
+since a machine drifts from second to second, and each pair is turned around in the next period. Three kinds of cost:
 
-- interleaved: the median over pairs of (on / off - 1), with the interval of its order statistics. Unbiased, but only as
-  sharp as the machine is quiet.
-- plots: too rare for a median, so their time is taken out of both kinds, and given as a share of all time.
-- accounted: seconds inside the meter's own calls and the sinks, timed around each of them in further blocks of the same
-  run, over the seconds of a block. Sharp, but blind to what a call costs outside itself (caches, the allocator).
+- a step without a record: one step on, its neighbour off;
+- a record: the step that ends with it and the next one (a tracker's thread writes on) are on, off are the one before
+  and the one after them. The Trainer's own logging of losses counts as ours here;
+- plots: too rare to compare, so their time is taken out of the steps and given as a share of all time.
 
-Not in it: evaluation and checkpoints, which are phases of their own. Rank 0's clock; blocks begin and end with a
-barrier and, on CUDA, a synchronize, in both kinds.
+Each of the first two is a median with the interval of its order statistics, and `together` is their mean over a period
+and the plots; its interval adds up theirs, so it is wider than it had to be. It is unbiased, but only as sharp as the
+machine is quiet. Beside it `accounted`: seconds inside the meter's own calls and the sinks, timed around each of them
+in further periods, all on. Sharp, but blind to what a call costs outside itself (caches, the allocator).
+
+Not in it: evaluation and checkpoints, which are phases of their own. Rank 0's clock; steps end with a barrier and, on
+CUDA, a synchronize, in both kinds.
 """
 
 from __future__ import annotations
@@ -26,11 +29,11 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.errors import UserError
 from training.benchmark.command_line import build_parser
@@ -39,8 +42,8 @@ from training.config import Config, load_config
 from training.environment import describe_machine
 from training.launch import read_world, set_environment
 
-PATTERN = (True, False, False, True)
 WARMUP_STEPS = 8
+MIN_PERIOD = 6  # two steps of the record, two beside it, and a pair without one
 LIMIT_PCT = {"cpu": 0.5, "cuda": 0.2}
 METER_CALLS = ("add", "end_step", "window", "epoch")
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed")
@@ -49,67 +52,109 @@ OWN_FLAGS = ("--eval_strategy", "no", "--save_strategy", "no", "--report_to", "t
 
 @dataclass(frozen=True)
 class Schedule:
-    """Blocks of `block_steps` steps: warm-up, `blocks` on or off in turn, then `accounted` on."""
+    """Periods of `period` steps, of which the last ends with a record: warm-up, `periods` in turn, `accounted` on."""
 
-    block_steps: int
-    blocks: int
+    period: int
+    periods: int
 
     @property
     def warmup(self) -> int:
-        return math.ceil(WARMUP_STEPS / self.block_steps)
+        return math.ceil(WARMUP_STEPS / self.period)
 
     @property
     def accounted(self) -> int:
-        return max(2, self.blocks // 4)
+        return max(2, self.periods // 8)
 
     @property
     def steps(self) -> int:
-        return (self.warmup + self.blocks + self.accounted) * self.block_steps
+        return (self.warmup + self.periods + self.accounted) * self.period
 
-    def kind(self, block: int) -> str:
-        block -= self.warmup
-        if block < 0:
+    def kind(self, step: int) -> Literal["warm-up", "in turn", "accounted", "after"]:
+        """Of step 0, 1, …; `after` the last."""
+        number = step // self.period - self.warmup
+        if number < 0:
             return "warm-up"
-        return "accounted" if block >= self.blocks else "on" if PATTERN[block % len(PATTERN)] else "off"
+        return "in turn" if number < self.periods else "accounted" if step < self.steps else "after"
+
+    def is_on(self, step: int) -> bool:
+        if self.kind(step) != "in turn":
+            return True
+        number, place = divmod(step, self.period)
+        if place in (0, self.period - 1):
+            return True
+        if place in (1, self.period - 2):
+            return False
+        return (place + place // 2 + number) % 2 == 0  # pairs begin at even places: on off, off on, on off, …
+
+    def compare(self, seconds: Sequence[float]) -> tuple[list[float], list[float]]:
+        """From the seconds of all steps in turn: what each step without a record, and each record with the step after
+        it, takes more than its neighbours, in %."""
+        plain: list[float] = []
+        records: list[float] = []
+        for start in range(0, len(seconds), self.period):
+            for place in range(2, self.period - 3, 2):
+                on, off = seconds[start + place], seconds[start + place + 1]
+                if not self.is_on(self.warmup * self.period + start + place):
+                    on, off = off, on
+                plain.append(100.0 * (on / off - 1.0))
+            record = start + self.period - 1
+            if record + 2 < len(seconds):
+                on, off = seconds[record] + seconds[record + 1], seconds[record - 1] + seconds[record + 2]
+                records.append(100.0 * (on / off - 1.0))
+        return plain, records
 
 
-def plan_schedule(config: Config, steps: int, *, on_gpu: bool) -> Schedule:
-    """Of at least `steps` steps on and off together. Raises UserError where there is nothing to measure."""
+def plan_schedule(config: Config, steps: int) -> Schedule:
+    """Of at least `steps` steps in turn. Raises UserError where there is nothing to measure."""
     if not config.perf.enabled:
         raise UserError("perf.enabled: false leaves nothing to measure")
-    every = [config.perf.log_every, config.monitor.train_every, config.monitor.gpu_every if on_gpu else 0]
-    block_steps = math.lcm(*(number for number in every if number))
-    return Schedule(block_steps, math.ceil(steps / (block_steps * len(PATTERN))) * len(PATTERN))
+    period = config.perf.log_every
+    if period < MIN_PERIOD:
+        raise UserError(
+            f"perf.log_every: {period} leaves no steps between two records to compare: {MIN_PERIOD} or more"
+        )
+    return Schedule(period, 2 * math.ceil(steps / (2 * period)))
 
 
 @dataclass(frozen=True)
 class Result:
-    """Seconds of blocks by kind, in order, without drawing; `inside`: of each accounted block, what the calls took;
-    `drawing`: of each plot."""
+    """Seconds, without drawing, of each step in turn and of each accounted period; `inside`: of such a period, what the
+    calls took; `drawing`: of each plot."""
 
     recipe: str
+    schedule: Schedule
     device: str = ""
     ranks: int = 1
-    block_steps: int = 1
-    on: list[float] = field(default_factory=list)
-    off: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     accounted: list[float] = field(default_factory=list)
     inside: list[float] = field(default_factory=list)
     drawing: list[float] = field(default_factory=list)
 
     @property
-    def interleaved_pct(self) -> Median:
-        return find_median([100.0 * (on / off - 1.0) for on, off in zip(self.on, self.off, strict=True)])
+    def plain_pct(self) -> Median:
+        return find_median(self.schedule.compare(self.seconds)[0])
 
     @property
-    def accounted_pct(self) -> Median:
-        pairs = zip(self.inside, self.accounted, strict=True)
-        return find_median([100.0 * inside / block for inside, block in pairs])
+    def record_pct(self) -> Median:
+        return find_median(self.schedule.compare(self.seconds)[1])
 
     @property
     def drawing_pct(self) -> float:
         seconds = sum(self.drawing)
-        return 100.0 * seconds / (sum(self.on) + sum(self.off) + sum(self.accounted) + seconds)
+        return 100.0 * seconds / (sum(self.seconds) + sum(self.accounted) + seconds)
+
+    @property
+    def together_pct(self) -> tuple[float, float, float]:
+        """Low, middle, high."""
+        plain, record, share = self.plain_pct, self.record_pct, 2 / self.schedule.period
+        bounds = ((plain.low, record.low), (plain.median, record.median), (plain.high, record.high))
+        low, middle, high = ((1 - share) * one + share * other + self.drawing_pct for one, other in bounds)
+        return low, middle, high
+
+    @property
+    def accounted_pct(self) -> Median:
+        pairs = zip(self.inside, self.accounted, strict=True)
+        return find_median([100.0 * inside / period for inside, period in pairs])
 
     @property
     def limit_pct(self) -> float:
@@ -117,49 +162,52 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        low, high = (bound + self.drawing_pct for bound in (self.interleaved_pct.low, self.interleaved_pct.high))
+        low, _, high = self.together_pct
         return "reached" if high <= self.limit_pct else "not reached" if low > self.limit_pct else "not resolved"
 
 
-class BlockSwitch:
-    """Takes away what a trainer measures and reports with, gives it back, block by block, and times the blocks."""
+class StepSwitch:
+    """Takes away what a trainer measures and reports with, gives it back, step by step, and times the steps."""
 
-    def __init__(self, trainer: Any, schedule: Schedule, result: Result) -> None:
+    def __init__(self, trainer: Any, result: Result) -> None:
         from training.callbacks.gpu_monitor import GpuMonitor
 
-        self.trainer, self.meter, self.schedule, self.result = trainer, trainer.meter, schedule, result
+        self.trainer, self.meter, self.schedule, self.result = trainer, trainer.meter, result.schedule, result
         self._callbacks = list(trainer.callback_handler.callbacks)
         self._without_monitor = [one for one in self._callbacks if not isinstance(one, GpuMonitor)]
         self._time_plots()
         self._sinks: list[Any] = []
-        self._inside = self._drawing = self._last = 0.0
+        self._inside = self._drawing = self._last = self._period_seconds = 0.0
         self._depth = 0
-        self._steps_done = 0
+        self._done = 0
         original = trainer._maybe_log_save_evaluate
 
         def end_step(*args: Any, **kwargs: Any) -> None:
             original(*args, **kwargs)
-            if trainer.state.global_step > self._steps_done:  # the Trainer comes here once more at the end of an epoch
-                self._steps_done = trainer.state.global_step
-                if not self._steps_done % schedule.block_steps:
-                    self._end_block(self._steps_done // schedule.block_steps - 1)
+            if trainer.state.global_step > self._done:  # the Trainer comes here once more at the end of an epoch
+                self._end_step(self._done)
+                self._done += 1
 
         trainer._maybe_log_save_evaluate = end_step
 
-    def _end_block(self, block: int) -> None:
+    def _end_step(self, step: int) -> None:
         seconds = self._now() - self._last - self._drawing
-        kind, following = self.schedule.kind(block), self.schedule.kind(block + 1)
-        if kind != "warm-up":
-            getattr(self.result, kind).append(seconds)
-        if kind == "accounted":
-            self.result.inside.append(self._inside)
-        if block == 0:
+        kind, following = self.schedule.kind(step), self.schedule.kind(step + 1)
+        if kind == "in turn":
+            self.result.seconds.append(seconds)
+        elif kind == "accounted":
+            self._period_seconds += seconds
+            if not (step + 1) % self.schedule.period:
+                self.result.accounted.append(self._period_seconds)
+                self.result.inside.append(self._inside)
+                self._inside = self._period_seconds = 0.0
+        if step == 0:
             self._sinks = self.trainer._sinks  # they were built when training began
-        self._switch(on=following != "off")
+        self._switch(on=self.schedule.is_on(step + 1))
         if following == "accounted" and kind != following:
             self._account()
-        self._inside = self._drawing = 0.0
-        self._last = self._now()
+        self._drawing = 0.0
+        self._last = time.perf_counter()
 
     def _switch(self, *, on: bool) -> None:
         trainer = self.trainer
@@ -215,29 +263,29 @@ class BlockSwitch:
 
 
 def measure_overhead(config: str, steps: int, overrides: list[str]) -> Result | int:
-    """Train in blocks; the exit code of `train.py` where it was not 0. Raises UserError as `plan_schedule` does."""
+    """Train in turn; the exit code of `train.py` where it was not 0. Raises UserError as `plan_schedule` does."""
     from training import train
 
     with tempfile.TemporaryDirectory(prefix="redline-overhead-") as directory:  # of each rank: nothing is saved
         arguments = ["--config", config, *OWN_FLAGS, "--output_dir", f"{directory}/run", *overrides]
         loaded = load_config(arguments)
-        set_environment(read_world(), loaded.config.perf.num_threads)  # before torch comes in
-        import torch
-
-        from training import session
-
-        on_gpu = torch.cuda.is_available() and not loaded.config.argument("use_cpu")
-        schedule = plan_schedule(loaded.config, steps, on_gpu=on_gpu)
-        result = Result(loaded.recipe or "default", block_steps=schedule.block_steps)
+        schedule = plan_schedule(loaded.config, steps)
+        arguments += ["--max_steps", str(schedule.steps), f"monitor.train_every={schedule.period}"]
+        if loaded.config.monitor.gpu_every:
+            arguments.append(f"monitor.gpu_every={schedule.period}")
+        result = Result(loaded.recipe or "default", schedule)
         found: list[dict[str, Any]] = []
 
         def look(trainer: Any) -> None:
-            BlockSwitch(trainer, schedule, result)
+            StepSwitch(trainer, result)
             found.append({"device": trainer.args.device.type, "ranks": trainer.args.world_size})
 
+        set_environment(read_world(), loaded.config.perf.num_threads)  # before torch comes in
+        from training import session
+
         with _built(session, look):
-            code = train.main([*arguments, "--max_steps", str(schedule.steps)], finish=lambda *_: None)
-    return code or Result(**{**asdict(result), **found[0]})
+            code = train.main(arguments, finish=lambda *_: None)
+    return code or replace(result, **found[0])
 
 
 @contextmanager
@@ -258,10 +306,10 @@ def _built(session: Any, look: Callable[[Any], None]) -> Iterator[None]:
 
 
 def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
-    found, inside, drawing = result.interleaved_pct, result.accounted_pct, result.drawing
-    step_ms = 1e3 * find_median([*result.on, *result.off]).median / result.block_steps
+    plain, record, drawing, schedule = result.plain_pct, result.record_pct, result.drawing, result.schedule
+    step_ms = 1e3 * find_median(result.seconds).median
     plots = f"{len(drawing)} in {sum(drawing):.1f} s, the first {drawing[0]:.1f} s" if drawing else "none was due"
-    low, middle, high = (bound + result.drawing_pct for bound in (found.low, found.median, found.high))
+    low, middle, high = result.together_pct
     lines = [
         "# What measuring costs, as measured",
         "",
@@ -272,16 +320,19 @@ def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
         f"Command: `{command}`.",
         "",
         f"Recipe `{result.recipe}`, {result.ranks} rank{'s' * (result.ranks > 1)} on {result.device}: "
-        f"{len(result.on)} blocks of {result.block_steps} steps with everything measured and reported, "
-        f"{len(result.off)} with nothing, in turn (on off off on), {step_ms:,.1f} ms a step.",
+        f"{len(result.seconds):,} steps of {step_ms:,.1f} ms (median), a record every {schedule.period}; neighbours "
+        "with everything measured and reported and with nothing, in turn. Intervals of "
+        f"{100 * min(plain.coverage, record.coverage):.0f} % each.",
         "",
         "| what | result | aim |",
         "|---|---|---|",
-        f"| interleaved: median of on / off - 1 over pairs of neighbours | {found.format(3, '%')}, interval of "
-        f"{100 * found.coverage:.0f} % | |",
+        f"| a step without a record: on / off - 1, median of {plain.repeats:,} pairs | {plain.format(3, '%')} | |",
+        f"| a record's step and the next: on / off - 1, median of {record.repeats:,} | {record.format(3, '%')} | |",
         f"| plots: share of all time ({plots}) | {result.drawing_pct:.3f} % | |",
-        f"| together | {middle:.3f} % ({low:.3f} to {high:.3f}) | <= {result.limit_pct} %: {result.verdict} |",
-        f"| accounted: time inside the meter's calls and the sinks / time of the block | {inside.format(4, '%')} | |",
+        f"| together, over a period of {schedule.period} steps | {middle:.3f} % ({low:.3f} to {high:.3f}) | "
+        f"<= {result.limit_pct} %: {result.verdict} |",
+        f"| accounted: time inside the meter's calls and the sinks / time of the period | "
+        f"{result.accounted_pct.format(4, '%')} | |",
     ]
     if result.verdict == "not resolved":
         lines += ["", "The interval holds the aim: on this machine steps vary too much, or there were too few of them."]
@@ -291,7 +342,7 @@ def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
 def main(argv: list[str]) -> int:
     parser = build_parser("overhead", __doc__)
     parser.add_argument("--config", default="minigpt_quickstart")
-    parser.add_argument("--steps", type=int, default=400, help="on and off together, in whole fours of blocks (400)")
+    parser.add_argument("--steps", type=int, default=400, help="steps in turn, on and off together (default 400)")
     parser.add_argument("--output", type=Path, default=Path("docs/results/overhead.md"))
     options, overrides = parser.parse_known_args(argv)
     if options.steps < 1:

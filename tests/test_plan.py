@@ -77,7 +77,11 @@ def test_states_are_those_of_the_optimizer_that_will_run(capsys, tmp_path):
     assert states("training.optim=ademamix") == (12, False)
     assert in_json(type="Lion") == (4, False)
     assert in_json(type="SGD", params={"momentum": 0.9}) == (4, False)
+    assert in_json(type="RMSprop", params={"momentum": 0.9, "centered": True}) == (12, False)
+    assert in_json(type="AdamW") == (8, False)
     assert in_json(type="Adadelta") == (8, True)
+    assert states("training.optim=adafactor") == (0, False)
+    assert states("training.optim=adafactor", "--deepspeed", "zero1_bf16") == (4, False)  # flat: nothing to factor
 
 
 def test_8bit_adam_keeps_embeddings_in_fp32_on_disk_too(capsys):

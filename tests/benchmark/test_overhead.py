@@ -62,34 +62,39 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def trainer(clock):
-    """Steps of ten seconds, four of the meter; a record after every sixth, five more. Step 61 begins with a plot."""
+    """Steps of ten seconds, four of the meter; a record after every sixth, five more; two begin with plots."""
     trainer = SimpleNamespace(
         meter=Meter(clock), args=SimpleNamespace(device=torch.device("cpu")), state=SimpleNamespace(global_step=0)
     )
-    trainer._sinks = []
+    trainer._sinks, trainer._last_measured_step, trainer.written = [], 0, 0
     plotting, monitor = Plotting.__new__(Plotting), GpuMonitor.__new__(GpuMonitor)
     plotting._plot = lambda: setattr(clock, "now", clock.now + 100)
     trainer.callback_handler = SimpleNamespace(callbacks=[plotting, monitor])
 
     def end_step():
-        if trainer.meter:
+        step = trainer.state.global_step
+        if trainer.meter and step > trainer._last_measured_step:  # as ProfiledTrainer does
+            trainer._last_measured_step = step
             trainer.meter.end_step()
-        if trainer.state.global_step % 6 == 0:
+        if step % 6 == 0 and step > trainer.written:
+            trainer.written = step
             for sink in trainer._sinks:
-                sink.write(trainer.state.global_step)
+                sink.write(step)
 
     def train(steps, sink):
         trainer._sinks = [sink]
         seen = []
         for step in range(steps):
             seen.append((trainer.meter is not None, monitor in trainer.callback_handler.callbacks))
-            if step == 60:
+            if step in (20, 60):
                 plotting._plot()
             clock.now += 10
             if trainer.meter:
                 trainer.meter.add()
             trainer.state.global_step += 1
             trainer._maybe_log_save_evaluate()
+            if step % 7 == 0:  # an epoch ends
+                trainer._maybe_log_save_evaluate()
         return seen
 
     trainer._maybe_log_save_evaluate, trainer.train = end_step, train
@@ -102,8 +107,13 @@ def test_steps_are_on_and_off_in_turn_and_then_accounted(clock, trainer):
     assert (schedule.warmup, schedule.accounted, schedule.steps) == (2, 2, 72)
     StepSwitch(trainer, result)
     seen = trainer.train(schedule.steps, sink)
-    even, odd = [True, False, False, True, False, True], [True, False, True, False, False, True]
-    assert [meter for meter, _ in seen] == [True] * 12 + [*even, *odd] * 4 + [True] * 12
+    on = [meter for meter, _ in seen]
+    assert on[:12] == on[60:] == [True] * 12
+    periods = [on[start : start + 6] for start in range(12, 60, 6)]
+    assert all(one[:2] == [True, False] and one[4:] == [False, True] for one in periods)
+    assert all(one[2] != one[3] for one in periods)
+    assert all(one[2] != other[2] for one, other in zip(periods[::2], periods[1::2], strict=True))  # turned around
+    assert len({one[2] for one in periods[::2]}) == 2  # drawn
     assert all(meter == monitor for meter, monitor in seen)
     assert sink.steps == list(range(6, 73, 6))  # every record is written
     assert len(result.seconds) == 48
@@ -113,7 +123,7 @@ def test_steps_are_on_and_off_in_turn_and_then_accounted(clock, trainer):
     assert result.together_pct == pytest.approx([4 / 6 * 40 + 2 / 6 * 65 + result.drawing_pct] * 3)
     assert result.accounted == [6 * 14.0 + 5] * 2  # without the plot
     assert result.inside == [6 * 4.0 + 5] * 2  # an inner call is not counted twice
-    assert result.drawing == [100.0]
+    assert result.drawing == [100.0, 100.0]
     assert result.drawing_pct == pytest.approx(100 * 100 / (sum(result.seconds) + 2 * 89 + 100))
 
 
@@ -126,7 +136,7 @@ def test_neighbours_are_compared_whatever_the_period():
         assert plain == [100.0] * (4 * ((period - 4) // 2))
         assert records == [100.0] * 3
         first = [schedule.is_on(start + 2 + number * period) for number in range(4)]
-        assert first in ([True, False, True, False], [False, True, False, True])
+        assert first[0] != first[1] and first[2] != first[3]
 
 
 @pytest.mark.parametrize(
@@ -153,10 +163,10 @@ def test_the_page_judges_by_the_interval_and_the_plots(on, drawing, verdict):
     seconds = [
         (on or noise.choice([0.9, 1.1])) if schedule.is_on(schedule.warmup * 10 + step) else 1.0 for step in range(400)
     ]
-    result = Result("tiny", schedule, "cpu", 2, seconds, [1.0] * 4, [0.001] * 4, [drawing] * bool(drawing))
+    result = Result("tiny", schedule, "cpu", 2, seconds, [1.0] * 4, [0.001] * 4, [9.0, drawing] * bool(drawing))
     page = format_page(result, MACHINE, "command")
     assert f"<= 0.5 %: {verdict} |" in page
-    assert ("The interval holds the aim" in page) == (verdict == "not resolved")
+    assert ("Not resolved: on this machine" in page) == (verdict == "not resolved")
     assert "0.1000 %" in page and "2 ranks on cpu: 400 steps of 1,0" in page
     assert ("none was due" in page) == (not drawing)
 
@@ -180,6 +190,16 @@ def test_real_ranks_are_measured_and_one_writes(tmp_path):
     assert done.stdout.count("MFU ") - done.stdout.count("MFU is against") == 6
 
 
-def test_what_train_py_refuses_is_its_exit_code(capsys):
-    assert dispatch(["overhead", "--config", "no such recipe"]) == 2
+@pytest.mark.parametrize("wrong", ["perf.log_everyy=10", "model.config.hidden_size=63"])
+def test_what_is_refused_before_and_by_train_py_is_an_exit_code(wrong, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    # as the deepspeed launcher would start it
+    flags = ["--config", "debug", "perf.log_every=6", wrong, "--output", str(page)]
+    assert dispatch(["--local_rank=0", "overhead", *flags]) == 2
     assert "error: " in capsys.readouterr().err
+    assert not page.exists()
+
+
+def test_too_few_steps_resolve_nothing():
+    schedule = Schedule(6, 2)
+    assert Result("x", schedule, "cpu", 1, [1.0] * 12, [6.0] * 2, [0.0] * 2).verdict == "not resolved"

@@ -16,6 +16,8 @@ BENCHMARKS = {
 
 
 def main(argv: list[str]) -> int:
+    if argv and argv[0].startswith("--local_rank"):  # the deepspeed launcher puts it first
+        argv = [*argv[1:], argv[0]]
     if argv and argv[0] in BENCHMARKS:
         return importlib.import_module(BENCHMARKS[argv[0]][0]).main(argv[1:])
     asked = argv in (["-h"], ["--help"])

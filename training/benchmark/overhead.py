@@ -5,18 +5,21 @@
 
 On: phases, FLOPs, throughput, memory; every `perf.log_every` steps, the period, a record with GPU utilisation to
 metrics.jsonl, console and TensorBoard (`training.report_to` for others), over several ranks with its gather. Off: the
-same trainer without any of it, as with `perf.enabled: false` and nobody to write to. Only neighbours are compared,
-since a machine drifts from second to second, and each pair is turned around in the next period. Three kinds of cost:
+same trainer without meter, monitor and anybody to write to; what `perf.enabled: false` leaves out besides, the wrappers
+of a step's calls (microseconds), is in both. Only neighbours are compared, since a machine drifts from second to
+second, in orders that are drawn and turned around in the next period. Three kinds of cost:
 
 - a step without a record: one step on, its neighbour off;
 - a record: the step that ends with it and the next one (a tracker's thread writes on) are on, off are the one before
   and the one after them. The Trainer's own logging of losses counts as ours here;
-- plots: too rare to compare, so their time is taken out of the steps and given as a share of all time.
+- plots: too rare to compare, so their time is taken out of the steps. What comes after the first one is given as a
+  share of all time, the first (it imports matplotlib) in seconds a run.
 
-Each of the first two is a median with the interval of its order statistics, and `together` is their mean over a period
-and the plots; its interval adds up theirs, so it is wider than it had to be. It is unbiased, but only as sharp as the
-machine is quiet. Beside it `accounted`: seconds inside the meter's own calls and the sinks, timed around each of them
-in further periods, all on. Sharp, but blind to what a call costs outside itself (caches, the allocator).
+Each of the first two is a median with the interval of its order statistics; `together` is their mean over a period of
+such typical steps, and the plots; its interval adds up theirs, so it is wider than it had to be. It is only as sharp as
+the machine is quiet. Beside it `accounted`: seconds inside the meter's own calls and the sinks, timed around each of
+them in further periods, all on. Sharp, but blind to the rest (reading memory and GPU, caches, the allocator), and over
+several ranks with the wait for the slowest in it.
 
 Not in it: evaluation and checkpoints, which are phases of their own. Rank 0's clock; steps end with a barrier and, on
 CUDA, a synchronize, in both kinds.
@@ -26,6 +29,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sys
 import tempfile
 import time
@@ -44,6 +48,7 @@ from training.launch import read_world, set_environment
 
 WARMUP_STEPS = 8
 MIN_PERIOD = 6  # two steps of the record, two beside it, and a pair without one
+MIN_COVERAGE = 0.95
 LIMIT_PCT = {"cpu": 0.5, "cuda": 0.2}
 METER_CALLS = ("add", "end_step", "window", "epoch")
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed")
@@ -79,12 +84,14 @@ class Schedule:
     def is_on(self, step: int) -> bool:
         if self.kind(step) != "in turn":
             return True
-        number, place = divmod(step, self.period)
+        number, place = divmod(step - self.warmup * self.period, self.period)
         if place in (0, self.period - 1):
             return True
         if place in (1, self.period - 2):
             return False
-        return (place + place // 2 + number) % 2 == 0  # pairs begin at even places: on off, off on, on off, …
+        pair = place // 2  # they begin at even places
+        drawn = random.Random(f"{number // 2} {pair}").randrange(2)
+        return (place + number + drawn) % 2 == 0
 
     def compare(self, seconds: Sequence[float]) -> tuple[list[float], list[float]]:
         """From the seconds of all steps in turn: what each step without a record, and each record with the step after
@@ -140,7 +147,8 @@ class Result:
 
     @property
     def drawing_pct(self) -> float:
-        seconds = sum(self.drawing)
+        """Without the first plot."""
+        seconds = sum(self.drawing[1:])
         return 100.0 * seconds / (sum(self.seconds) + sum(self.accounted) + seconds)
 
     @property
@@ -157,12 +165,18 @@ class Result:
         return find_median([100.0 * inside / period for inside, period in pairs])
 
     @property
+    def coverage(self) -> float:
+        return min(self.plain_pct.coverage, self.record_pct.coverage)
+
+    @property
     def limit_pct(self) -> float:
         return LIMIT_PCT[self.device]
 
     @property
     def verdict(self) -> str:
         low, _, high = self.together_pct
+        if self.coverage < MIN_COVERAGE:
+            return "not resolved"
         return "reached" if high <= self.limit_pct else "not reached" if low > self.limit_pct else "not resolved"
 
 
@@ -213,6 +227,8 @@ class StepSwitch:
         trainer = self.trainer
         if on and trainer.meter is None:
             self.meter.timer.start()
+            # The Trainer comes to the end of an epoch's last step twice: the second time would count as a step.
+            trainer._last_measured_step = trainer.state.global_step
         trainer.meter = self.meter if on else None
         trainer._sinks = self._sinks if on else []
         trainer.callback_handler.callbacks = self._callbacks if on else self._without_monitor
@@ -308,7 +324,7 @@ def _built(session: Any, look: Callable[[Any], None]) -> Iterator[None]:
 def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
     plain, record, drawing, schedule = result.plain_pct, result.record_pct, result.drawing, result.schedule
     step_ms = 1e3 * find_median(result.seconds).median
-    plots = f"{len(drawing)} in {sum(drawing):.1f} s, the first {drawing[0]:.1f} s" if drawing else "none was due"
+    plots = f"{len(drawing) - 1} after the first, which took {drawing[0]:.1f} s" if drawing else "none was due"
     low, middle, high = result.together_pct
     lines = [
         "# What measuring costs, as measured",
@@ -322,7 +338,7 @@ def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
         f"Recipe `{result.recipe}`, {result.ranks} rank{'s' * (result.ranks > 1)} on {result.device}: "
         f"{len(result.seconds):,} steps of {step_ms:,.1f} ms (median), a record every {schedule.period}; neighbours "
         "with everything measured and reported and with nothing, in turn. Intervals of "
-        f"{100 * min(plain.coverage, record.coverage):.0f} % each.",
+        f"{100 * result.coverage:.0f} % each.",
         "",
         "| what | result | aim |",
         "|---|---|---|",
@@ -335,7 +351,7 @@ def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
         f"{result.accounted_pct.format(4, '%')} | |",
     ]
     if result.verdict == "not resolved":
-        lines += ["", "The interval holds the aim: on this machine steps vary too much, or there were too few of them."]
+        lines += ["", "Not resolved: on this machine steps vary too much, or there were too few of them."]
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 """Loss curves while training: at `monitor.plot_every` steps and at each checkpoint, drawn by rank 0.
 
-All ranks wait while one draws, so plots that are due by steps are drawn `MAX_SHARE` of the time at most: one that
-comes too soon after another waits.
+All ranks wait while one draws, so after the first one, plots that are due by steps are drawn `MAX_SHARE` of the time at
+most: one that comes too soon after another waits.
 """
 
 from __future__ import annotations
@@ -39,16 +39,18 @@ class Plotting(TrainerCallback):
         self._saved_step = state.global_step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        started = time.monotonic()
-        if (self._due and started >= self._not_before) or self._saved_step is not None:
+        if (self._due and time.monotonic() >= self._not_before) or self._saved_step is not None:
             with self._trainer.span(names.LOGGING):
+                # Here, because matplotlib takes half a second to import: the first plot pays, not the first step.
+                import training.reporting.plots  # noqa: F401
+
+                started = time.monotonic()
                 self._plot()
+                ended = time.monotonic()
             self._due, self._saved_step = False, None
-            ended = time.monotonic()
             self._not_before = ended + (ended - started) / MAX_SHARE
 
     def _plot(self) -> None:
-        # Here, because matplotlib takes half a second to import: the first plot pays, not the first step.
         from training.reporting.plots import LOSS_KEYS, plot_losses
 
         if self._metrics is None:

@@ -29,6 +29,7 @@ from training.memory.states import (
     list_zero_parts,
     plain_state_bytes,
     read_zero_setup,
+    zero_state_bytes,
 )
 from training.memory.trace import AttentionKind, Reduction, StepShape, StepTracer
 from training.metrics.flops import ModelFlops
@@ -38,13 +39,6 @@ if TYPE_CHECKING:
     from training.config import Config, LoadedConfig
 
 ASSUMED_MFU_PCT = 40.0
-
-# What a DeepSpeed JSON calls them, in any case -> as in OPTIMIZER_BYTES.
-_DEEPSPEED_OPTIMIZERS = {
-    **dict.fromkeys(("adam", "adamw", "lamb", "radam", "nadam", "adamax"), "adamw_torch_fused"),  # two states each
-    **{name: name for name in ("sgd", "adagrad", "adafactor", "rmsprop")},
-    "lion": "lion_32bit",
-}
 
 BuildModel = Callable[[torch.dtype, bool], Any]
 """(compute dtype, with 4-bit layers) -> the recipe's model on the meta device."""
@@ -258,13 +252,14 @@ def name_optimizer(loaded: LoadedConfig) -> str:
     """As `OPTIMIZER_BYTES` has it, else as it is: `training.optim`, or what the DeepSpeed JSON has in its place."""
     block: dict[str, Any] = (loaded.deepspeed or {}).get("optimizer") or {}
     if block:
-        name = _DEEPSPEED_OPTIMIZERS.get(str(block["type"]).lower(), str(block["type"]))
-        momentum = (block.get("params") or {}).get("momentum")
+        name, given = str(block["type"]), block.get("params") or {}
     else:
         name = str(loaded.config.argument("optim"))
-        given = str(loaded.config.argument("optim_args") or "").replace(" ", "").split(",")
-        momentum = dict(pair.split("=", 1) for pair in given if "=" in pair).get("momentum")
-    return f"{name} with momentum" if name == "sgd" and momentum and float(momentum) else name
+        pairs = str(loaded.config.argument("optim_args") or "").replace(" ", "").split(",")
+        given = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    extra = [key for key in ("momentum", "centered") if str(given.get(key, 0)).lower() not in ("0", "0.0", "false")]
+    known = " with ".join([name.lower(), " and ".join(extra)] if extra else [name.lower()])
+    return next((one for one in (known, name.lower()) if one in OPTIMIZER_BYTES), name)
 
 
 def _attention_kind(config: Config) -> tuple[AttentionKind, str]:
@@ -311,7 +306,7 @@ def _disk_bytes(planner: Planner) -> dict[str, int]:
         return {"final": final, "one checkpoint": final + plain_state_bytes(counts, optimizer)}
     saved = counts.trained if lora else counts.total
     final = zero.value_bytes * saved
-    states = OPTIMIZER_BYTES.get(optimizer, 8)
+    states = zero_state_bytes(optimizer)
     return {"final": final, "one checkpoint": 2 * final + round((4 + states) * counts.trained)}
 
 

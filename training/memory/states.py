@@ -30,13 +30,16 @@ Place = Literal["device", "host"]
 _IN_8BIT = 1 + 4 / 256  # of bitsandbytes: a byte an element and an fp32 scale for 256 (its blockwise quantisation)
 # Bytes per element of optimizer state, for fp32 trained values. Unknown names are taken for Adam, and the plan says so.
 OPTIMIZER_BYTES: dict[str, float] = {
-    "adamw_torch": 8, "adamw_torch_fused": 8, "adamw_apex_fused": 8, "adamw_anyprecision": 6,
+    "adamw_torch": 8, "adamw_torch_fused": 8, "adamw_apex_fused": 8, "adamw_anyprecision": 8,
     "adamw_8bit": 2 * _IN_8BIT, "adamw_bnb_8bit": 2 * _IN_8BIT, "paged_adamw_8bit": 2 * _IN_8BIT,
     "paged_adamw_32bit": 8,
     "lion_32bit": 4, "lion_8bit": _IN_8BIT, "paged_lion_32bit": 4, "paged_lion_8bit": _IN_8BIT,
     "ademamix": 12, "ademamix_8bit": 3 * _IN_8BIT, "paged_ademamix_32bit": 12, "paged_ademamix_8bit": 3 * _IN_8BIT,
     "sgd": 0, "sgd with momentum": 4, "adagrad": 4, "adafactor": 0,
-    "rmsprop": 4, "rmsprop_bnb": 4, "rmsprop_bnb_32bit": 4, "rmsprop_bnb_8bit": _IN_8BIT,
+    "rmsprop": 4, "rmsprop with momentum": 8, "rmsprop with centered": 8, "rmsprop with momentum and centered": 12,
+    "rmsprop_bnb": 4, "rmsprop_bnb_32bit": 4, "rmsprop_bnb_8bit": _IN_8BIT,
+    # as a DeepSpeed JSON names them
+    "adam": 8, "adamw": 8, "lamb": 8, "radam": 8, "nadam": 8, "adamax": 8, "lion": 4,
 }  # fmt: skip
 _MIN_8BIT_ELEMENTS = 4096  # bitsandbytes keeps the states of smaller tensors in fp32 (its min_8bit_size)
 
@@ -178,6 +181,12 @@ def plain_state_bytes(counts: Parameters, optimizer: str) -> int:
     return round(size * (counts.trained_bytes / 4 - in_fp32) + 4 * size / _IN_8BIT * in_fp32)
 
 
+def zero_state_bytes(optimizer: str) -> float:
+    """Bytes of optimizer state per element under DeepSpeed. Its flat partitions have no rows and columns to factor:
+    Adafactor keeps all second moments."""
+    return 4 if optimizer == "adafactor" else OPTIMIZER_BYTES.get(optimizer, 8)
+
+
 def _is_8bit(optimizer: str) -> bool:
     """One of bitsandbytes' in the table: transformers' others (torchao, GaLore) know no exceptions."""
     return optimizer in OPTIMIZER_BYTES and optimizer.endswith("8bit")
@@ -203,7 +212,7 @@ def list_zero_parts(counts: Parameters, setup: ZeroSetup, optimizer: str) -> lis
     return [
         _zero_parameters(counts, setup),
         Part("fp32 master weights", 4 * trained, states_at, note=f"1/{shard} of the trained ones"),
-        Part("optimizer states", round(OPTIMIZER_BYTES.get(optimizer, 8) * trained), states_at, note=optimizer),
+        Part("optimizer states", round(zero_state_bytes(optimizer) * trained), states_at, note=optimizer),
         *_zero_gradients(trained, setup, states_at),
         *_zero3_buffers(counts, setup),
     ]

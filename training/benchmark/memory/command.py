@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ def main(argv: list[str], run: Runner = run_fresh) -> int:
         if options.only and not all(1 <= number <= len(cases) for number in options.only):
             raise UserError(f"--only {' '.join(map(str, options.only))}: the grid has the numbers 1 to {len(cases)}")
         cases = [cases[number - 1] for number in options.only] if options.only else cases
+        machine = describe_machine(PACKAGES)  # first: the commit is that of the code that runs
+        started = time.strftime("%Y-%m-%d %H:%M %Z")
         gpus = [] if options.cpu else run(find_gpus).value
         with tempfile.TemporaryDirectory(prefix="redline-benchmark-", dir=options.work_dir) as work_dir:
             inputs = Inputs(Path(work_dir), use_cpu=not gpus)
@@ -58,10 +60,10 @@ def main(argv: list[str], run: Runner = run_fresh) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     machine = {
-        **describe_machine(PACKAGES),
+        **machine,
         "packages": PACKAGES,
         "device": gpus[0] if gpus else "CPU",
-        "started": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "started": started,
         "command": " ".join(["python -m training.benchmark memory", *argv]),
     }
     write_result(rows, machine, options.output)
@@ -117,8 +119,8 @@ def measure_ranks(case: Case, inputs: Inputs, run: Runner) -> Measured:
         return run(measure_case, case, inputs).value
     port = find_free_port()
     with ThreadPoolExecutor(case.ranks) as pool:
-        ranks = range(case.ranks)
-        found = list(pool.map(lambda rank: run(measure_case, case, inputs, "allocator", rank, port).value, ranks))
+        ranks = [pool.submit(run, measure_case, case, inputs, "allocator", rank, port) for rank in range(case.ranks)]
+        found = [one.result().value for one in as_completed(ranks)]  # the first failure is the cause of the others
     return max(found, key=lambda measured: measured.measured)
 
 

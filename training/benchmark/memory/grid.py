@@ -1,7 +1,7 @@
 """The configurations that are measured: recipes that differ in what decides memory, 30 on one rank and 8 on two.
 
 Sizes are such that a step peaks at 100 MB or more, so that a kernel's workspace is not what is compared, and such that
-a CPU does one in a second or two. No two are the same model: widths, vocabularies and batches vary as well.
+a CPU does one in a second or two. Batches, widths and vocabularies vary as well.
 """
 
 import os

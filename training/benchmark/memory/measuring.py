@@ -114,7 +114,7 @@ def _measure_run(loaded: Any, instrument: Instrument) -> int:
     from training.run_dir import RunDir
 
     config, world = loaded.config, read_world()
-    device = join_world(world, timeout_seconds=600, use_cpu=config.training["use_cpu"], deepspeed=loaded.deepspeed)
+    device = join_world(world, timeout_seconds=120, use_cpu=config.training["use_cpu"], deepspeed=loaded.deepspeed)
     run_dir = RunDir(find_run_path(config, loaded.recipe))
     prepared = prepare(config.data, config.tokenizer)
     args = build_training_arguments(loaded, run_dir, device, world)

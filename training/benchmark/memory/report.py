@@ -18,13 +18,15 @@ of its own, for two optimizer steps, of which the second is measured, from the e
 (batches, passes, clipping, optimizer). Predicted is the peak of `training.plan` without its allowances. An error above
 0 means that the plan asked for too much.
 
-Of two ranks (gloo, or a GPU each) the one with the higher peak counts.
+Of two ranks (gloo, or a GPU each) the one with the higher peak counts. Models that adapters stand on lie in float16, so
+that loading casts them: on a CPU, weights in the type of the run would stay mapped from their file, and no allocator
+would count them.
 
 - CPU: the balance of PyTorch's allocator over all threads, from its own events (`torch.profiler`, `profile_memory`),
-  followed from before the model is built. One thread computes, since each has workspaces inside kernels. *Resident* is
-  another instrument for some of them: the kernel's high water mark of the process over the measured step, less what was
-  resident before the model was built. It holds what the allocator does not see: libraries that are loaded on first use,
-  kernels' buffers and Python's objects, much the same in each.
+  followed from before the model is built and read at the events of the main thread. One thread computes, since each has
+  workspaces inside kernels. *Resident* is another instrument for some of them: the kernel's high water mark of the
+  process over the measured step, less what was resident before the model was built. It holds what the allocator does
+  not see: libraries that are loaded on first use, kernels' buffers and Python's objects, much the same in each.
 - CUDA: `torch.cuda.max_memory_allocated`, reset as the step begins.
 
 ## Run it again

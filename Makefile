@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 GPUS   := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')
 RANKS  ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),2)
 
-.PHONY: help quickstart test test-faults check format schema bench-data clean
+.PHONY: help quickstart test test-faults check format schema bench-data bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,12 @@ $(VENV)/.requirements-bench: $(VENV)/.requirements requirements-bench.txt
 
 bench-data: $(VENV)/.requirements-bench  ## INPUT=text.jsonl: the data benchmark to docs/results/data.md (40 minutes)
 	$(BIN)/python -m training.benchmark data $(if $(INPUT),--input $(INPUT),--quick --output runs/bench-data/data.md)
+
+bench-gpu: $(VENV)/.requirements-dev  ## on NVIDIA GPUs: their tests, the memory grid, what measuring costs
+	@test "$(GPUS)" != 0 || { echo "error: nvidia-smi lists no GPU here"; exit 2; }
+	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python -m training.benchmark memory --output docs/results/memory_gpu.md
+	$(BIN)/python -m training.benchmark overhead --steps 2000 --output docs/results/overhead_gpu.md
 
 schema: $(VENV)/.requirements-dev  ## regenerate what is generated and checked in
 	$(BIN)/python -m training.config.schema

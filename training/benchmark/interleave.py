@@ -63,15 +63,10 @@ def find_median(values: Sequence[float], confidence: float = 0.95) -> Median:
     """Median of one or more values with the narrowest order-statistic interval of that confidence, else the range."""
     ordered = sorted(values)
     count = len(ordered)
-    depth = 1
-    while depth < (count + 1) // 2 and _coverage(count, depth + 1) >= confidence:
-        depth += 1
-    return Median(statistics.median(ordered), ordered[depth - 1], ordered[-depth], _coverage(count, depth), count)
-
-
-def _coverage(count: int, depth: int) -> float:
-    """Probability that the `depth`-th smallest to the `depth`-th largest of `count` values enclose the median."""
-    return 1 - 2 * sum(math.comb(count, below) for below in range(depth)) / 2**count
+    depth, below = 1, 1  # below: number of the 2^count outcomes with fewer than `depth` values below the median
+    while depth < (count + 1) // 2 and 1 - 2 * (further := below + math.comb(count, depth)) / 2**count >= confidence:
+        depth, below = depth + 1, further
+    return Median(statistics.median(ordered), ordered[depth - 1], ordered[-depth], 1 - 2 * below / 2**count, count)
 
 
 def find_ratio(numerators: Sequence[float], denominators: Sequence[float], confidence: float = 0.95) -> Median:

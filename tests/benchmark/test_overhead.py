@@ -15,7 +15,7 @@ from training.benchmark import overhead
 from training.benchmark.__main__ import main as dispatch
 from training.benchmark.overhead import Result, Schedule, StepSwitch, format_page, plan_schedule
 from training.callbacks.gpu_monitor import GpuMonitor
-from training.callbacks.plotting import Plotting
+from training.callbacks.plotting import MAX_SHARE, Plotting
 
 MACHINE = dict.fromkeys(("cpu_count", "cpu", "platform", "python", "git_commit", *overhead.PACKAGES), "x")
 
@@ -117,9 +117,12 @@ def test_steps_are_on_and_off_in_turn_and_then_accounted(clock, trainer):
     assert all(meter == monitor for meter, monitor in seen)
     assert sink.steps == list(range(6, 73, 6))  # every record is written
     assert len(result.seconds) == 48
-    plain, records = schedule.compare(result.seconds)
-    assert plain == pytest.approx([40.0] * 8)  # 14 s over 10
-    assert records == pytest.approx([100 * (19 + 14) / 20 - 100] * 7)  # the last has no neighbour
+    plain, records = schedule.pair(result.seconds)
+    assert plain == [(14.0, 10.0)] * 8
+    assert records == [(19.0 + 14.0, 20.0)] * 7  # the last has no neighbour
+    assert result.step_ms == pytest.approx([1e3 * (4 * 4 + 13) / 6] * 3)
+    assert overhead.PLOTS_PCT == 100 * MAX_SHARE
+    assert result.least_step_ms == pytest.approx(1e5 * (4 * 4 + 13) / 6 / 0.4)
     assert result.together_pct == pytest.approx([4 / 6 * 40 + 2 / 6 * 65 + result.drawing_pct] * 3)
     assert result.accounted == [6 * 14.0 + 5] * 2  # without the plot
     assert result.inside == [6 * 4.0 + 5] * 2  # an inner call is not counted twice
@@ -132,9 +135,9 @@ def test_neighbours_are_compared_whatever_the_period():
         schedule = Schedule(period, 4)
         start = schedule.warmup * period
         seconds = [2.0 if schedule.is_on(start + step) else 1.0 for step in range(4 * period)]
-        plain, records = schedule.compare(seconds)
-        assert plain == [100.0] * (4 * ((period - 4) // 2))
-        assert records == [100.0] * 3
+        plain, records = schedule.pair(seconds)
+        assert plain == [(2.0, 1.0)] * (4 * ((period - 4) // 2))
+        assert records == [(4.0, 2.0)] * 3
         first = [schedule.is_on(start + 2 + number * period) for number in range(4)]
         assert first[0] != first[1] and first[2] != first[3]
 

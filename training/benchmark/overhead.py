@@ -17,7 +17,8 @@ second, in orders that are drawn and turned around in the next period. Three kin
 
 Each of the first two is a median with the interval of its order statistics; `together` is their mean over a period of
 such typical steps, and the plots; its interval adds up theirs, so it is wider than it had to be. It is only as sharp as
-the machine is quiet. Beside it `accounted`: seconds inside the meter's own calls and the sinks, timed around each of
+the machine is quiet. What a step costs in ms hardly depends on its length, so short steps (`--config debug`) resolve it
+where long ones do not. Beside it `accounted`: seconds inside the meter's own calls and the sinks, timed around each of
 them in further periods, all on. Sharp, but blind to the rest (reading memory and GPU, caches, the allocator), and over
 several ranks with the wait for the slowest in it.
 
@@ -49,8 +50,10 @@ from training.launch import read_world, set_environment
 WARMUP_STEPS = 8
 MIN_PERIOD = 6  # two steps of the record, two beside it, and a pair without one
 MIN_COVERAGE = 0.95
+PLOTS_PCT = 0.1  # `callbacks/plotting.MAX_SHARE`
 LIMIT_PCT = {"cpu": 0.5, "cuda": 0.2}
 METER_CALLS = ("add", "end_step", "window", "epoch")
+Pair = tuple[float, float]
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed")
 OWN_FLAGS = ("--eval_strategy", "no", "--save_strategy", "no", "--report_to", "tensorboard", "--resume", "never")
 
@@ -93,21 +96,19 @@ class Schedule:
         drawn = random.Random(f"{number // 2} {pair}").randrange(2)
         return (place + number + drawn) % 2 == 0
 
-    def compare(self, seconds: Sequence[float]) -> tuple[list[float], list[float]]:
-        """From the seconds of all steps in turn: what each step without a record, and each record with the step after
-        it, takes more than its neighbours, in %."""
-        plain: list[float] = []
-        records: list[float] = []
+    def pair(self, seconds: Sequence[float]) -> tuple[list[Pair], list[Pair]]:
+        """From the seconds of all steps in turn, (on, off) of steps without a record, and of records with the step
+        after each, two steps together."""
+        plain: list[Pair] = []
+        records: list[Pair] = []
         for start in range(0, len(seconds), self.period):
             for place in range(2, self.period - 3, 2):
                 on, off = seconds[start + place], seconds[start + place + 1]
-                if not self.is_on(self.warmup * self.period + start + place):
-                    on, off = off, on
-                plain.append(100.0 * (on / off - 1.0))
+                is_on = self.is_on(self.warmup * self.period + start + place)
+                plain.append((on, off) if is_on else (off, on))
             record = start + self.period - 1
             if record + 2 < len(seconds):
-                on, off = seconds[record] + seconds[record + 1], seconds[record - 1] + seconds[record + 2]
-                records.append(100.0 * (on / off - 1.0))
+                records.append((seconds[record] + seconds[record + 1], seconds[record - 1] + seconds[record + 2]))
         return plain, records
 
 
@@ -139,11 +140,27 @@ class Result:
 
     @property
     def plain_pct(self) -> Median:
-        return find_median(self.schedule.compare(self.seconds)[0])
+        return find_median([100.0 * (on / off - 1.0) for on, off in self.schedule.pair(self.seconds)[0]])
 
     @property
     def record_pct(self) -> Median:
-        return find_median(self.schedule.compare(self.seconds)[1])
+        return find_median([100.0 * (on / off - 1.0) for on, off in self.schedule.pair(self.seconds)[1]])
+
+    @property
+    def step_ms(self) -> tuple[float, float, float]:
+        """Low, middle, high of what measuring adds to a step, mean over a period, without plots."""
+        plain, record = (find_median([1e3 * (on - off) for on, off in pairs])
+                         for pairs in self.schedule.pair(self.seconds))  # fmt: skip
+        bounds = ((plain.low, record.low), (plain.median, record.median), (plain.high, record.high))
+        period = self.schedule.period
+        low, middle, high = (((period - 2) * one + other) / period for one, other in bounds)
+        return low, middle, high
+
+    @property
+    def least_step_ms(self) -> float:
+        """Steps from this length on stay within the aim, by the upper end of the interval, plots as often as they may
+        be."""
+        return 100.0 * self.step_ms[2] / (self.limit_pct - PLOTS_PCT)
 
     @property
     def drawing_pct(self) -> float:
@@ -326,6 +343,7 @@ def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
     step_ms = 1e3 * find_median(result.seconds).median
     plots = f"{len(drawing) - 1} after the first, which took {drawing[0]:.1f} s" if drawing else "none was due"
     low, middle, high = result.together_pct
+    cost = result.step_ms
     lines = [
         "# What measuring costs, as measured",
         "",
@@ -347,6 +365,8 @@ def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
         f"| plots: share of all time ({plots}) | {result.drawing_pct:.3f} % | |",
         f"| together, over a period of {schedule.period} steps | {middle:.3f} % ({low:.3f} to {high:.3f}) | "
         f"<= {result.limit_pct} %: {result.verdict} |",
+        f"| in ms a step, without plots | {cost[1]:.2f} ms ({cost[0]:.2f} to {cost[2]:.2f}) | reached by steps of "
+        f"{result.least_step_ms:,.0f} ms and more, {PLOTS_PCT} % left for plots |",
         f"| accounted: time inside the meter's calls and the sinks / time of the period | "
         f"{result.accounted_pct.format(4, '%')} | |",
     ]

@@ -17,10 +17,10 @@ second, in orders that are drawn and turned around in the next period. Three kin
 
 Each of the first two is a median with the interval of its order statistics; `together` is their mean over a period of
 such typical steps, and the plots; its interval adds up theirs, so it is wider than it had to be. It is only as sharp as
-the machine is quiet. What a step costs in ms hardly depends on its length, so short steps (`--config debug`) resolve it
-where long ones do not. Beside it `accounted`: seconds inside the meter's own calls and the sinks, timed around each of
-them in further periods, all on. Sharp, but blind to the rest (reading memory and GPU, caches, the allocator), and over
-several ranks with the wait for the slowest in it.
+the machine is quiet. In ms a step's cost grows little with its length (colder caches: docs/metrics.md), so short steps
+(`--config debug`) resolve it where long ones do not. Beside it `accounted`: seconds inside the meter's own calls and
+the sinks, timed around each of them in further periods, all on. Sharp, but blind to the rest (reading memory and GPU,
+caches, the allocator), and over several ranks with the wait for the slowest in it.
 
 Not in it: evaluation and checkpoints, which are phases of their own. Rank 0's clock; steps end with a barrier and, on
 CUDA, a synchronize, in both kinds.
@@ -159,7 +159,7 @@ class Result:
     @property
     def least_step_ms(self) -> float:
         """Steps from this length on stay within the aim, by the upper end of the interval, plots as often as they may
-        be."""
+        be, if they cost as much in ms."""
         return 100.0 * self.step_ms[2] / (self.limit_pct - PLOTS_PCT)
 
     @property
@@ -366,7 +366,7 @@ def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
         f"| together, over a period of {schedule.period} steps | {middle:.3f} % ({low:.3f} to {high:.3f}) | "
         f"<= {result.limit_pct} %: {result.verdict} |",
         f"| in ms a step, without plots | {cost[1]:.2f} ms ({cost[0]:.2f} to {cost[2]:.2f}) | reached by steps of "
-        f"{result.least_step_ms:,.0f} ms and more, {PLOTS_PCT} % left for plots |",
+        f"{result.least_step_ms:,.0f} ms and more if they cost as much, {PLOTS_PCT} % left for plots |",
         f"| accounted: time inside the meter's calls and the sinks / time of the period | "
         f"{result.accounted_pct.format(4, '%')} | |",
     ]

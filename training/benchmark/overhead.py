@@ -5,9 +5,9 @@
 
 On: phases, FLOPs, throughput, memory; every `perf.log_every` steps, the period, a record with GPU utilisation to
 metrics.jsonl, console and TensorBoard (`training.report_to` for others), over several ranks with its gather. Off: the
-same trainer without meter, monitor and anybody to write to; what `perf.enabled: false` leaves out besides, the wrappers
-of a step's calls (microseconds), is in both. Only neighbours are compared, since a machine drifts from second to
-second, in orders that are drawn and turned around in the next period. Three kinds of cost:
+same trainer without meter and monitor, hence with nothing to write; what `perf.enabled: false` leaves out besides, the
+wrappers of a step's calls (microseconds), is in both. Only neighbours are compared, since a machine drifts from second
+to second, in orders that are drawn and turned around in the next period. Three kinds of cost:
 
 - a step without a record: one step on, its neighbour off;
 - a record: the step that ends with it and the next one (a tracker's thread writes on) are on, off are the one before
@@ -207,7 +207,6 @@ class StepSwitch:
         self._callbacks = list(trainer.callback_handler.callbacks)
         self._without_monitor = [one for one in self._callbacks if not isinstance(one, GpuMonitor)]
         self._time_plots()
-        self._sinks: list[Any] = []
         self._inside = self._drawing = self._last = self._period_seconds = 0.0
         self._depth = 0
         self._done = 0
@@ -232,8 +231,6 @@ class StepSwitch:
                 self.result.accounted.append(self._period_seconds)
                 self.result.inside.append(self._inside)
                 self._inside = self._period_seconds = 0.0
-        if step == 0:
-            self._sinks = self.trainer._sinks  # they were built when training began
         self._switch(on=self.schedule.is_on(step + 1))
         if following == "accounted" and kind != following:
             self._account()
@@ -247,7 +244,6 @@ class StepSwitch:
             # The Trainer comes to the end of an epoch's last step twice: the second time would count as a step.
             trainer._last_measured_step = trainer.state.global_step
         trainer.meter = self.meter if on else None
-        trainer._sinks = self._sinks if on else []
         trainer.callback_handler.callbacks = self._callbacks if on else self._without_monitor
 
     def _now(self) -> float:
@@ -278,7 +274,7 @@ class StepSwitch:
         for name in METER_CALLS:
             setattr(self.meter, name, self._inside_of(getattr(self.meter, name)))
         self.meter.timer._change = self._inside_of(self.meter.timer._change)
-        for sink in self._sinks:
+        for sink in self.trainer._sinks:
             sink.write = self._inside_of(sink.write)
 
     def _inside_of(self, function: Callable[..., Any]) -> Callable[..., Any]:

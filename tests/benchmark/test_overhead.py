@@ -1,6 +1,7 @@
 """Which steps are measured, what is inside the meter, and what the page says of it."""
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -118,16 +119,22 @@ def test_steps_are_on_and_off_in_turn_and_then_accounted(clock, trainer):
     assert sink.steps == list(range(6, 73, 6))  # every record is written
     assert len(result.seconds) == 48
     plain, records = schedule.pair(result.seconds)
-    assert plain == [(14.0, 10.0)] * 8
-    assert records == [(19.0 + 14.0, 20.0)] * 7  # the last has no neighbour
-    assert result.step_ms == pytest.approx([1e3 * (4 * 4 + 13) / 6] * 3)
+    assert plain.tolist() == [[[14.0, 10.0]]] * 7  # the last period has no neighbour
+    assert records.tolist() == [[19.0 + 14.0, 20.0]] * 7
+    assert_costs(result.ms, 4000.0, 6500.0, 1e3 * (4 * 4 + 13) / 6)
     assert overhead.PLOTS_PCT == 100 * MAX_SHARE
     assert result.least_step_ms == pytest.approx(1e5 * (4 * 4 + 13) / 6 / 0.4)
-    assert result.together_pct == pytest.approx([4 / 6 * 40 + 2 / 6 * 65 + result.drawing_pct] * 3)
+    together = 100 * (1.4 ** (4 / 6) * 1.65 ** (2 / 6) - 1)  # ratios multiply
+    assert_costs(result.pct, 40.0, 65.0, together + result.drawing_pct)
     assert result.accounted == [6 * 14.0 + 5] * 2  # without the plot
     assert result.inside == [6 * 4.0 + 5] * 2  # an inner call is not counted twice
     assert result.drawing == [100.0, 100.0]
     assert result.drawing_pct == pytest.approx(100 * 100 / (sum(result.seconds) + 2 * 89 + 100))
+
+
+def assert_costs(costs, *expected):
+    for found, value in zip((costs.plain, costs.record, costs.together), expected, strict=True):
+        assert (found.low, found.mean, found.high) == pytest.approx((value, value, value))
 
 
 def test_neighbours_are_compared_whatever_the_period():
@@ -136,10 +143,40 @@ def test_neighbours_are_compared_whatever_the_period():
         start = schedule.warmup * period
         seconds = [2.0 if schedule.is_on(start + step) else 1.0 for step in range(4 * period)]
         plain, records = schedule.pair(seconds)
-        assert plain == [(2.0, 1.0)] * (4 * ((period - 4) // 2))
-        assert records == [(4.0, 2.0)] * 3
+        assert plain.tolist() == [[[2.0, 1.0]] * ((period - 4) // 2)] * 3
+        assert records.tolist() == [[4.0, 2.0]] * 3
+        assert_costs(Result("x", schedule, "cpu", seconds=seconds).ms, 1e3, 1e3, 1e3)
         first = [schedule.is_on(start + 2 + number * period) for number in range(4)]
         assert first[0] != first[1] and first[2] != first[3]
+
+
+def test_intervals_hold_the_truth_on_a_machine_that_drifts_and_stalls(monkeypatch):
+    monkeypatch.setattr(overhead, "DRAWS", 400)
+    schedule, noise, held = Schedule(10, 60), random.Random(1), 0
+    for _ in range(100):
+        seconds, slow = [], 0.0
+        for step in range(600):
+            slow = 0.95 * slow + noise.gauss(0, 0.03)
+            place = step % 10
+            cost = (0.03 if place in (0, 9) else 0.01) if schedule.is_on(schedule.warmup * 10 + step) else 0.0
+            stall = noise.expovariate(2) if noise.random() < 0.03 else 0.0
+            seconds.append((1 + cost) * (1 + stall) * math.exp(slow + noise.gauss(0, 0.03)))
+        found = Result("x", schedule, "cpu", seconds=seconds).pct.together
+        held += found.low <= 0.8 * 1 + 0.2 * 3 <= found.high
+        assert found.high - found.low < 3.0  # and they are of use
+    assert held >= 90, held
+
+
+def test_what_is_rare_but_dear_shows_untrimmed():
+    schedule = Schedule(6, 200)
+    seconds = [1.0] * 1200
+    first = schedule.warmup * 6
+    dear = [step for step in range(1200) if schedule.is_on(first + step) and step % 6 in (2, 3)][::10]
+    for step in dear:
+        seconds[step] = math.exp(1.0)
+    result = Result("x", schedule, "cpu", seconds=seconds)
+    assert_costs(result.pct, 0.0, 0.0, 0.0)
+    assert result.untrimmed_pct.plain.mean == pytest.approx(100 * math.expm1(0.1), rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -204,5 +241,6 @@ def test_what_is_refused_before_and_by_train_py_is_an_exit_code(wrong, tmp_path,
 
 
 def test_too_few_steps_resolve_nothing():
-    schedule = Schedule(6, 2)
-    assert Result("x", schedule, "cpu", 1, [1.0] * 12, [6.0] * 2, [0.0] * 2).verdict == "not resolved"
+    for periods, verdict in ((2, "not resolved"), (18, "not resolved"), (20, "reached")):
+        result = Result("x", Schedule(6, periods), "cpu", 1, [1.0] * 6 * periods, [6.0] * 2, [0.0] * 2)
+        assert result.verdict == verdict

@@ -15,12 +15,14 @@ to second, in orders that are drawn and turned around in the next period. Three 
 - plots: too rare to compare, so their time is taken out of the steps. What comes after the first one is given as a
   share of all time, the first (it imports matplotlib) in seconds a run.
 
-Each of the first two is a median with the interval of its order statistics; `together` is their mean over a period of
-such typical steps, and the plots; its interval adds up theirs, so it is wider than it had to be. It is only as sharp as
-the machine is quiet. In ms a step's cost grows little with its length (colder caches: docs/metrics.md), so short steps
-(`--config debug`) resolve it where long ones do not. Beside it `accounted`: seconds inside the meter's own calls and
-the sinks, timed around each of them in further periods, all on. Sharp, but blind to the rest (reading memory and GPU,
-caches, the allocator), and over several ranks with the wait for the slowest in it.
+Each of the first two is a mean over pairs of neighbours without the highest and lowest `TRIM` of them, where a shared
+machine's disturbances are: of log ratios in per cent, of differences in ms. `together` is their mean over a period, and
+the plots; `untrimmed` is the same of all pairs, with what is rare but dear (garbage collection, a flush) in it. The
+intervals are those of a bootstrap over periods, since neighbouring pairs may be disturbed together. They are only as
+sharp as the machine is quiet. In ms a step's cost grows little with its length (colder caches: docs/metrics.md), so
+short steps (`--config debug`) resolve it where long ones do not. Beside it `accounted`: seconds inside the meter's own
+calls and the sinks, timed around each of them in further periods, all on. Sharp, but blind to the rest (reading memory
+and GPU, caches, the allocator), and over several ranks with the wait for the slowest in it.
 
 Not in it: evaluation and checkpoints, which are phases of their own. Rank 0's clock; steps end with a barrier and, on
 CUDA, a synchronize, in both kinds.
@@ -37,8 +39,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from data_prep.errors import UserError
 from training.benchmark.command_line import build_parser
@@ -49,11 +54,13 @@ from training.launch import read_world, set_environment
 
 WARMUP_STEPS = 8
 MIN_PERIOD = 6  # two steps of the record, two beside it, and a pair without one
-MIN_COVERAGE = 0.95
+MIN_PERIODS = 20  # fewer hold too little for a bootstrap
+TRIM = 0.2  # of the pairs, at either end
+DRAWS = 2000
+LEVEL = 0.95
 PLOTS_PCT = 0.1  # `callbacks/plotting.MAX_SHARE`
 LIMIT_PCT = {"cpu": 0.5, "cuda": 0.2}
 METER_CALLS = ("add", "end_step", "window", "epoch")
-Pair = tuple[float, float]
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed")
 OWN_FLAGS = ("--eval_strategy", "no", "--save_strategy", "no", "--report_to", "tensorboard", "--resume", "never")
 
@@ -96,20 +103,19 @@ class Schedule:
         drawn = random.Random(f"{number // 2} {pair}").randrange(2)
         return (place + number + drawn) % 2 == 0
 
-    def pair(self, seconds: Sequence[float]) -> tuple[list[Pair], list[Pair]]:
-        """From the seconds of all steps in turn, (on, off) of steps without a record, and of records with the step
-        after each, two steps together."""
-        plain: list[Pair] = []
-        records: list[Pair] = []
-        for start in range(0, len(seconds), self.period):
-            for place in range(2, self.period - 3, 2):
-                on, off = seconds[start + place], seconds[start + place + 1]
-                is_on = self.is_on(self.warmup * self.period + start + place)
-                plain.append((on, off) if is_on else (off, on))
-            record = start + self.period - 1
-            if record + 2 < len(seconds):
-                records.append((seconds[record] + seconds[record + 1], seconds[record - 1] + seconds[record + 2]))
-        return plain, records
+    def pair(self, seconds: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """From the seconds of all steps in turn, [on, off] of steps without a record (periods, pairs, 2), and of
+        records with the step after each, two steps together (periods, 2). Without the last period: its record has no
+        neighbour after it."""
+        plain: list[list[list[float]]] = []
+        records: list[list[float]] = []
+        for start in range(0, len(seconds) - self.period, self.period):
+            pairs = [seconds[start + place : start + place + 2] for place in range(2, self.period - 3, 2)]
+            first = self.warmup * self.period + start + 2
+            plain.append([[*pair] if self.is_on(first + 2 * at) else [*pair][::-1] for at, pair in enumerate(pairs)])
+            before, record, after, last = seconds[start + self.period - 2 : start + self.period + 2]
+            records.append([record + after, before + last])
+        return np.array(plain), np.array(records)
 
 
 def plan_schedule(config: Config, steps: int) -> Schedule:
@@ -122,6 +128,50 @@ def plan_schedule(config: Config, steps: int) -> Schedule:
             f"perf.log_every: {period} leaves no steps between two records to compare: {MIN_PERIOD} or more"
         )
     return Schedule(period, 2 * math.ceil(steps / (2 * period)))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and the interval around it that covers the true one with probability LEVEL."""
+
+    mean: float
+    low: float
+    high: float
+
+    def map(self, function: Callable[[float], float]) -> Estimate:
+        return Estimate(function(self.mean), function(self.low), function(self.high))
+
+    def format(self, digits: int, unit: str) -> str:
+        return f"{self.mean:.{digits}f} {unit} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of a step without a record, of each of a record's two steps, and of a step on average over a period."""
+
+    plain: Estimate
+    record: Estimate
+    together: Estimate
+
+
+def find_costs(plain: np.ndarray, records: np.ndarray, period: int, trim: float = TRIM) -> Costs:
+    """From what each pair says, of steps without a record (periods, pairs) and of records (periods,)."""
+    periods = len(plain)
+
+    def find_means(drawn: np.ndarray | slice) -> tuple[float, float, float]:
+        one, other = find_trimmed_mean(plain[drawn].ravel(), trim), find_trimmed_mean(records[drawn], trim)
+        return one, other, ((period - 2) * one + 2 * other) / period
+
+    rng = np.random.default_rng(0)
+    draws = [find_means(rng.integers(periods, size=periods)) for _ in range(DRAWS)]
+    low, high = np.quantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0).tolist()
+    return Costs(*(Estimate(*bounds) for bounds in zip(find_means(slice(None)), low, high, strict=True)))
+
+
+def find_trimmed_mean(values: np.ndarray, trim: float) -> float:
+    """Mean of `values` (n,) without the highest and the lowest `trim` of them (Tukey and McLaughlin 1963)."""
+    cut = int(trim * len(values))
+    return float(np.sort(values)[cut : len(values) - cut].mean())
 
 
 @dataclass(frozen=True)
@@ -138,29 +188,35 @@ class Result:
     inside: list[float] = field(default_factory=list)
     drawing: list[float] = field(default_factory=list)
 
-    @property
-    def plain_pct(self) -> Median:
-        return find_median([100.0 * (on / off - 1.0) for on, off in self.schedule.pair(self.seconds)[0]])
+    @cached_property
+    def pct(self) -> Costs:
+        return self._find_pct(TRIM)
 
-    @property
-    def record_pct(self) -> Median:
-        return find_median([100.0 * (on / off - 1.0) for on, off in self.schedule.pair(self.seconds)[1]])
+    @cached_property
+    def untrimmed_pct(self) -> Costs:
+        return self._find_pct(0.0)
 
-    @property
-    def step_ms(self) -> tuple[float, float, float]:
-        """Low, middle, high of what measuring adds to a step, mean over a period, without plots."""
-        plain, record = (find_median([1e3 * (on - off) for on, off in pairs])
-                         for pairs in self.schedule.pair(self.seconds))  # fmt: skip
-        bounds = ((plain.low, record.low), (plain.median, record.median), (plain.high, record.high))
-        period = self.schedule.period
-        low, middle, high = (((period - 2) * one + other) / period for one, other in bounds)
-        return low, middle, high
+    def _find_pct(self, trim: float) -> Costs:
+        """On / off - 1, with the plots in `together`."""
+        plain, records = (np.log(pairs[..., 0] / pairs[..., 1]) for pairs in self.schedule.pair(self.seconds))
+        found = find_costs(plain, records, self.schedule.period, trim)
+        costs = (
+            one.map(lambda value: 100.0 * math.expm1(value)) for one in (found.plain, found.record, found.together)
+        )
+        plain, record, together = costs
+        return Costs(plain, record, together.map(lambda value: value + self.drawing_pct))
+
+    @cached_property
+    def ms(self) -> Costs:
+        """On - off, without plots."""
+        plain, records = (1e3 * (pairs[..., 0] - pairs[..., 1]) for pairs in self.schedule.pair(self.seconds))
+        return find_costs(plain, records / 2, self.schedule.period)
 
     @property
     def least_step_ms(self) -> float:
         """Steps from this length on stay within the aim, by the upper end of the interval, plots as often as they may
         be, if they cost as much in ms."""
-        return 100.0 * self.step_ms[2] / (self.limit_pct - PLOTS_PCT)
+        return 100.0 * self.ms.together.high / (self.limit_pct - PLOTS_PCT)
 
     @property
     def drawing_pct(self) -> float:
@@ -169,21 +225,9 @@ class Result:
         return 100.0 * seconds / (sum(self.seconds) + sum(self.accounted) + seconds)
 
     @property
-    def together_pct(self) -> tuple[float, float, float]:
-        """Low, middle, high."""
-        plain, record, share = self.plain_pct, self.record_pct, 2 / self.schedule.period
-        bounds = ((plain.low, record.low), (plain.median, record.median), (plain.high, record.high))
-        low, middle, high = ((1 - share) * one + share * other + self.drawing_pct for one, other in bounds)
-        return low, middle, high
-
-    @property
     def accounted_pct(self) -> Median:
         pairs = zip(self.inside, self.accounted, strict=True)
         return find_median([100.0 * inside / period for inside, period in pairs])
-
-    @property
-    def coverage(self) -> float:
-        return min(self.plain_pct.coverage, self.record_pct.coverage)
 
     @property
     def limit_pct(self) -> float:
@@ -191,10 +235,12 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        low, _, high = self.together_pct
-        if self.coverage < MIN_COVERAGE:
+        found = self.pct.together
+        if self.schedule.periods < MIN_PERIODS:
             return "not resolved"
-        return "reached" if high <= self.limit_pct else "not reached" if low > self.limit_pct else "not resolved"
+        if found.high <= self.limit_pct:
+            return "reached"
+        return "not reached" if found.low > self.limit_pct else "not resolved"
 
 
 class StepSwitch:
@@ -335,11 +381,10 @@ def _built(session: Any, look: Callable[[Any], None]) -> Iterator[None]:
 
 
 def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
-    plain, record, drawing, schedule = result.plain_pct, result.record_pct, result.drawing, result.schedule
+    pct, drawing, schedule = result.pct, result.drawing, result.schedule
     step_ms = 1e3 * find_median(result.seconds).median
     plots = f"{len(drawing) - 1} after the first, which took {drawing[0]:.1f} s" if drawing else "none was due"
-    low, middle, high = result.together_pct
-    cost = result.step_ms
+    records = schedule.periods - 1
     lines = [
         "# What measuring costs, as measured",
         "",
@@ -351,17 +396,19 @@ def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
         "",
         f"Recipe `{result.recipe}`, {result.ranks} rank{'s' * (result.ranks > 1)} on {result.device}: "
         f"{len(result.seconds):,} steps of {step_ms:,.1f} ms (median), a record every {schedule.period}; neighbours "
-        "with everything measured and reported and with nothing, in turn. Intervals of "
-        f"{100 * result.coverage:.0f} % each.",
+        "with everything measured and reported and with nothing, in turn. Means over pairs without the highest and "
+        f"lowest {100 * TRIM:.0f} %; intervals of {100 * LEVEL:.0f} %, bootstrapped over periods.",
         "",
         "| what | result | aim |",
         "|---|---|---|",
-        f"| a step without a record: on / off - 1, median of {plain.repeats:,} pairs | {plain.format(3, '%')} | |",
-        f"| a record's step and the next: on / off - 1, median of {record.repeats:,} | {record.format(3, '%')} | |",
+        f"| a step without a record: on / off - 1, {records * ((schedule.period - 4) // 2):,} pairs | "
+        f"{pct.plain.format(3, '%')} | |",
+        f"| a record's step and the next: on / off - 1, {records:,} pairs | {pct.record.format(3, '%')} | |",
         f"| plots: share of all time ({plots}) | {result.drawing_pct:.3f} % | |",
-        f"| together, over a period of {schedule.period} steps | {middle:.3f} % ({low:.3f} to {high:.3f}) | "
+        f"| together, over a period of {schedule.period} steps | {pct.together.format(3, '%')} | "
         f"<= {result.limit_pct} %: {result.verdict} |",
-        f"| in ms a step, without plots | {cost[1]:.2f} ms ({cost[0]:.2f} to {cost[2]:.2f}) | reached by steps of "
+        f"| together, untrimmed: what is rare but dear is in it | {result.untrimmed_pct.together.format(3, '%')} | |",
+        f"| in ms a step, without plots | {result.ms.together.format(2, 'ms')} | reached by steps of "
         f"{result.least_step_ms:,.0f} ms and more if they cost as much, {PLOTS_PCT} % left for plots |",
         f"| accounted: time inside the meter's calls and the sinks / time of the period | "
         f"{result.accounted_pct.format(4, '%')} | |",

@@ -79,15 +79,17 @@ class TensorBoard:
     """Event files in `RUN/tensorboard`."""
 
     def __init__(self, run_dir: RunDir) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto import summary_pb2
+        from torch.utils.tensorboard import FileWriter
 
-        # A record has more values than its default queue of 10: the training would wait for the thread that writes.
-        self._writer = SummaryWriter(str(run_dir.path / "tensorboard"), max_queue=1000)
+        self._writer = FileWriter(str(run_dir.path / "tensorboard"))
+        self._proto: Any = summary_pb2
 
     def write(self, record: Record) -> None:
-        for key, value in record.items():
-            if "/" in key and isinstance(value, float | int):
-                self._writer.add_scalar(key, value, record["step"])
+        # One event for all values: one for each, as `SummaryWriter.add_scalar` has it, takes four times as long.
+        values = {key: float(value) for key, value in record.items() if "/" in key and isinstance(value, float | int)}
+        summary = self._proto.Summary(value=[{"tag": key, "simple_value": value} for key, value in values.items()])
+        self._writer.add_summary(summary, record["step"])
 
     def close(self) -> None:
         self._writer.close()

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -130,17 +130,9 @@ class PhaseTimer(Generic[Work]):
         """The phase that time belongs to now."""
         return self._stack[-1] if self._stack else OTHER
 
-    @contextmanager
-    def span(self, phase: str) -> Iterator[None]:
+    def span(self, phase: str) -> AbstractContextManager[None]:
         """Time inside belongs to `phase`, but for what an inner span takes."""
-        self._change()
-        self._stack.append(phase)
-        try:
-            with self.annotate(phase) if self.annotate else nullcontext():
-                yield
-        finally:
-            self._change()
-            self._stack.pop()
+        return _Span(self, phase)
 
     def _change(self) -> None:
         if self._open is not None:
@@ -172,6 +164,31 @@ class PhaseTimer(Generic[Work]):
             self._clock.release(previous)  # the last mark starts the next step and is released there
             previous = mark
         return step
+
+
+class _Span:
+    """What `PhaseTimer.span` returns: a class takes half the time of a generator."""
+
+    __slots__ = ("_annotation", "_phase", "_timer")
+
+    def __init__(self, timer: PhaseTimer[Any], phase: str) -> None:
+        self._timer = timer
+        self._phase = phase
+        self._annotation: AbstractContextManager[Any] | None = None
+
+    def __enter__(self) -> None:
+        timer = self._timer
+        if timer.annotate is not None:
+            self._annotation = timer.annotate(self._phase)
+            self._annotation.__enter__()
+        timer._change()
+        timer._stack.append(self._phase)
+
+    def __exit__(self, *exception: Any) -> None:
+        self._timer._change()
+        self._timer._stack.pop()
+        if self._annotation is not None:
+            self._annotation.__exit__(*exception)
 
 
 def build_phase_timer(device_type: str) -> PhaseTimer[Any]:

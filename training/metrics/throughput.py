@@ -42,8 +42,9 @@ class Work:
     micro_batches: int = 0
 
     def __iadd__(self, other: Work) -> Work:
-        for item in fields(self):
-            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+        mine, others = vars(self), vars(other)
+        for name, value in others.items():
+            mine[name] += value
         return self
 
 
@@ -70,7 +71,7 @@ class Totals:
             self.seconds[phase] += seconds
 
     def as_list(self) -> list[float]:
-        return [float(getattr(self.work, item.name)) for item in fields(Work)] + list(self.seconds.values())
+        return [float(value) for value in vars(self.work).values()] + list(self.seconds.values())
 
     @classmethod
     def from_list(cls, values: Sequence[float]) -> Totals:

@@ -123,7 +123,7 @@ def test_steps_are_on_and_off_in_turn_and_then_accounted(clock, trainer):
     assert records.tolist() == [[19.0 + 14.0, 20.0]] * 7
     assert_costs(result.ms, 4000.0, 6500.0, 1e3 * (4 * 4 + 13) / 6)
     assert overhead.PLOTS_PCT == 100 * MAX_SHARE
-    assert result.least_step_ms == pytest.approx(1e5 * (4 * 4 + 13) / 6 / 0.4)
+    assert result.least_step_ms == pytest.approx(1e5 * (4 * 4 + 13) / 6 / 0.45)
     together = 100 * (1.4 ** (4 / 6) * 1.65 ** (2 / 6) - 1)  # ratios multiply
     assert_costs(result.pct, 40.0, 65.0, together + result.drawing_pct)
     assert result.accounted == [6 * 14.0 + 5] * 2  # without the plot

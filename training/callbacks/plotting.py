@@ -16,7 +16,7 @@ from training.metrics import names
 from training.reporting.run_reader import MetricsLog
 from training.run_dir import RunDir
 
-MAX_SHARE = 0.001
+MAX_SHARE = 0.0005
 
 
 class Plotting(TrainerCallback):

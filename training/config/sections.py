@@ -110,7 +110,7 @@ class MonitorSection(Section):
     )
     plot_every: Steps = Field(
         default=200,
-        description="optimizer steps between two loss-curve PNGs (after the first, 0.1 % of the time at most); "
+        description="optimizer steps between two loss-curve PNGs (after the first, 0.05 % of the time at most); "
         "checkpoints get theirs besides; 0: only at the end",
     )
     sample_prompt: str | None = Field(default=None, description="what the trained model continues at the end")

@@ -10,6 +10,7 @@ The first `WARMUP_STEPS` steps of a launch (allocation, autotuning, page cache) 
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -33,7 +34,8 @@ class Work:
     tokens: int = 0
     useful_tokens: int = 0
     allocated_bytes: int = 0
-    """Memory in use at the end of each step, summed over steps: for the mean."""
+    """Memory in use at the end of those steps at which it was read, summed: for the mean."""
+    memory_readings: int = 0
     model_flops: int = 0
     palm_flops: int = 0
     hardware_flops: int = 0
@@ -139,9 +141,11 @@ class Meter:
             self.last_batch_flops = flops.hardware
         self._current += work
 
-    def end_step(self, allocated_bytes: int = 0) -> None:
+    def end_step(self, allocated_bytes: int | None = None) -> None:
+        """Close the step; `allocated_bytes`: memory in use now, None where it was not read."""
         self._current.steps = 1
-        self._current.allocated_bytes = allocated_bytes
+        if allocated_bytes is not None:
+            self._current.allocated_bytes, self._current.memory_readings = allocated_bytes, 1
         self.timer.end_step(self._current)
         self._current = Work()
         self._collect(wait=False)
@@ -171,7 +175,7 @@ class Meter:
         ranks, self._epoch = self._of_ranks(self._epoch), Totals()
         totals = _sum(ranks)
         seconds = {phase: value / len(ranks) for phase, value in totals.seconds.items()}
-        total = sum(seconds.values())
+        total, work = sum(seconds.values()), totals.work
         if not total:
             return {}
         loading = seconds[names.DATA_WAIT] + seconds[names.H2D]
@@ -182,7 +186,9 @@ class Meter:
             names.PERF_EPOCH_BACKWARD_TIME: backward,
             names.PERF_EPOCH_OPTIMIZER_TIME: seconds[names.OPTIMIZER],
             names.PERF_EPOCH_DATA_LOADING_TIME: loading,
-            names.PERF_EPOCH_AVG_MEMORY_GB: totals.work.allocated_bytes / totals.work.steps / 1e9,
+            names.PERF_EPOCH_AVG_MEMORY_GB: (
+                work.allocated_bytes / work.memory_readings / 1e9 if work.memory_readings else math.nan
+            ),
             names.PERF_EPOCH_DATA_LOADING_RATIO: loading / total,
             names.PERF_EPOCH_COMPUTE_RATIO: computing / total,
         }

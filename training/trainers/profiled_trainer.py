@@ -227,9 +227,12 @@ class ProfiledTrainer(Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         step = self.state.global_step
         if self.meter and step > self._last_measured_step:
-            self.meter.end_step(measure_allocated_bytes(self.args.device))
+            is_recorded = step % self._log_every == 0 or step >= self.state.max_steps
+            # Reading memory takes as long as all spans of a step: for the mean of an epoch its records and end will do.
+            is_read = is_recorded or self.control.should_epoch_stop or self.control.should_training_stop
+            self.meter.end_step(measure_allocated_bytes(self.args.device) if is_read else None)
             self._last_measured_step = step
-            if step % self._log_every == 0 or step >= self.state.max_steps:
+            if is_recorded:
                 with self.span(names.LOGGING):
                     self.add_to_record({**self.meter.window(), **measure_memory(self.args.device)})
         super()._maybe_log_save_evaluate(*args, **kwargs)

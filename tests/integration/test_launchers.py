@@ -31,6 +31,7 @@ def check_run(finished, launcher, ranks):
     assert steps[3][names.phase_key(names.EVAL)] > 0  # evaluation after step 3 lies in the window of step 4 ...
     assert names.phase_key(names.EVAL) not in steps[0]
     assert [record["step"] for record in finished.metrics() if names.EVAL_LOSS in record] == [3, 6]
+    check_epoch_memory(finished)
     assert 5.5 < finished.values(names.TRAIN_LOSS)[0] < 7.0  # ln 512 = 6.24
     # 6 steps of 2 micro-steps of 2 rows of 64, on each rank; best-fit packing leaves next to no padding
     tokens = 6 * 2 * 2 * 64 * ranks
@@ -44,6 +45,13 @@ def check_run(finished, launcher, ranks):
     assert (finished.path / "plots" / "loss.png").stat().st_size > 1000
 
 
+def check_epoch_memory(finished):
+    """The mean of an epoch is of the order of what its records say of rank 0, whichever steps have one."""
+    resident = [gib * 2**30 / 1e9 for gib in finished.values(names.PERF_MEMORY_ALLOCATED_GIB)]
+    means = finished.values(names.PERF_EPOCH_AVG_MEMORY_GB)
+    assert means and all(0.7 * min(resident) < mean < 1.3 * max(resident) for mean in means), (means, resident)
+
+
 ZERO_JSONS = ["zero1_bf16", "zero3_bf16", "zero3_bf16_offload"]
 
 
@@ -54,7 +62,7 @@ def test_launcher(launch, launch_all, tmp_path, launcher):
     flags = ["--eval_strategy", "steps", "--eval_steps", "3", "training.report_to=[wandb, tensorboard]"]
     if launcher == "deepspeed":
         runs = {"run": [*flags, "--deepspeed_config", str(ROOT / "ds_configs" / "zero2_bf16.json")]}
-        short = ["--max_steps", "2", "--save_strategy", "steps", "--deepspeed"]
+        short = ["--max_steps", "2", "--save_strategy", "steps", "perf.log_every=2", "--deepspeed"]
         others = launch_all(launcher, tmp_path, runs | {name: [*short, name] for name in ZERO_JSONS})
         finished = others.pop("run")
         check_deepspeed(finished, others)
@@ -81,4 +89,5 @@ def check_deepspeed(finished, others):
         assert got["zero_optimization"]["stage"] == asked["stage"]
         assert ("offload_optimizer" in got["zero_optimization"]) == ("offload" in name)
         assert len(other.values(names.TRAIN_LOSS)) == 2
+        check_epoch_memory(other)
     assert finished.output.count("logits equal those in memory") == 1 + len(others)

@@ -37,7 +37,7 @@ def measure_allocated_bytes(device: torch.device) -> int:
 
 @cache
 def _process(pid: int) -> psutil.Process:
-    """Looking a process up takes longer than asking it, and it is asked at every step."""
+    """Looking a process up takes longer than asking it."""
     return psutil.Process(pid)
 
 

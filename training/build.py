@@ -294,7 +294,7 @@ def build_meter(config: Config, model: torch.nn.Module, args: TrainingArguments,
         peak = ceiling  # each is measured by itself, and whatever else runs can only lower it
         calibrator.raise_machine_peak(peak)
     spread = "" if peak.spread_pct is None else f", spread {peak.spread_pct:.0f} %"
-    alone = f"; this model's matmuls alone reach {ceiling.tflops:.2f}" if ceiling else ""
+    alone = f"; this model's matmuls alone reach {ceiling.tflops:.3g}" if ceiling else ""
     logger.info(
         "MFU is against %.2f TFLOP/s per device: %s (%s, %s%s)%s",
         peak.tflops, peak.source, peak.device, peak.dtype, spread, alone,

@@ -25,6 +25,8 @@ from training.data.batch import BATCH_INFO
 from training.memory.comparison import MemoryBase, PeakComparison, compare_peak
 from training.metrics import names
 from training.metrics.matmuls import find_matmuls, uses_input_grad_hook
+from training.metrics.memory import measure_memory
+from training.metrics.peaks import Peak
 from training.metrics.roofline import Traffic, count_optimizer_bytes, find_roofline
 from training.models.adapters import trainable_share
 from training.models.planned import build_planned_model
@@ -47,6 +49,8 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
     """
     run_dir = trainer.run_dir
     totals = trainer.meter.run_totals() if trainer.meter else {}
+    # Before this saves and loads, after the last evaluation, which no record has seen.
+    own_peak_gib = measure_memory(trainer.args.device)[names.PERF_MEMORY_PEAK_GIB] if trainer.meter else None
     data = describe_data(prepared, trainer)
     trainer.save_model(str(run_dir.final))
     roofline = measure_roofline(trainer, totals)
@@ -66,7 +70,7 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
             check_same_logits(model, batch, reference, trainer)
             sample = write_sample(model, trainer, loaded.config.monitor.sample_prompt)
         run_dir.append_event("final", trainer.state.global_step, "final/ written" + " and checked" * bool(sample))
-        summary = summarize(loaded, data, trainer, totals, roofline, sample, memory_base)
+        summary = summarize(loaded, data, trainer, totals, roofline, sample, memory_base, own_peak_gib)
         run_dir.write_json(run_dir.summary, summary)
         build_report(run_dir.path)
         print(format_summary(summary, run_dir.path), flush=True)
@@ -227,16 +231,23 @@ def summarize(
     roofline: dict[str, Any] | None,
     sample: dict[str, str] | None,
     memory_base: MemoryBase,
+    own_peak_gib: float | None,
 ) -> dict[str, Any]:
-    """The last word on a run, as numbers."""
+    """The last word on a run, as numbers. own_peak_gib: of this process; of those before it, the records tell."""
     run = load_run(trainer.run_dir.path)
     losses = run.metrics.series(names.TRAIN_LOSS).finite().values
     eval_losses = run.metrics.series(names.EVAL_LOSS).finite().values
-    peaks_gib = run.metrics.series(names.PERF_MEMORY_PEAK_GIB).finite()
-    peak_gib = float(peaks_gib.values.max()) if len(peaks_gib) else None
-    resumed = next((event["step"] for event in reversed(run.events) if event.get("kind") == "resume"), 0)
-    own_peaks = peaks_gib.after(resumed).values  # those before are of another process
-    peak, ceiling = (trainer.meter.peak, trainer.meter.ceiling) if trainer.meter else (None, None)
+    peaks_gib = run.metrics.series(names.PERF_MEMORY_PEAK_GIB).finite().values.tolist()
+    meter = trainer.meter
+    peak, ceiling = (meter.peak, meter.ceiling) if meter else (None, None)
+    if meter and meter.calibrator and ceiling and is_exceeded(ceiling, peak, totals.get(names.PERF_MFU_PCT)):
+        logger.warning(
+            "this model's matmuls alone seemed to reach %.3g TFLOP/s and the run was faster: other programs had slowed "
+            "that measurement; the next start makes it again",
+            ceiling.tflops,
+        )
+        meter.calibrator.forget(ceiling)
+        ceiling = None
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     share = trainable_share(model)
     phases = _phases_ms(totals)
@@ -263,8 +274,8 @@ def summarize(
         "phases_ms": phases,
         "phases_pct": {phase: 100.0 * ms / step_ms for phase, ms in phases.items()} if step_ms else {},
         "step_ms": step_ms,
-        "peak_memory_gib": peak_gib,
-        "memory_plan": asdict(_compare_memory(loaded, trainer, memory_base, _at(own_peaks, -1))),
+        "peak_memory_gib": max([*peaks_gib, *filter(None, [own_peak_gib])], default=None),
+        "memory_plan": asdict(_compare_memory(loaded, trainer, memory_base, own_peak_gib)),
         "parameters": share.total,
         "trainable_parameters": share.trainable,
         "attn_implementation": getattr(model.config, "_attn_implementation", None),
@@ -272,6 +283,11 @@ def summarize(
         "sample": sample,
         "report": "report.html",
     }
+
+
+def is_exceeded(ceiling: Peak, peak: Peak | None, mfu_pct: float | None) -> bool:
+    """Whether model FLOPs per second, `mfu_pct` of `peak`, are above what the model's matmuls reached alone."""
+    return bool(ceiling.tflops and peak and peak.tflops and mfu_pct and mfu_pct / 100 * peak.tflops > ceiling.tflops)
 
 
 def _compare_memory(

@@ -211,6 +211,16 @@ def test_the_page_judges_by_the_interval_and_the_plots(on, drawing, verdict):
     assert ("none was due" in page) == (not drawing)
 
 
+@pytest.mark.parametrize(("periods", "on"), [(2, 1.001), (40, 0.9)], ids=["few", "below"])
+def test_no_interval_of_a_few_periods_and_no_length_for_a_cost_below_zero(periods, on):
+    schedule = Schedule(10, periods)
+    start = schedule.warmup * 10
+    seconds = [on if schedule.is_on(start + step) else 1.0 for step in range(10 * periods)]
+    page = format_page(Result("tiny", schedule, "cpu", 1, seconds, [1.0] * 4, [0.001] * 4, []), MACHINE, "command")
+    assert page.count("too few for an interval") == (5 if periods == 2 else 0)
+    assert "reached by steps of" not in page
+
+
 def test_real_ranks_are_measured_and_one_writes(tmp_path):
     page = tmp_path / "overhead.md"
     flags = ["--config", "debug", "--steps", "10", "--output", str(page), "perf.log_every=6", "perf.num_threads=1"]

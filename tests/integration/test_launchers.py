@@ -77,6 +77,17 @@ def test_launcher(launch, launch_all, tmp_path, launcher):
     assert {"perf/mfu_pct", "train/loss", "eval/loss"} <= set(events.Tags()["scalars"])
 
 
+@pytest.mark.launch
+def test_what_the_last_step_brings_is_told_whatever_the_intervals(launch):
+    rare = ["--train_every", "50", "perf.log_every=50", "--eval_strategy", "steps", "--eval_steps", "6"]
+    finished = launch("python", "run", *rare, "--per_device_eval_batch_size", "256")
+    losses = [record["step"] for record in finished.metrics() if names.TRAIN_LOSS in record]
+    summary = finished.json("summary.json")
+    assert losses == [1, 6] and summary["loss_last"] == finished.values(names.TRAIN_LOSS)[-1]
+    # The evaluation after the last step is large, and in no record.
+    assert summary["peak_memory_gib"] > max(finished.values(names.PERF_MEMORY_PEAK_GIB)) + 0.004
+
+
 def check_deepspeed(finished, others):
     """The JSON was taken whole, and others take its place freely."""
     got = finished.json("ds_config.json")

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 
+import orjson
 import pytest
 import torch
 
@@ -85,3 +86,18 @@ def test_real_rates_are_positive_and_remembered(calibrator):
     first = calibrator.find_model_ceiling([matmul], tokens=64)
     assert first is not None and first.tflops > 0 and first.spread_pct is not None
     assert str(first.tflops)[:8] in calibrator.file.read_text()
+
+
+def test_a_ceiling_that_a_run_exceeded_is_measured_anew(calibrator, measured):
+    other = replace(calibrator, dtype=torch.bfloat16)
+    for _ in range(CALIBRATIONS - 1):
+        found = calibrator.find_machine_peak()
+    other.find_machine_peak()
+    replace(calibrator, keeps=False).forget(found)
+    assert calibrator.find_machine_peak().tflops == 99.0  # the third of three: still remembered
+    calibrator.forget(replace(found, tflops=99.0))
+    assert list(_entries(calibrator).values()) == [[], [2.0]]
+
+
+def _entries(calibrator):
+    return {key: [one["tflops"] for one in found] for key, found in orjson.loads(calibrator.file.read_bytes()).items()}

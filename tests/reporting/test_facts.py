@@ -53,3 +53,18 @@ def test_peak_says_what_it_is():
     measured = Peak(0.5, "CPU", "measured", spread_pct=12.4)
     assert measured.describe() == "0.5 TFLOP/s of CPU, measured, spread 12 %"
     assert "unknown" in Peak(None, "CPU", "").describe()
+
+
+def test_what_a_finished_run_did_not_measure_is_not_made_up_from_its_first_steps(write_run):
+    unmeasured = {"tokens_per_second": None, "mfu_pct": None, "phases_ms": {}, "phases_pct": {}, "step_ms": None}
+    facts = facts_from_run(load_run(write_run(make_records(50), {**SUMMARY, **unmeasured})))
+    assert (facts.tokens_per_second, facts.mfu_pct, facts.phases, facts.steps) == (None, None, (), 600)
+
+
+def test_no_share_of_a_ceiling_that_the_run_exceeded():
+    peak = {"tflops": 2.0, "source": "measured", "device": "cpu"}
+    reached = facts_from_summary({"mfu_pct": 10.0, "peak": peak, "ceiling": {**peak, "tflops": 0.5}})
+    assert reached.ceiling_sentence() == "40.0 % of the 0.5 TFLOP/s that its matmuls reach alone"
+    assert not facts_from_summary(
+        {"mfu_pct": 10.0, "peak": peak, "ceiling": {**peak, "tflops": 0.1}}
+    ).ceiling_sentence()

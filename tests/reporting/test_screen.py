@@ -76,3 +76,9 @@ def test_the_screen_names_the_kind_of_the_report_when_a_trace_saw_the_gpu_idle(w
     text = format_summary({"phases_ms": phases, "step_ms": 100.0, "roofline": ROOFLINE}, run_dir)
     # compute 60 - 60 x 60/100 = 24, memory 40 - 60 x 40/100 = 16
     assert "bound by      launch 60.0 % (GPU idle 60.0), compute 24.0 % (forward 24.0)" in text
+
+
+def test_what_binds_the_training_comes_with_its_levers():
+    phases = {names.FORWARD: 60.0, names.BACKWARD: 40.0}
+    flat = " ".join(format_summary({"phases_ms": phases, "step_ms": 100.0, "roofline": ROOFLINE}, "runs/x").split())
+    assert "bound by compute 60.0 % (forward 60.0), memory 40.0 % (backward 40.0) levers: precision," in flat

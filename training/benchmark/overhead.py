@@ -141,8 +141,9 @@ class Estimate:
     def map(self, function: Callable[[float], float]) -> Estimate:
         return Estimate(function(self.mean), function(self.low), function(self.high))
 
-    def format(self, digits: int, unit: str) -> str:
-        return f"{self.mean:.{digits}f} {unit} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+    def format(self, digits: int, unit: str, *, has_interval: bool) -> str:
+        interval = f"{self.low:.{digits}f} to {self.high:.{digits}f}" if has_interval else "too few for an interval"
+        return f"{self.mean:.{digits}f} {unit} ({interval})"
 
 
 @dataclass(frozen=True)
@@ -230,13 +231,17 @@ class Result:
         return find_median([100.0 * inside / period for inside, period in pairs])
 
     @property
+    def has_intervals(self) -> bool:
+        return self.schedule.periods >= MIN_PERIODS
+
+    @property
     def limit_pct(self) -> float:
         return LIMIT_PCT[self.device]
 
     @property
     def verdict(self) -> str:
         found = self.pct.together
-        if self.schedule.periods < MIN_PERIODS:
+        if not self.has_intervals:
             return "not resolved"
         if found.high <= self.limit_pct:
             return "reached"
@@ -385,6 +390,13 @@ def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
     step_ms = 1e3 * find_median(result.seconds).median
     plots = f"{len(drawing) - 1} after the first, which took {drawing[0]:.1f} s" if drawing else "none was due"
     records = schedule.periods - 1
+    shown = {"has_interval": result.has_intervals}
+    length = ""
+    if result.has_intervals and result.least_step_ms > 0:
+        length = (
+            f"reached by steps of {result.least_step_ms:,.0f} ms and more if they cost as much, {PLOTS_PCT} % left for "
+            "plots"
+        )
     lines = [
         "# What measuring costs, as measured",
         "",
@@ -402,14 +414,14 @@ def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
         "| what | result | aim |",
         "|---|---|---|",
         f"| a step without a record: on / off - 1, {records * ((schedule.period - 4) // 2):,} pairs | "
-        f"{pct.plain.format(3, '%')} | |",
-        f"| a record's step and the next: on / off - 1, {records:,} pairs | {pct.record.format(3, '%')} | |",
+        f"{pct.plain.format(3, '%', **shown)} | |",
+        f"| a record's step and the next: on / off - 1, {records:,} pairs | {pct.record.format(3, '%', **shown)} | |",
         f"| plots: share of all time ({plots}) | {result.drawing_pct:.3f} % | |",
-        f"| together, over a period of {schedule.period} steps | {pct.together.format(3, '%')} | "
+        f"| together, over a period of {schedule.period} steps | {pct.together.format(3, '%', **shown)} | "
         f"<= {result.limit_pct} %: {result.verdict} |",
-        f"| together, untrimmed: what is rare but dear is in it | {result.untrimmed_pct.together.format(3, '%')} | |",
-        f"| in ms a step, without plots | {result.ms.together.format(2, 'ms')} | reached by steps of "
-        f"{result.least_step_ms:,.0f} ms and more if they cost as much, {PLOTS_PCT} % left for plots |",
+        "| together, untrimmed: what is rare but dear is in it | "
+        f"{result.untrimmed_pct.together.format(3, '%', **shown)} | |",
+        f"| in ms a step, without plots | {result.ms.together.format(2, 'ms', **shown)} | {length} |",
         f"| accounted: time inside the meter's calls and the sinks / time of the period | "
         f"{result.accounted_pct.format(4, '%')} | |",
     ]
@@ -422,7 +434,7 @@ def main(argv: list[str]) -> int:
     parser = build_parser("overhead", __doc__)
     parser.add_argument("--config", default="minigpt_quickstart")
     parser.add_argument("--steps", type=int, default=400, help="steps in turn, on and off together (default 400)")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/overhead.md"))
+    parser.add_argument("--output", type=Path, default=Path("runs/overhead.md"))
     options, overrides = parser.parse_known_args(argv)
     if options.steps < 1:
         parser.error(f"--steps {options.steps}: name 1 or more")

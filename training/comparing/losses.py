@@ -1,8 +1,10 @@
 """Losses at equal tokens and at equal training time.
 
-Curves of `train/loss` against the columns `tokens` and `time_s` of the same lines, linear in between. Two figures:
+Curves of `train/loss` against the columns `tokens` and `time_s` of the same lines. A logged training loss is the mean
+since the one before, so curves are compared by their means over the same stretches, however often each run logs:
 
-- the table: each run's smoothed curve (`statistics.smooth`) at 25, 50, 75 and 100 % of what all runs have reached;
+- the table: each run's mean over the `TABLE_SHARE` of the common range (or the `TABLE_RECORDS` records of the run that
+  logs least) that end at 25, 50, 75 and 100 % of what all runs have reached;
 - the difference that is judged, B less A in nats per token: the mean over the last quarter of that range.
 
 With repeats its interval is that of runs. With one run on each side it follows the rule of `intervals.py` on the
@@ -30,12 +32,14 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 LATE_SHARE = 0.75
 EARLY_SHARE = 0.1
 RUN_TO_RUN_NATS = 0.01  # by which another seed may end elsewhere: a standard deviation that one run cannot show
-MAX_POINTS = 2000
+TABLE_SHARE = 0.05
+TABLE_RECORDS = 5
+MAX_WINDOWS = 2000
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss of one run: `x` (n,) increasing tokens or seconds, `y` (n,) nats per token."""
+    """A loss of one run: `x` (n,) increasing tokens or seconds, `y` (n,) nats per token, each since the x before."""
 
     x: np.ndarray
     y: np.ndarray
@@ -44,7 +48,13 @@ class Curve:
         return np.interp(x, self.x, self.y)
 
     def smoothed(self) -> Curve:
+        """For the eye: the fewer the records, the wider."""
         return Curve(self.x, smooth(self.y))
+
+    def means(self, edges: np.ndarray) -> np.ndarray:
+        """Of y between `edges` (m,), within the curve's range and increasing: (m - 1,)."""
+        sums = np.concatenate([[0.0], np.cumsum(self.y[1:] * np.diff(self.x))])
+        return np.diff(np.interp(edges, self.x, sums)) / np.diff(edges)
 
 
 @dataclass(frozen=True)
@@ -98,8 +108,12 @@ def _compare_training(a: Side, b: Side, axis: str, alpha: float, paired: bool) -
     if begin >= end:
         return None
     points = begin + (end - begin) * np.array(SHARES)
+    widest = max(float(np.median(np.diff(curve.x))) for curve in known_a + known_b)
+    width = max(TABLE_SHARE * (end - begin), TABLE_RECORDS * widest)
+    stretches = [np.array([max(begin, point - width), point]) for point in points]
     values_a, values_b = (
-        tuple(np.mean([curve.smoothed().at(points) for curve in side], axis=0).tolist()) for side in (known_a, known_b)
+        tuple(float(np.mean([curve.means(stretch) for curve in side])) for stretch in stretches)
+        for side in (known_a, known_b)
     )
     equal = axis == "tokens" and is_equal(a, b, names.TRAIN_LOSS)
     interval = None if equal else judge_curves(known_a, known_b, alpha=alpha, paired=paired)
@@ -111,28 +125,39 @@ def _find_range(curves: Sequence[Curve]) -> tuple[float, float]:
     return max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
 
 
-def _find_grid(curves: Sequence[Curve], begin: float, end: float) -> np.ndarray:
-    """Evenly spaced points past the first tenth, no closer than the coarsest curve's own."""
-    count = min(int(((curve.x >= begin) & (curve.x <= end)).sum()) for curve in curves)
-    return np.linspace(begin + EARLY_SHARE * (end - begin), end, int(np.clip(count * (1 - EARLY_SHARE), 2, MAX_POINTS)))
+def _find_edges(curves: Sequence[Curve], begin: float, end: float) -> np.ndarray:
+    """The records of the coarsest curve past the first tenth, where its means are exact; of more than MAX_WINDOWS an
+    even choice. At least three, since a spread needs two windows."""
+    coarsest = min(curves, key=lambda curve: int(((curve.x >= begin) & (curve.x <= end)).sum()))
+    start = begin + EARLY_SHARE * (end - begin)
+    edges = coarsest.x[(coarsest.x >= start) & (coarsest.x <= end)]
+    if len(edges) < 3 or edges[-1] < end - (edges[-1] - edges[0]) / len(edges):
+        return np.linspace(start, end, max(3, len(edges)))
+    chosen = np.linspace(0, len(edges) - 1, min(len(edges), MAX_WINDOWS + 1))
+    return edges[chosen.round().astype(int)]
 
 
 def judge_curves(a: Sequence[Curve], b: Sequence[Curve], *, alpha: float, paired: bool = False) -> Interval:
     """B less A over the last quarter of the range that all of them have. The range must not be empty."""
-    grid = _find_grid([*a, *b], *_find_range([*a, *b]))
-    late = grid >= grid[-1] - (1 - LATE_SHARE) * (grid[-1] - grid[0])
+    begin, end = _find_range([*a, *b])
+    edges = _find_edges([*a, *b], begin, end)
+    weights = np.diff(edges)
+    late = edges[1:] > begin + LATE_SHARE * (end - begin)
     if len(a) == len(b) == 1:
-        return _judge_single(b[0].at(grid) - a[0].at(grid), late, alpha)
-    sides = [[one_value(float(curve.at(grid)[late].mean())) for curve in side] for side in (a, b)]
+        return _judge_single(b[0].means(edges) - a[0].means(edges), weights, late, alpha)
+    sides = [
+        [one_value(float(np.average(curve.means(edges)[late], weights=weights[late]))) for curve in side]
+        for side in (a, b)
+    ]
     return find_interval(*sides, alpha=alpha, paired=paired, absolute=True, allowance=RUN_TO_RUN_NATS)
 
 
-def _judge_single(difference: np.ndarray, late: np.ndarray, alpha: float) -> Interval:
-    """The mean of the `late` part of `difference` (n,), with the spread of the whole of it."""
-    along = Windows(difference, np.ones(len(difference)))
+def _judge_single(difference: np.ndarray, weights: np.ndarray, late: np.ndarray, alpha: float) -> Interval:
+    """The mean of the `late` part of `difference` (n,), with the spread of the whole of it. weights: (n,) widths."""
+    along = Windows(difference, weights)
     nothing = Windows(np.zeros_like(difference), along.weights)
     found = find_interval([nothing], [along], alpha=alpha, absolute=True, allowance=RUN_TO_RUN_NATS)
-    shift = float(difference[late].mean()) - found.estimate
+    shift = float(np.average(difference[late], weights=weights[late])) - found.estimate
     if found.low is None or found.high is None:
         return Interval(found.estimate + shift, None, None, None, None, True)
     return Interval(

@@ -106,6 +106,13 @@ class Calibrator:
         name = str(self.dtype).removeprefix("torch.")
         return Peak(tflops, "measured", device_label(self.device), name, statistics.median(spreads))
 
+    def forget(self, best: Peak) -> None:
+        """`best`, as found here, is no ceiling, since a run was faster: all that was measured under its name goes."""
+        if self.keeps:
+            for key, found in _load(self.file).items():
+                if any(entry["tflops"] == best.tflops for entry in found if "tflops" in entry):
+                    _keep(self.file, key, [])
+
     def find_bandwidth(self) -> Bandwidth:
         """Raises RuntimeError when there is no memory for it."""
         key = f"bandwidth on {platform.node()}: {device_label(self.device)}, {self.ranks} at once"

@@ -53,6 +53,8 @@ def style_axes(ax: Axes, ylabel: str = "", xlabel: str = "optimizer step") -> No
 
 def draw_legend(ax: Axes, columns: int = 4) -> int:
     """Above the axes, left-aligned, without a frame; the number of its rows, for which the caller makes room."""
+    if not ax.get_legend_handles_labels()[0]:
+        return 0
     legend = ax.legend(
         loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, frameon=False, fontsize=9,
         labelcolor=light("ink"), borderaxespad=0.2, handlelength=1.4, columnspacing=1.4, handletextpad=0.5,

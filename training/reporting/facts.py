@@ -134,12 +134,15 @@ class RunFacts:
         return self.eval_loss_last < self.unigram_entropy_nats
 
     def ceiling_sentence(self) -> str:
-        """The model FLOPs as a share of what its matmuls reach alone; empty where that was not measured."""
+        """The model FLOPs as a share of what its matmuls reach alone; empty where that was not measured, or was below
+        the run's own rate (other programs had slowed it)."""
         peak, ceiling = self.peak, self.ceiling
         if self.mfu_pct is None or peak is None or not peak.tflops or ceiling is None or not ceiling.tflops:
             return ""
-        share = format_significant(self.mfu_pct * peak.tflops / ceiling.tflops, "%")
-        return f"{share} of the {ceiling.tflops:.3g} TFLOP/s that its matmuls reach alone"
+        share = self.mfu_pct * peak.tflops / ceiling.tflops
+        if share > 100:
+            return ""
+        return f"{format_significant(share, '%')} of the {ceiling.tflops:.3g} TFLOP/s that its matmuls reach alone"
 
     def entropy_sentence(self) -> str:
         """One sentence on validation loss against the unigram entropy of the validation text."""
@@ -187,8 +190,11 @@ def facts_from_summary(summary: Mapping[str, Any]) -> RunFacts:
 
 
 def facts_from_run(run: Run) -> RunFacts:
-    """Facts from the summary, and from metrics.jsonl where it has none."""
+    """Facts from the summary, and from metrics.jsonl where it has none. What a finished run did not measure stays so:
+    its records may hold no more than the first steps."""
     facts = facts_from_summary(run.summary)
+    if facts.status == "finished":
+        return facts
     loss, evaluation = run.series(names.TRAIN_LOSS).finite().values, run.series(names.EVAL_LOSS).finite().values
     measured: dict[str, Any] = {
         "steps": float(run.metrics.last_step) if len(run.metrics) else None,

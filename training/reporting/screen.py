@@ -82,12 +82,13 @@ def format_summary(summary: Mapping[str, Any], run_dir: Path | str) -> str:
 def _format_bottleneck(found: Bottleneck | None) -> list[str]:
     if found is None:
         return []
+    levers = _row("", f"levers: {found.levers}")
     if not found.rest_leads:
-        return [_row("bound by", found.describe())]
+        return [_row("bound by", found.describe()), levers]
     return [
         _row("no training", f"{found.describe_rest()}; {found.thin_rest()}".removesuffix("; ")),
         _row("bound by", f"{found.base}: {found.describe()}"),
-        _row("", f"levers: {found.levers}"),
+        levers,
     ]
 
 

@@ -235,6 +235,7 @@ class ProfiledTrainer(Trainer):
             if is_recorded:
                 with self.span(names.LOGGING):
                     self.add_to_record({**self.meter.window(), **measure_memory(self.args.device)})
+        self.control.should_log |= step >= self.state.max_steps  # the last loss is told, whatever `train_every` is
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self.write_record()
 

@@ -38,6 +38,7 @@ def test_repeats_may_be_named_or_lie_in_a_directory(write_timed, capsys):  # noq
         (["a", "nothing"], "no such directory"),
         (["a", "empty"], "nothing was logged"),
         (["--a", "a", "b", "--b", "b", "--paired"], "A has 2, B has 1 runs"),
+        (["--a", "a", "b", "--b", "b/../a"], "a: named twice"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(tmp_path, write_timed, capsys, monkeypatch, arguments, message):  # noqa: F811

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.reporting.conftest import CONFIG, make_records
+from tests.reporting.conftest import CONFIG, make_records, to_lines
 from training.comparing.comparison import compare, is_phase
 from training.comparing.page import describe_verdict, format_page, judge
 from training.comparing.sides import SPEED, STEP_WITHOUT_PERIODIC, find_windows, load_side
@@ -86,7 +86,8 @@ def test_settings_that_differ_are_named_with_their_origins(write_timed):
     assert (difference.key, str(difference.a), str(difference.b)) == (
         "training.learning_rate", "0.001 (configs/minigpt_quickstart.yaml:9)", "0.002 (command line)",
     )  # fmt: skip
-    mixed = compare([load_side("A", [comparison.sides[0].runs[0].path, comparison.sides[1].runs[0].path])] * 2)
+    paths = [side.runs[0].path for side in comparison.sides]
+    mixed = compare([load_side("A", paths), load_side("B", [write_timed("c", seed=2)])])
     assert any("A is a mixture" in note and "training.learning_rate" in note for note in mixed.notes)
 
 
@@ -194,3 +195,18 @@ def test_rows_that_tell_nothing_are_no_missing_difference(write_timed):
     short = compare_paths(write_timed("c", seed=3, steps=20), write_timed("d", seed=4, steps=20)).pairs[0]
     rows = tuple(row for row in short.rows if not row.equal)
     assert describe_verdict(replace(short, rows=rows))[-1] == "everything else: not told"
+
+
+def test_where_no_speed_is_compared_the_page_says_why(write_timed):
+    short, untimed, timed = write_timed("short", steps=5), write_timed("untimed", seed=1), write_timed("timed", seed=2)
+    lines = [json.loads(line) for line in (untimed / "metrics.jsonl").read_text().splitlines()]
+    kept = [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
+    (untimed / "metrics.jsonl").write_text(to_lines(kept))
+    page = format_page(compare_paths(untimed, timed))
+    assert (
+        "- speed: not told: A has no perf/step_ms (perf.enabled: false?)\n" in page
+        and "could show | verdict" not in page
+    )
+    first = compare_paths(timed, short)
+    assert describe_verdict(first.pairs[0])[0] == "speed: not told: B has no record after its first steps"
+    assert any(note.endswith("short: 1 records are too few for an interval.") for note in first.notes)

@@ -78,12 +78,16 @@ class Comparison:
 
 def compare(sides: Sequence[Side], *, paired: bool = False, skip_steps: int | None = None) -> Comparison:
     """Each of `sides` against the first, which is the baseline. Raises ValueError for fewer than 2,
-    UserError when `skip_steps` leaves nothing.
+    UserError when `skip_steps` leaves nothing, or a run comes twice.
 
     paired: the i-th runs of all sides were made in one round.
     """
     if len(sides) < 2:
         raise ValueError("a comparison needs two sides")
+    paths = [run.path.resolve() for side in sides for run in side.runs]
+    twice = [path for number, path in enumerate(paths) if path in paths[:number]]
+    if twice:
+        raise UserError(f"{twice[0]}: named twice; a run cannot be compared with itself, or count as two")
     alpha = ALPHA / (len(sides) - 1) / QUESTIONS
     first, *others = sides
     pairs = tuple(_compare_pair(first, other, alpha, paired, skip_steps) for other in others)
@@ -133,8 +137,9 @@ def _find_notes(sides: Sequence[Side]) -> list[str]:
     for side in sides:
         notes += describe_mixture(side)
         for run in side.runs:
-            if len(run.metrics) < PARTS * MIN_WINDOWS_PER_PART and len(side.runs) == 1:
-                notes.append(f"{run.path}: {len(run.metrics)} records are too few for an interval.")
+            records = len(np.unique(run.metrics.steps))  # an epoch's line is of a step that may have its own
+            if records < PARTS * MIN_WINDOWS_PER_PART and len(side.runs) == 1:
+                notes.append(f"{run.path}: {records} records are too few for an interval.")
             notes += [f"{run.path}: {note}" for note in run.notes]
     return notes
 

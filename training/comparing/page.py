@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from training.comparing.comparison import Comparison, Pair, Row, is_phase
 from training.comparing.intervals import Interval
 from training.comparing.losses import AXES, SHARES, LossComparison
-from training.comparing.sides import SPEED, STEP_WITHOUT_PERIODIC
+from training.comparing.sides import SPEED, STEP_WITHOUT_PERIODIC, find_windows
 from training.metrics import names
 from training.reporting.formatting import format_duration, format_large, format_significant, format_table
 
@@ -39,8 +39,9 @@ def _format_pair(pair: Pair) -> list[str]:
     a, b = pair.a.name, pair.b.name
     metrics = [row for row in pair.rows if not is_phase(row)]
     phases = [row for row in pair.rows if is_phase(row)]
-    lines = [f"## {b} against {a}", "", *(f"- {line}" for line in describe_verdict(pair)), ""]
-    lines += [HOW_TO_READ.format(a=a, b=b), "", *_format_metrics(metrics, a, b, share=False)]
+    lines = [f"## {b} against {a}", "", *(f"- {line}" for line in describe_verdict(pair))]
+    if metrics:
+        lines += ["", HOW_TO_READ.format(a=a, b=b), "", *_format_metrics(metrics, a, b, share=False)]
     if phases:
         lines += ["", f"### Phases, {b} against {a}", "", *_format_metrics(phases, a, b, share=True)]
     if pair.losses:
@@ -53,8 +54,7 @@ def describe_verdict(pair: Pair) -> list[str]:
     """One line a question: speed, loss, everything else."""
     speed = pair.find(names.PERF_STEP_MS)
     lines = []
-    if speed:
-        lines.append(f"speed: {_describe_row(speed, pair.b.name)}")
+    lines.append(f"speed: {_describe_row(speed, pair.b.name) if speed else _find_why_untimed(pair)}")
     work = pair.find(STEP_WITHOUT_PERIODIC)
     if work and speed and work.interval.differs != speed.interval.differs:
         lines.append(f"speed between checkpoints and evaluations: {_describe_row(work, pair.b.name)}")
@@ -65,6 +65,16 @@ def describe_verdict(pair: Pair) -> list[str]:
         lines.append(f"{_name_loss(loss)}: {_judge_loss(loss, pair.b.name)}")
     lines.append(f"everything else: {_sum_up([row for row in pair.rows if row.key not in SPEED], pair.b.name)}")
     return lines
+
+
+def _find_why_untimed(pair: Pair) -> str:
+    why = []
+    for side in (pair.a, pair.b):
+        if any(find_windows(run, names.PERF_STEP_MS) is None for run in side.runs):
+            measured = all(len(run.series(names.PERF_STEP_MS)) for run in side.runs)
+            what = "no record after its first steps" if measured else f"no {names.PERF_STEP_MS} (perf.enabled: false?)"
+            why.append(f"{side.name} has {what}")
+    return f"{NOT_TOLD}: {', '.join(why)}"
 
 
 def _sum_up(rows: Sequence[Row], b: str) -> str:

@@ -59,7 +59,7 @@ def draw_ratios(ax: Axes, pairs: Sequence[Pair]) -> None:
     many = len(pairs) > 1
     labels = [row.key.removeprefix("perf/") + (f"  {pair.b.name}" if many else "") for pair, row in rows]
     ax.set_yticks(range(len(rows)), labels, fontsize=8.5, color=light("ink"))
-    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)
 
 
 def draw_phases(ax: Axes, comparison: Comparison) -> None:

@@ -9,7 +9,8 @@ too narrow. What is resampled depends on what there is:
    one seed, are one run: 2.
 2. One run on a side: how runs differ cannot be seen in it. **The rule**: the run's mean is taken to be as uncertain as
    the mean of a quarter of the run, and at least by what the run drifted from its first quarter to its last, and at
-   least by RUN_TO_RUN, an allowance for what changes only between runs. So one contiguous quarter is drawn at random
+   least by an allowance for what changes only between runs (RUN_TO_RUN, and more on a CPU: `comparison.py`). So one
+   contiguous quarter is drawn at random
    (moving blocks, Künsch 1989), nothing is divided by the number of quarters, and the deviations are stretched until
    their standard deviation reaches drift and allowance. Under independent noise this is more
    than twice too wide; under flicker noise, whose averages do not settle with length (as clocks': Allan 1966), the
@@ -43,7 +44,7 @@ PART_DEGREES = 1.5 * (PARTS - 1)
 DRAWS = 2000
 ALPHA = 0.05
 POWER = 0.8
-RUN_TO_RUN = 0.01  # relative standard deviation
+RUN_TO_RUN = 0.01  # relative standard deviation, on a GPU
 SAME = 0.1  # of the allowance: runs that differ by less are one run repeated
 ROUNDING = 1e-9  # means of equal constants may differ in their last digits
 

@@ -42,5 +42,8 @@ def _process(pid: int) -> psutil.Process:
 
 
 def _peak_resident_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not ru_maxrss: on Linux that outlives exec, so it may be the peak of the program that started this one.
+    with open("/proc/self/status", "rb") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith(b"VmHWM:"))

@@ -30,7 +30,7 @@ from training.comparing.sides import (
 from training.run_dir import keep_finite
 
 QUESTIONS = 3
-RUN_TO_RUN_CPU = 0.05  # 12 runs of one recipe: 0.050 in step time, 0.04 to 0.09 in its phases (docs/compare.md)
+RUN_TO_RUN_CPU = 0.05  # twice 12 runs of one recipe on one machine: 0.050 in step time (docs/compare.md)
 LOSS_ROWS = len(AXES) + 1
 
 

@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
-from training.benchmark import overhead
 from training.benchmark.__main__ import main as dispatch
-from training.benchmark.overhead import Result, Schedule, StepSwitch, format_page, plan_schedule
+from training.benchmark.overhead import measuring
+from training.benchmark.overhead.measuring import StepSwitch
+from training.benchmark.overhead.page import PACKAGES, format_page
+from training.benchmark.overhead.result import PLOTS_PCT, Result
+from training.benchmark.overhead.schedule import Schedule, plan_schedule
 from training.callbacks.gpu_monitor import GpuMonitor
 from training.callbacks.plotting import MAX_SHARE, Plotting
 
-MACHINE = dict.fromkeys(("cpu_count", "cpu", "platform", "python", "git_commit", *overhead.PACKAGES), "x")
+MACHINE = dict.fromkeys(("cpu_count", "cpu", "platform", "python", "git_commit", *PACKAGES), "x")
 
 
 class Meter:
@@ -57,7 +60,7 @@ class Sink:
 @pytest.fixture
 def clock(monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(overhead.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock.now)
     return clock
 
 
@@ -122,7 +125,7 @@ def test_steps_are_on_and_off_in_turn_and_then_accounted(clock, trainer):
     assert plain.tolist() == [[[14.0, 10.0]]] * 7  # the last period has no neighbour
     assert records.tolist() == [[19.0 + 14.0, 20.0]] * 7
     assert_costs(result.ms, 4000.0, 6500.0, 1e3 * (4 * 4 + 13) / 6)
-    assert overhead.PLOTS_PCT == 100 * MAX_SHARE
+    assert PLOTS_PCT == 100 * MAX_SHARE
     assert result.least_step_ms == pytest.approx(1e5 * (4 * 4 + 13) / 6 / 0.45)
     together = 100 * (1.4 ** (4 / 6) * 1.65 ** (2 / 6) - 1)  # ratios multiply
     assert_costs(result.pct, 40.0, 65.0, together + result.drawing_pct)
@@ -151,7 +154,7 @@ def test_neighbours_are_compared_whatever_the_period():
 
 
 def test_intervals_hold_the_truth_on_a_machine_that_drifts_and_stalls(monkeypatch):
-    monkeypatch.setattr(overhead, "DRAWS", 400)
+    monkeypatch.setattr("training.benchmark.overhead.result.DRAWS", 400)
     schedule, noise, held = Schedule(10, 60), random.Random(1), 0
     for _ in range(100):
         seconds, slow = [], 0.0

@@ -1,0 +1,1 @@
+"""`python -m training.benchmark overhead`: what measuring costs, on and off in turn within one training."""

@@ -26,11 +26,11 @@ from training.memory.comparison import MemoryBase, PeakComparison, compare_peak
 from training.metrics import names
 from training.metrics.matmuls import find_matmuls, uses_input_grad_hook
 from training.metrics.memory import measure_memory
-from training.metrics.peaks import Peak
 from training.metrics.roofline import Traffic, count_optimizer_bytes, find_roofline
 from training.models.adapters import trainable_share
 from training.models.planned import build_planned_model
 from training.models.trained import load_trained
+from training.reporting.facts import facts_from_summary
 from training.reporting.html import build_report
 from training.reporting.run_reader import load_run
 from training.reporting.screen import format_summary
@@ -72,6 +72,7 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
         run_dir.append_event("final", trainer.state.global_step, "final/ written" + " and checked" * bool(sample))
         summary = summarize(loaded, data, trainer, totals, roofline, sample, memory_base, own_peak_gib)
         run_dir.write_json(run_dir.summary, summary)
+        forget_exceeded_ceiling(summary, trainer)
         build_report(run_dir.path)
         print(format_summary(summary, run_dir.path), flush=True)
     if dist.is_initialized():
@@ -238,16 +239,7 @@ def summarize(
     losses = run.metrics.series(names.TRAIN_LOSS).finite().values
     eval_losses = run.metrics.series(names.EVAL_LOSS).finite().values
     peaks_gib = run.metrics.series(names.PERF_MEMORY_PEAK_GIB).finite().values.tolist()
-    meter = trainer.meter
-    peak, ceiling = (meter.peak, meter.ceiling) if meter else (None, None)
-    if meter and meter.calibrator and ceiling and is_exceeded(ceiling, peak, totals.get(names.PERF_MFU_PCT)):
-        logger.warning(
-            "this model's matmuls alone seemed to reach %.3g TFLOP/s and the run was faster: other programs had slowed "
-            "that measurement; the next start makes it again",
-            ceiling.tflops,
-        )
-        meter.calibrator.forget(ceiling)
-        ceiling = None
+    peak, ceiling = (trainer.meter.peak, trainer.meter.ceiling) if trainer.meter else (None, None)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     share = trainable_share(model)
     phases = _phases_ms(totals)
@@ -285,9 +277,16 @@ def summarize(
     }
 
 
-def is_exceeded(ceiling: Peak, peak: Peak | None, mfu_pct: float | None) -> bool:
-    """Whether model FLOPs per second, `mfu_pct` of `peak`, are above what the model's matmuls reached alone."""
-    return bool(ceiling.tflops and peak and peak.tflops and mfu_pct and mfu_pct / 100 * peak.tflops > ceiling.tflops)
+def forget_exceeded_ceiling(summary: dict[str, Any], trainer: ProfiledTrainer) -> None:
+    """A rate that this run exceeded was measured beside other programs: the next start measures it again."""
+    meter = trainer.meter
+    if meter and meter.calibrator and meter.ceiling and facts_from_summary(summary).exceeds_ceiling:
+        logger.warning(
+            "this model's matmuls alone seemed to reach %.3g TFLOP/s and the run was faster: other programs had slowed "
+            "that measurement; the next start makes it again",
+            meter.ceiling.tflops,
+        )
+        meter.calibrator.forget(meter.ceiling)
 
 
 def _compare_memory(

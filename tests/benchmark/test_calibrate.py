@@ -42,6 +42,8 @@ def test_pairs_of_real_runs_are_counted(write_timed, capsys, tmp_path):  # noqa:
     assert page in capsys.readouterr().out
     assert "2 of 3 pairs show a difference in any row." in page
     assert "\n- 0 and 2: " in page and "perf/forward_ms" in page and "\n| 0 | 200 | " in page
+    spread = float(page.split("\n| perf/forward_ms | ")[1].split("%")[0])
+    assert spread == pytest.approx(43.3, abs=1.5)  # of 1, 1 and 2: 0.577 / 1.333
     assert main(["--runs", str(paths[0] / "nothing")]) == 2
     assert main(["--runs", str(paths[0])]) == 2
     assert "one run has nothing to be compared with" in capsys.readouterr().err

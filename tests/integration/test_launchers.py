@@ -88,6 +88,23 @@ def test_what_the_last_step_brings_is_told_whatever_the_intervals(launch):
     assert summary["peak_memory_gib"] > max(finished.values(names.PERF_MEMORY_PEAK_GIB)) + 0.004
 
 
+@pytest.mark.launch
+def test_a_ceiling_that_a_run_exceeds_is_told_and_forgotten(launch, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    launch("python", "first")
+    cache = tmp_path / "cache" / "redline" / "matmuls.json"
+    entries = json.loads(cache.read_text())
+    ceilings = [key for key in entries if key.startswith("ceiling")]
+    assert ceilings
+    for key in ceilings:
+        entries[key] = [{**entries[key][0], "tflops": 1e-9}] * 3  # as on a machine that did something else
+    cache.write_text(json.dumps(entries))
+    finished = launch("python", "second")
+    assert "the run was faster" in finished.output and "of the 1e-09 TFLOP/s" not in finished.output
+    kept = json.loads(cache.read_text())
+    assert not any(kept[key] for key in ceilings) and any(kept.values())
+
+
 def check_deepspeed(finished, others):
     """The JSON was taken whole, and others take its place freely."""
     got = finished.json("ds_config.json")

@@ -29,9 +29,9 @@ from data_prep.errors import UserError
 from training.benchmark.command_line import build_parser
 from training.benchmark.interleave import draw_orders
 from training.comparing.comparison import LOSS_ROWS, QUESTIONS, Pair, compare
-from training.comparing.intervals import ALPHA, POWER, Windows, find_interval
+from training.comparing.intervals import ALPHA, PARTS, POWER, Windows, find_interval
 from training.comparing.losses import Curve, judge_curves
-from training.comparing.sides import WARMUP_SHARE, Side, find_windows, load_side
+from training.comparing.sides import PHASE_KEYS, SPEED, WARMUP_SHARE, Side, find_metrics, find_windows, load_side
 from training.environment import describe_machine
 from training.metrics import names
 from training.reporting.plots import write_atomically
@@ -210,6 +210,17 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _format_spreads(side: Side, key: str) -> str:
+    """Of `key`, relative: of the runs' means, and of the means of each run's quarters."""
+    windows = [found for run in side.runs if (found := find_windows(run, key)) and len(found.values) >= PARTS]
+    means = np.array([run.mean() for run in windows])
+    if len(means) < 2 or not means.all():
+        return "- | -"
+    parts = ([part.mean() for part in np.array_split(run.values, PARTS)] for run in windows)
+    quarters = [np.std(part, ddof=1) / np.mean(part) for part in parts]
+    return f"{np.std(means, ddof=1) / means.mean():.1%} | {np.mean(quarters):.1%}"
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = build_parser("calibrate", __doc__)
     parser.add_argument("--pairs", type=int, default=400, metavar="N", help="simulated pairs a cell (default 400)")
@@ -237,6 +248,10 @@ def format_runs(directory: Path) -> str:
         times, loss = find_windows(run, names.PERF_STEP_MS), run.series(names.TRAIN_LOSS).last()
         cells = (f"{times.mean():,.1f}" if times else "-", f"{loss:.4f}" if loss is not None else "-")
         lines.append(f"| {run.path.name} | {run.metrics.last_step:,} | {' | '.join(cells)} |")
+    lines += [
+        "", "| standard deviation | from run to run | of a run's quarters, mean |", "|---|--:|--:|",
+        *(f"| {key} | {_format_spreads(side, key)} |" for key in find_metrics([side]) if key in (*SPEED, *PHASE_KEYS)),
+    ]  # fmt: skip
     facts = side.runs[0].env
     machine = f"{facts.get('cpu_count')} cores of {facts.get('cpu')}, torch {facts.get('torch')}"
     lines += ["", f"{machine}, commit {facts.get('git_commit')}, as the first run has it."]

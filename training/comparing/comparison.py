@@ -27,6 +27,7 @@ from training.comparing.sides import (
     has_one_peak,
     one_value,
 )
+from training.metrics import names
 from training.run_dir import keep_finite
 
 QUESTIONS = 3
@@ -119,7 +120,7 @@ def _compare_metric(a: Side, b: Side, key: str, alpha: float, paired: bool, skip
     mean_a, mean_b = (float(np.mean([windows.mean() for windows in side])) for side in known)
     values = np.concatenate([windows.values for side in known for windows in side])
     equal = bool(np.all(values == values[0]))
-    interval = find_interval(*known, alpha=alpha, paired=paired, allowance=find_allowance((a, b)))
+    interval = find_interval(*known, alpha=alpha, paired=paired, allowance=find_allowance((a, b), key))
     shortest = tuple(min(len(windows.values) for windows in side) for side in known)
     return Row(key, mean_a, mean_b, interval, equal, (shortest[0], shortest[1]))
 
@@ -128,7 +129,7 @@ def _find_notes(sides: Sequence[Side]) -> list[str]:
     """What limits the comparison, one sentence each."""
     notes = []
     alone = [side.name for side in sides if len(side.runs) == 1]
-    allowance = find_allowance(sides)
+    allowance = find_allowance(sides, names.PERF_STEP_MS)
     if alone:
         notes.append(
             f"{' and '.join(alone)}: one run. What differs from run to run cannot be seen in one run; the intervals "
@@ -146,11 +147,12 @@ def _find_notes(sides: Sequence[Side]) -> list[str]:
     return notes
 
 
-def find_allowance(sides: Sequence[Side]) -> float:
-    """Relative standard deviation from run to run that one run cannot show: where each starts in memory, and next to
-    what, moves a CPU's times far more than a GPU's."""
+def find_allowance(sides: Sequence[Side], key: str) -> float:
+    """Relative standard deviation of `key` from run to run that one run cannot show: where each starts in memory, and
+    next to what, moves a CPU's times far more than a GPU's."""
+    is_time = key in SPEED or key in PHASE_KEYS
     on_gpu = all(run.env.get("gpus") for side in sides for run in side.runs)
-    return RUN_TO_RUN if on_gpu else RUN_TO_RUN_CPU
+    return RUN_TO_RUN_CPU if is_time and not on_gpu else RUN_TO_RUN
 
 
 def is_phase(row: Row) -> bool:

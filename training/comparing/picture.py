@@ -95,8 +95,7 @@ def draw_losses(ax: Axes, sides: Sequence[Side], axis: str) -> None:
             smoothed = curve.smoothed()
             label = side.name if number == 0 else "_"
             ax.plot(smoothed.x, smoothed.y, color=colour, linewidth=1.6, alpha=0.85, label=label, dashes=_dashes(place))
-    if ax.get_legend_handles_labels()[0]:
-        draw_legend(ax)
+    draw_legend(ax)
 
 
 def draw_steps(ax: Axes, sides: Sequence[Side]) -> None:

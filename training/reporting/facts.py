@@ -133,16 +133,25 @@ class RunFacts:
             return None
         return self.eval_loss_last < self.unigram_entropy_nats
 
-    def ceiling_sentence(self) -> str:
-        """The model FLOPs as a share of what its matmuls reach alone; empty where that was not measured, or was below
-        the run's own rate (other programs had slowed it)."""
+    @property
+    def ceiling_pct(self) -> float | None:
+        """The model FLOPs as a share of what its matmuls reach alone; None where that was not measured."""
         peak, ceiling = self.peak, self.ceiling
         if self.mfu_pct is None or peak is None or not peak.tflops or ceiling is None or not ceiling.tflops:
+            return None
+        return self.mfu_pct * peak.tflops / ceiling.tflops
+
+    @property
+    def exceeds_ceiling(self) -> bool:
+        """The run was faster than its matmuls alone: other programs had slowed that measurement."""
+        return self.ceiling_pct is not None and self.ceiling_pct > 100
+
+    def ceiling_sentence(self) -> str:
+        """`ceiling_pct` in words; empty where it says nothing."""
+        if self.ceiling is None or self.ceiling_pct is None or self.exceeds_ceiling:
             return ""
-        share = self.mfu_pct * peak.tflops / ceiling.tflops
-        if share > 100:
-            return ""
-        return f"{format_significant(share, '%')} of the {ceiling.tflops:.3g} TFLOP/s that its matmuls reach alone"
+        share = format_significant(self.ceiling_pct, "%")
+        return f"{share} of the {self.ceiling.tflops:.3g} TFLOP/s that its matmuls reach alone"
 
     def entropy_sentence(self) -> str:
         """One sentence on validation loss against the unigram entropy of the validation text."""

@@ -1,0 +1,113 @@
+"""How far a long step has come: a bar on a terminal, a line every ten seconds elsewhere.
+
+    with progress("building the store", total=size, unit="B") as advance:
+        for part in parts:
+            advance(part.size)
+
+Nothing is shown of a step that is done within SHOW_AFTER seconds. A thread of its own shows it, so that a step that is
+one long call (`advance` is never called, `total` is None) still says for how long it has been at work. Units: "B" is
+shown in MB and GB; any other is counted. Where steps are nested, the outer one alone is shown.
+"""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+logger = logging.getLogger("redline.data")
+
+SHOW_AFTER = 3.0
+LINE_EVERY = 10.0
+Item = TypeVar("Item")
+Advance = Callable[[float], None]
+_shown = threading.Lock()  # held by the outermost step
+
+
+@contextmanager
+def progress(what: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
+    """Show how far the block has come; it calls what it is given with how much is done more."""
+    if not _shown.acquire(blocking=False):
+        yield lambda amount: None
+        return
+    step = _Step(what, total, unit)
+    shown = threading.Thread(target=step.show, daemon=True)
+    shown.start()
+    try:
+        yield step.advance
+    finally:
+        step.end()
+        shown.join()
+        _shown.release()
+
+
+def track(items: Iterable[Item], what: str, total: float | None, unit: str, size: Callable[[Item], float]):
+    """The items, counted by `size` as they are passed."""
+    with progress(what, total, unit) as advance:
+        for item in items:
+            yield item
+            advance(size(item))
+
+
+class _Step:
+    """`done` of `total`, and the thread that says so until `end`."""
+
+    def __init__(self, what: str, total: float | None, unit: str):
+        self._what, self._total, self._unit = what, total, unit
+        self._done = 0.0
+        self._started = time.monotonic()
+        self._over = threading.Event()
+
+    def advance(self, amount: float) -> None:
+        self._done += amount
+
+    def end(self) -> None:
+        self._over.set()
+
+    def show(self) -> None:
+        if self._over.wait(SHOW_AFTER):
+            return
+        if sys.stderr.isatty():
+            self._show_bar()
+            return
+        wait = LINE_EVERY - SHOW_AFTER
+        while not self._over.wait(wait):
+            logger.info("%s: %s", self._what, self.describe())
+            wait = LINE_EVERY
+
+    def describe(self) -> str:
+        """Such as "1.2 of 4.0 GB, 35.1 MB/s, 80 s left (40 s so far)"."""
+        seconds = time.monotonic() - self._started
+        so_far = f"{_format_seconds(seconds)} so far"
+        if not self._done or not seconds:
+            return so_far
+        rate = self._done / seconds
+        done = format_amount(self._done, self._unit)
+        if self._total is None:
+            return f"{done}, {format_amount(rate, self._unit)}/s ({so_far})"
+        left = _format_seconds(max(0.0, self._total - self._done) / rate)
+        of_total = f"{done} of {format_amount(self._total, self._unit)}, {format_amount(rate, self._unit)}/s"
+        return f"{of_total}, {left} left ({so_far})"
+
+    def _show_bar(self) -> None:
+        from rich.console import Console  # only where something takes long: 0.1 s
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}")]
+        with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
+            task = bar.add_task(self._what, total=self._total, state=self.describe())
+            while not self._over.wait(0.25):
+                bar.update(task, completed=self._done, state=self.describe())
+
+
+def format_amount(amount: float, unit: str) -> str:
+    """Such as "1.2 GB", "350 documents"."""
+    if unit != "B":
+        return f"{amount:,.0f} {unit}".rstrip()
+    return f"{amount / 1e9:.2f} GB" if amount >= 1e9 else f"{amount / 1e6:.1f} MB"
+
+
+def _format_seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

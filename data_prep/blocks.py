@@ -19,7 +19,7 @@ from data_prep.store import SPLITS, Split
 from data_prep.stream import StreamPlan, Unit
 
 BLOCK_BYTES = 16 * 2**20
-COUNTED = ("documents", "bad_records", "too_short", "too_long")
+COUNTED = ("documents", "bad_records", "too_short", "too_long", "labelled_false")
 
 
 @dataclass
@@ -81,9 +81,9 @@ class _Merge:
         for share, result in zip(self._unit, self._results, strict=True):
             for record in result.bad_records:
                 refuse(_locate(record, share.part, not self._skip), block.bad_records, self._skip)
-            left_out = {"too_short": result.too_short, "too_long": result.too_long}
+            left_out = {name: getattr(result, name) for name in COUNTED[2:]}
             block.counts.update(left_out, bad_records=len(result.bad_records))
-            result.bad_records, result.too_short, result.too_long = [], 0, 0
+            result.bad_records, result.too_short, result.too_long, result.labelled_false = [], 0, 0, 0
 
 
 def _locate(record: BadRecord, part: Part, exact: bool) -> BadRecord:

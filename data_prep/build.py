@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data_prep.arrow import to_arrow, to_lists, view
 from data_prep.chat import ChatTemplate
-from data_prep.documents import Document, read_documents
+from data_prep.documents import Document, LeftOut, read_documents
 from data_prep.encoding import EncodedBatch, Encoder, EncoderName
 from data_prep.errors import UserError
 from data_prep.files import refuse_changes
@@ -160,7 +160,7 @@ def read_batches(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[li
     encoder = _load_encoder(spec.tokenizer_dir, spec.tokenizer_fingerprint, spec.encoder)
     template = ChatTemplate(spec.template, encoder.tokenizer.special_tokens)
     documents = read_documents(part.spans, spec.shapes[part.source], template, spec.train_on)
-    batches = _batched(_take_good(documents, part.max_documents, result.bad_records, spec.skip_bad_records))
+    batches = _batched(_take_good(documents, part.max_documents, result, spec.skip_bad_records))
     with refuse_changes(part.spans):
         yield from batches if part.max_tokens is None else _limit_tokens(batches, encoder, part.max_tokens)
 
@@ -215,12 +215,15 @@ def _load_encoder(directory: Path, fingerprint: str, name: EncoderName) -> Encod
 
 
 def _take_good(
-    documents: Iterable[Document | BadRecord], limit: int | None, bad: list[BadRecord], skip: bool
+    documents: Iterable[Document | BadRecord | LeftOut], limit: int | None, result: PartResult, skip: bool
 ) -> Iterator[Document]:
     count = 0
     for document in documents:
         if isinstance(document, BadRecord):
-            refuse(document, bad, skip)
+            refuse(document, result.bad_records, skip)
+            continue
+        if isinstance(document, LeftOut):
+            result.labelled_false += 1
             continue
         yield document
         count += 1

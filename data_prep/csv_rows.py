@@ -4,6 +4,8 @@ Read from bounded lines, so a quote that is never closed costs `data.max_record_
 Every line is part of a row, or refused: where a row breaks, because its quote is closed nowhere, in the wrong place or
 not within the limit, the row is a bad record and reading goes on with the line after the one in which that quote opens.
 So a lost quote costs its row, and what it seemed to enclose is read again: each line at most twice.
+What splits fields is the recipe's or found (`delimiters`). A first row that reads like data, not like names of columns,
+is refused: it would be lost without a word.
 """
 
 import csv
@@ -12,9 +14,13 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 
+from data_prep.delimiters import EXCEL_MARK, sniff_delimiter
 from data_prep.files import READ_ERRORS, BadRecord, Reading, Record, find_text_fault
 from data_prep.lines import read_line_blocks
 
+LONGEST_NAME = 80  # characters of the name of a column; what is longer, or of as many words, is a text
+MOST_WORDS = 7
+SENTENCE_ENDS = (".", "?", "!", "\u3002", "\uff1f", "\uff01")
 # A quoted field, or one that does not begin with a quote, and what ends it; over and over, and never back.
 WHOLE_FIELDS = r'(?:(?:"(?:[^"]++|"")*+"|[^"{0}\r\n][^{0}\r\n]*+)?+(?:{0}|\r?\n))*+'
 
@@ -37,9 +43,11 @@ def read_csv(reading: Reading) -> Iterator[Record | BadRecord]:
                 fault = lines.refuse_row(str(error))
                 break
             if header is None:
+                if lines.first == 1 and EXCEL_MARK.match(lines.delimiter.join(row)):
+                    continue
                 header = row or None
-                if twice := sorted({name for name in row if row.count(name) > 1}):
-                    yield reading.refuse(f"the header names {', '.join(map(repr, twice))} twice", lines.first)
+                if refused := _find_header_fault(row, lines.delimiter):
+                    yield reading.refuse(refused, lines.first)
                     return
             elif len(row) == len(header):
                 yield Record(dict(zip(header, row, strict=True)), reading.span.path, "line", lines.first)
@@ -51,6 +59,20 @@ def read_csv(reading: Reading) -> Iterator[Record | BadRecord]:
             break
     if lines.error is not None:
         raise lines.error
+
+
+def _find_header_fault(names: list[str], delimiter: str) -> str | None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        return f"the header names {', '.join(map(repr, twice))} twice"
+    for name in names:
+        if len(name) > LONGEST_NAME or name.count(" ") >= MOST_WORDS or name.rstrip().endswith(SENTENCE_ENDS):
+            what = f"{name[:30]}…" if len(name) > 30 else name
+            return f"the first row reads like data ({what!r}), not like names of columns: put a header line before it"
+    others = {"semicolons": ";", "tabs": "\t", "bars": "|", "commas": ","}
+    for what, other in others.items():
+        if len(names) == 1 and other != delimiter and other in names[0]:
+            return f"the header {names[0]!r} holds {what}, but its rows do not split there alike: set delimiter"
+    return None
 
 
 # The number of the first line of a block, and its text; or a line that is too long to be kept.
@@ -68,7 +90,7 @@ class _Lines:
         self.bad: BadRecord | None = None
         self.error: Exception | None = None
         self.first = 1
-        self.delimiter = "\t" if reading.span.format == "tsv" else ","
+        self.delimiter = reading.delimiter or sniff_delimiter(reading.span.path, reading.span.format)
         self._reading = reading
         self._blocks = _read_blocks(reading)
         self._again: deque[_Block] = deque()
@@ -114,7 +136,7 @@ class _Lines:
     def refuse_row(self, error: str) -> BadRecord:
         """The row as a bad record; reading goes on behind the line in which its quote opens."""
         text = "".join(self._take_row())
-        whole = re.match(WHOLE_FIELDS.format(self.delimiter), text)
+        whole = re.match(WHOLE_FIELDS.format(re.escape(self.delimiter)), text)
         end = whole.end() if whole else 0
         if text[end : end + 1] != '"':  # the last line is at fault, and no other was taken for more than it is
             return self.bad or self._refuse(error)

@@ -6,13 +6,25 @@ records out.
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import orjson
 
 from data_prep.chat import CharSpan, ChatTemplate
+from data_prep.columns import Layout
+from data_prep.delimiters import sniff_delimiter
 from data_prep.errors import UserError
-from data_prep.kinds import Content, Conversation, Preference, RecordError, Shape, find_shape, parse_record
+from data_prep.kinds import (
+    Content,
+    Conversation,
+    LabelledFalse,
+    Preference,
+    RecordError,
+    Shape,
+    find_record_layout,
+    find_shape,
+    parse_record,
+)  # fmt: skip
 from data_prep.options import TrainOn
 from data_prep.records import BadRecord, Record, Span, read_records
 from data_prep.sources import Input
@@ -36,6 +48,14 @@ class Document:
     is_chat: bool = False
     loss: list[CharSpan] | None = None
     rejected: "Document | None" = None
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A record whose own label says that its answer is bad."""
+
+    origin: Record
 
 
 def find_source_shape(item: Input, skip_bad_records: bool = False) -> Shape:
@@ -47,7 +67,8 @@ def find_source_shape(item: Input, skip_bad_records: bool = False) -> Shape:
             reasons.append(str(record))
             continue
         try:
-            shape = find_shape(record.value, section.kind, section.text_key)
+            shape = find_shape(record.value, section.kind, section.text_key, section.columns.named())
+            shape = replace(shape, records_key=section.records_key, delimiter=section.delimiter)
         except RecordError as error:
             reasons.append(str(_refuse(record, error)))
             continue
@@ -57,13 +78,21 @@ def find_source_shape(item: Input, skip_bad_records: bool = False) -> Shape:
         raise UserError(f"data.sources.{item.index}: {reasons[0]}")
     logger.warning("data.sources.%d: no good record among the first %d, taken for text", item.index, len(reasons))
     kind = "text" if section.kind == "auto" else section.kind
-    return Shape(kind, section.text_key, item.max_record_bytes)
+    return Shape(
+        kind,
+        section.text_key,
+        item.max_record_bytes,
+        section.columns.named(),
+        section.records_key,
+        section.delimiter,
+    )
 
 
 def _first_records(item: Input) -> Iterator[Record | BadRecord]:
     count = 0
+    options = {"records_key": item.section.records_key, "delimiter": item.section.delimiter}
     for file in item.files:
-        for record in read_records(Span(file.path, file.format), item.max_record_bytes):
+        for record in read_records(Span(file.path, file.format), item.max_record_bytes, **options):
             yield record
             count += 1
             if count == SHAPE_RECORDS:
@@ -74,15 +103,42 @@ def _log_shape(item: Input, shape: Shape, record: Record) -> None:
     how = "as set" if item.section.kind != "auto" else f"found from {record.unit} {record.number}"
     key = f" under {shape.text_key!r}" if shape.text_key else ""
     files = f"{len(item.files)} file{'s' * (len(item.files) != 1)}"
+    layout = _find_used(record, shape)
     kept = "; the chosen answers train, the rejected ones are kept beside them" if shape.kind == "preference" else ""
-    what = f"kind {shape.kind}{key} ({how}){kept}"
+    if layout is not None and "label" in layout.keys:
+        kept = f"; records whose {layout.keys['label']!r} says that the answer is bad are left out and counted"
+    keys = f"; {layout.describe(record.value)}" if layout is not None and isinstance(record.value, dict) else ""
+    split = _describe_delimiter(item, record)
+    what = f"kind {shape.kind}{key} ({how}){kept}{keys}{split}"
     logger.info("data.sources.%d: %s, %s, %s", item.index, item.section.path, files, what)
+
+
+def _find_used(record: Record, shape: Shape) -> Layout | None:
+    """The keys of a source's first record, as far as it has any."""
+    if not isinstance(record.value, dict):
+        return None
+    if shape.kind == "text":
+        return Layout("text", {"text": shape.text_key}) if shape.text_key else None
+    try:
+        return find_record_layout(record.value, shape)
+    except RecordError:
+        return None
+
+
+def _describe_delimiter(item: Input, record: Record) -> str:
+    file = next(file for file in item.files if file.path == record.path)
+    if file.format not in ("csv", "tsv"):
+        return ""
+    delimiter = item.section.delimiter or sniff_delimiter(file.path, file.format)
+    return f"; fields split at {delimiter!r}"
 
 
 def parse_records(spans: Iterable[Span], shape: Shape) -> Iterator[tuple[Record, Content] | BadRecord]:
     """Texts and conversations with the record they come from."""
     for span in spans:
-        for record in read_records(span, shape.max_record_bytes, shape.text_key):
+        for record in read_records(
+            span, shape.max_record_bytes, shape.text_key, records_key=shape.records_key, delimiter=shape.delimiter
+        ):
             if isinstance(record, BadRecord):
                 yield record
                 continue
@@ -96,7 +152,7 @@ def parse_records(spans: Iterable[Span], shape: Shape) -> Iterator[tuple[Record,
 
 def read_documents(
     spans: Iterable[Span], shape: Shape, template: ChatTemplate, train_on: TrainOn
-) -> Iterator[Document | BadRecord]:
+) -> Iterator[Document | BadRecord | LeftOut]:
     """Documents of some spans of one source."""
     for item in parse_records(spans, shape):
         if isinstance(item, BadRecord):
@@ -105,6 +161,9 @@ def read_documents(
         record, content = item
         if isinstance(content, str):
             yield Document(content, content.encode(), record)
+            continue
+        if isinstance(content, LabelledFalse):
+            yield LeftOut(record)
             continue
         try:
             yield _render(content, record, template, train_on)
@@ -134,9 +193,12 @@ def _refuse(record: Record, error: RecordError) -> BadRecord:
 
 
 def text_of(content: Content) -> str:
-    """Plain text of a document for training a tokenizer: what was said, without any template."""
+    """Plain text of a document for training a tokenizer: what was said, without any template; empty of what is left
+    out."""
     if isinstance(content, str):
         return content
+    if isinstance(content, LabelledFalse):
+        return ""
     if isinstance(content, Preference):
         return f"{text_of(content.chosen)}\n{content.rejected.messages[-1]['content']}"
     return "\n".join(message["content"] for message in content.messages if message["content"])

@@ -15,7 +15,7 @@ from itertools import islice
 
 import numpy as np
 
-from data_prep.documents import Document
+from data_prep.documents import Document, LeftOut
 from data_prep.encoding import EncodedBatch, Encoder, EncoderName, is_panic, one_line
 from data_prep.parts import Part
 from data_prep.records import BadRecord, Record
@@ -35,7 +35,7 @@ PROBES = (  # normal forms, scripts, white space, digits, contractions
 
 
 def sample_documents(
-    parts: Sequence[Part], read: Callable[[Part], Iterable[Document | BadRecord]]
+    parts: Sequence[Part], read: Callable[[Part], Iterable[Document | BadRecord | LeftOut]]
 ) -> Iterator[Document]:
     """Documents from parts of every source; `read` gives those of one part."""
     sources = sorted({part.source for part in parts})
@@ -46,11 +46,11 @@ def sample_documents(
             yield from _sample_part(read(mine[index]), SAMPLE_CHARACTERS // len(sources) // len(chosen))
 
 
-def _sample_part(documents: Iterable[Document | BadRecord], left: int) -> Iterator[Document]:
+def _sample_part(documents: Iterable[Document | BadRecord | LeftOut], left: int) -> Iterator[Document]:
     """The first `left` characters, and the first document beyond them that is not ASCII."""
     found = False
     for document in islice(documents, LOOKED_AT):
-        if isinstance(document, BadRecord):
+        if not isinstance(document, Document):
             continue
         is_plain = document.text.isascii()
         if left > 0 or not (found or is_plain):

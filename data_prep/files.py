@@ -23,6 +23,7 @@ READ_ERRORS = (OSError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError
 MAX_RECORD_BYTES = 64 * 2**20
 BLOCK_BYTES = 64 * 2**10  # a decompressor that meets damage gives nothing of the block it was asked for
 BOM = b"\xef\xbb\xbf"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 # Inode, size, mtime and ctime in ns. ctime moves at every write and cannot be set back.
 Stamp = tuple[int, int, int, int]
 
@@ -105,11 +106,14 @@ def show_path(path: str) -> str:
 class Reading:
     """A span being read. `unit` and `number` are those of the last record that was passed, so that an error in the
     middle of a file can name the place. `column`: the one key that is wanted (None: all), for formats that can choose.
+    `records_key`: where the records of a JSON file lie; `delimiter`: what splits fields (None: both are found).
     """
 
     span: Span
     limit: int = MAX_RECORD_BYTES
     column: str | None = None
+    records_key: str | None = None
+    delimiter: str | None = None
     unit: str = "line"
     number: int = field(init=False)
 
@@ -155,6 +159,8 @@ def read_blocks(file: BinaryIO, size: int = BLOCK_BYTES) -> Iterator[bytes]:
 
 def find_text_fault(data: bytes, what: str = "byte") -> tuple[int, str] | None:
     """Offset and reason of the first byte that is no text: invalid UTF-8 or a NUL; None for a text."""
+    if data.startswith(UTF16_MARKS):
+        return 0, "UTF-16, as Excel writes its Unicode text: save it as UTF-8"
     try:
         data.decode()
     except UnicodeDecodeError as error:

@@ -15,8 +15,8 @@ import xxhash
 from data_prep.options import DataSection, TokenizerSection
 from data_prep.sources import Input
 
-STORE_FORMAT = 2
-TOKENIZER_FORMAT = 2
+STORE_FORMAT = 3
+TOKENIZER_FORMAT = 3
 NAMED_OPTIONS = {
     "validation_share", "train_on", "on_bad_record",
     "deduplicate", "minhash_similarity", "min_document_tokens", "max_document_tokens",
@@ -44,6 +44,9 @@ def describe_contents(inputs: Sequence[Input], hashes: Sequence[Sequence[str]]) 
         {
             "kind": item.section.kind,
             "text_key": item.section.text_key,
+            "columns": item.section.columns.named(),
+            "records_key": item.section.records_key,
+            "delimiter": item.section.delimiter,
             "max_documents": item.section.max_documents,
             "max_record_bytes": item.max_record_bytes,
             "files": [[file.format, found] for file, found in zip(item.files, by_file, strict=True)],

@@ -28,13 +28,14 @@ import pyarrow as pa
 from data_prep.errors import UserError
 from data_prep.files import BadRecord, Reading, Record, one_line
 from data_prep.options import HUB_PREFIX, SourceSection
+from data_prep.tables import drop_nulls
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 logger = logging.getLogger("redline.data")
 
-HEADS = "redline"
+HEADS = "redline-2"
 STATE = "state.json"
 SPLITS = "dataset_dict.json"
 
@@ -68,7 +69,7 @@ def _keep_head(path: str, split: str, key: str, count: int, folder: Path) -> Pat
         folder.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             for value in islice(_load(path, split, key, streaming=True), count):
-                file.write(orjson.dumps(value, default=str) + b"\n")
+                file.write(orjson.dumps(drop_nulls(value), default=str) + b"\n")
         os.replace(temporary, target)
     except UserError:
         raise
@@ -147,7 +148,8 @@ def read_streamed(reading: Reading) -> Iterator[Record | BadRecord]:
                 if size > reading.limit:
                     yield reading.refuse(reading.explain_size("a record", size))
                 else:
-                    yield Record(value, span.path, reading.unit, reading.number)
+                    objects = {key: drop_nulls(item) for key, item in value.items()}
+                    yield Record(objects, span.path, reading.unit, reading.number)
         except (ValueError, pa.ArrowException) as error:
             reason = f"cannot be read on from here, the rest of it is lost ({type(error).__name__}: {one_line(error)})"
             yield reading.refuse(reason, reading.number + 1)

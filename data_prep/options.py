@@ -49,6 +49,30 @@ class TokenizerSection(Section):
         return self
 
 
+class ColumnsSection(Section):
+    """What the keys of a source's records are; "" leaves out a key that would be found by its name. `meta.text` goes
+    into objects."""
+
+    text: str | None = Field(None, description="the text of a `text` record, as text_key")
+    messages: str | None = Field(None, description="the turns of a conversation")
+    role: str | None = Field(None, description="within a turn, who speaks")
+    content: str | None = Field(None, description="within a turn, what is said")
+    chosen: str | None = Field(None, description="the better answer of a preference pair")
+    rejected: str | None = Field(None, description="the worse answer of a preference pair")
+    prompt: str | None = Field(None, description="what is asked")
+    completion: str | None = Field(None, description="the answer that is trained")
+    context: str | None = Field(None, description="what comes in the line behind the prompt")
+    system: str | None = Field(None, description="the system prompt")
+    history: str | None = Field(None, description="earlier turns: [question, answer] pairs or messages")
+    reasoning: str | None = Field(None, description="the thoughts before the answer")
+    tools: str | None = Field(None, description="the tools that may be called")
+    label: str | None = Field(None, description="whether an answer is good: those that are not are never trained")
+
+    def named(self) -> tuple[tuple[str, str], ...]:
+        """What is set, as (what, key)."""
+        return tuple((name, key) for name, key in self if key is not None)
+
+
 class SourceSection(Section):
     """One input: the embedded corpus, a file, a glob, a directory or a Hugging Face dataset."""
 
@@ -63,6 +87,16 @@ class SourceSection(Section):
     )
     kind: Kind = Field("auto", description="what a record is; auto: found from the first records and logged")
     text_key: str | None = Field(None, description="key or column that holds the text of a `text` record")
+    columns: ColumnsSection = Field(
+        ColumnsSection.model_validate({}), description="which key is what, where the names are none that are known"
+    )
+    records_key: str | None = Field(
+        None,
+        description="of a JSON file, the key under which its records lie (a.b: b within a); absent: found",
+    )
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=1, description="what splits the fields of a CSV or TSV file; absent: found"
+    )
     text_unit: Literal["file", "line"] = Field("file", description="a text file is one document, or each line is one")
     split: SplitChoice = Field("auto", description="auto: by content hash and data.validation_share")
     weight: float = Field(
@@ -75,6 +109,16 @@ class SourceSection(Section):
     def _check_format(self) -> "SourceSection":
         if self.format != "auto" and (self.path == EMBEDDED or self.path.startswith(HUB_PREFIX)):
             raise ValueError(f"format: {self.format} is of files, {self.path} has its own: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> "SourceSection":
+        named = dict(self.columns.named())
+        if self.text_key and named.get("text", self.text_key) != self.text_key:
+            raise ValueError(f"text_key: {self.text_key} and columns.text: {named['text']} differ: keep one")
+        is_text = self.text_key is not None or self.kind == "text"
+        if is_text and (others := sorted(set(named) - {"text"})):
+            raise ValueError(f"a source of texts has no columns for {', '.join(others)}: leave out text_key or columns")
         return self
 
 

@@ -23,7 +23,7 @@ from data_prep.build import BuildSpec
 from data_prep.chat import ChatTemplate
 from data_prep.chunks import Content
 from data_prep.contents import find_contents
-from data_prep.documents import Document, find_source_shape, read_documents
+from data_prep.documents import Document, LeftOut, find_source_shape, read_documents
 from data_prep.duplicates import drop_duplicates, remove_signatures
 from data_prep.encoder_choice import choose_encoder, sample_documents
 from data_prep.encoding import EncoderName
@@ -211,7 +211,7 @@ def _choose_encoder(
 ) -> EncoderName:
     chat = ChatTemplate(template, tokenizer.special_tokens)
 
-    def read(part: Part) -> Iterator[Document | BadRecord]:
+    def read(part: Part) -> Iterator[Document | BadRecord | LeftOut]:
         return read_documents(part.spans, plan.shapes[part.source], chat, data.train_on)
 
     return choose_encoder(tokenizer, list(sample_documents(parts, read)))

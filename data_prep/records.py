@@ -43,10 +43,16 @@ _READERS = {
 
 
 def read_records(
-    span: Span, max_record_bytes: int = MAX_RECORD_BYTES, column: str | None = None
+    span: Span,
+    max_record_bytes: int = MAX_RECORD_BYTES,
+    column: str | None = None,
+    *,
+    records_key: str | None = None,
+    delimiter: str | None = None,
 ) -> Iterator[Record | BadRecord]:
-    """Records of one span, in order. With `column`, formats that can read it alone leave out the other keys."""
-    reading = Reading(span, max_record_bytes, column)
+    """Records of one span, in order. With `column`, formats that can read it alone leave out the other keys;
+    `records_key` and `delimiter` are those of the recipe."""
+    reading = Reading(span, max_record_bytes, column, records_key, delimiter)
     records = _READERS[span.format](reading)
     try:
         first = next(records, None)

@@ -49,6 +49,7 @@ class PartResult:
     duplicates: int = 0
     too_short: int = 0
     too_long: int = 0
+    labelled_false: int = 0
     fallbacks: int = 0
     token_counts: TokenCounts = field(default_factory=dict)
 

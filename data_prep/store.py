@@ -82,6 +82,7 @@ class SourceCounts:
     duplicates: int = 0
     too_short: int = 0
     too_long: int = 0
+    labelled_false: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Manifest:
     `unigram_entropy_nats` is the entropy of the whole corpus' token frequencies (both splits);
     `validation_unigram_cross_entropy_nats` scores the validation tokens under the add-one smoothed frequencies of the
     training tokens: the loss of the best model that ignores context. Null where a split is empty.
-    Records in = documents + bad_records + duplicates + too_short + too_long + what is beyond a source's limits.
+    Records in = documents + bad_records + duplicates + too_short + too_long + labelled_false (answers that their own
+    label calls bad) + what is beyond a source's limits.
     `fallbacks` documents could not be encoded by gigatoken and were by tokenizers; the content of `also_in_validation`
     of those of train is in validation, too.
     """
@@ -113,6 +115,7 @@ class Manifest:
     duplicates: int = 0
     too_short: int = 0
     too_long: int = 0
+    labelled_false: int = 0
     fallbacks: int = 0
     also_in_validation: int = 0
 
@@ -123,7 +126,7 @@ class Manifest:
     @property
     def num_records(self) -> int:
         """All that were read: stored or left out."""
-        return self.num_documents + self.bad_records + self.duplicates + self.too_short + self.too_long
+        return self.num_documents + sum(count_left_out(self).values())
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Manifest":
@@ -145,6 +148,7 @@ def count_left_out(counts: Manifest | SourceCounts) -> dict[str, int]:
         "duplicates": counts.duplicates,
         "too short": counts.too_short,
         "too long": counts.too_long,
+        "labelled false": counts.labelled_false,
     }
 
 

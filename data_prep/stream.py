@@ -201,6 +201,8 @@ def _take_texts(part: Part, shape: Shape, max_bytes: float) -> Iterator[str]:
         if isinstance(found, BadRecord):
             continue
         text = text_of(found[1])
+        if not text:
+            continue
         yield text
         count += 1
         max_bytes -= len(text.encode())

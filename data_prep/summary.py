@@ -31,6 +31,7 @@ logger = logging.getLogger("redline.data")
 
 BAD_RECORDS = "bad_records.jsonl"
 SHOWN_BAD_RECORDS = 3
+LEFT_OUT = ("duplicates", "too_short", "too_long", "labelled_false")
 
 
 def write_manifest(
@@ -140,7 +141,7 @@ def _count_source(results: list[PartResult], data: DataSection, spec: BuildSpec,
 
 
 def _sum_left_out(results: list[PartResult]) -> dict[str, int]:
-    sums = {name: sum(getattr(result, name) for result in results) for name in ("duplicates", "too_short", "too_long")}
+    sums = {name: sum(getattr(result, name) for result in results) for name in LEFT_OUT}
     return {"bad_records": sum(result.num_bad_records for result in results), **sums}
 
 

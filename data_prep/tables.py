@@ -2,6 +2,8 @@
 
 Parquet is read a page at a time and Arrow by memory map, both turned into Python objects some MB at a time; where only
 one column of texts is wanted, the others are not read.
+Where rows hold objects (structs), each has the keys of all rows, null where a row has none: a null key of an object is
+an absent one, at any depth. Maps are objects; binary columns that hold UTF-8 are texts.
 A Parquet row is named by the byte at which its row group begins and its number in the file. Of a row group that cannot
 be decoded each row is a bad record, so that counts stay exact, and reading goes on with the next.
 """
@@ -30,7 +32,7 @@ from data_prep.files import (
 ROWS_AT_A_TIME = 1024
 BYTES_AT_A_TIME = 8 * 2**20
 ARROW_FILE_MAGIC = b"ARROW1"
-CONVERSION_ERRORS = (ValueError, OverflowError, pa.ArrowException)
+CONVERSION_ERRORS = (ValueError, KeyError, OverflowError, pa.ArrowException)
 # Of these faults in the footer Arrow makes an exception when it reads, but ends the process when it is asked for them.
 ABORTING_FAULTS = ("histogram", "ColumnMetaData", "data bytes")
 
@@ -48,7 +50,7 @@ def read_parquet(reading: Reading) -> Iterator[Record | BadRecord]:
         rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         if min(rows, default=0) < 0 or sum(rows) != file.metadata.num_rows:
             raise pa.ArrowInvalid("the footer contradicts itself on the number of rows")
-        columns = [reading.column] if reading.column and reading.column in file.schema_arrow.names else None
+        columns = find_columns(file.schema_arrow.names, reading.column)
         end = file.num_row_groups if span.end is None else span.end
         reading.number = sum(rows[: span.start])
         for group in range(span.start, end):
@@ -78,8 +80,9 @@ def _read_row_group(
 
 def _name_rows(file: pq.ParquetFile, group: int, columns: list[str] | None) -> str:
     """The byte at which a row group, or the column of it that is read, begins. Only once Arrow took its description."""
-    leaves = [file.schema.column(i).path.partition(".")[0] for i in range(len(file.schema))]
-    chunk = file.metadata.row_group(group).column(leaves.index(columns[0]) if columns else 0)
+    paths = [file.schema.column(i).path for i in range(len(file.schema))]
+    read = next((i for i, path in enumerate(paths) if columns and f"{path}.".startswith(f"{columns[0]}.")), 0)
+    chunk = file.metadata.row_group(group).column(read)
     return f"row group at byte {chunk.dictionary_page_offset or chunk.data_page_offset}, row"
 
 
@@ -97,8 +100,8 @@ def read_arrow(reading: Reading) -> Iterator[Record | BadRecord]:
             if index < span.start:
                 reading.number += batch.num_rows
                 continue
-            if reading.column in batch.schema.names:
-                batch = batch.select([reading.column])
+            if columns := find_columns(batch.schema.names, reading.column):
+                batch = batch.select(columns)
             size = max(1, batch.get_total_buffer_size())
             rows = min(ROWS_AT_A_TIME, max(1, BYTES_AT_A_TIME * batch.num_rows // size))
             for start in range(0, batch.num_rows, rows):
@@ -113,6 +116,44 @@ def open_arrow(raw: Any, compressed: bool = False) -> Iterator[pa.RecordBatch]:
     file = pa.ipc.open_file(raw)
     for index in range(file.num_record_batches):
         yield file.get_batch(index)
+
+
+def find_columns(names: list[str], key: str | None) -> list[str] | None:
+    """The column of a key, or the one in whose objects a dotted key leads on; None where all are to be read."""
+    if not key:
+        return None
+    if key in names:
+        return [key]
+    head = key.partition(".")[0]
+    return [head] if head in names else None
+
+
+def drop_nulls(value: Any) -> Any:
+    """The value without null keys of objects, at any depth. Nulls of lists stay: they have a place there."""
+    if isinstance(value, dict):
+        return {key: drop_nulls(item) for key, item in value.items() if item is not None}
+    return [drop_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def to_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Rows as dicts with all columns, the objects in them without null keys."""
+    rows = _decode_texts(batch).to_pylist(maps_as_pydicts="strict")
+    nested = [field.name for field in batch.schema if pa.types.is_nested(field.type)]
+    for row in rows if nested else ():
+        row.update({name: drop_nulls(row[name]) for name in nested})
+    return rows
+
+
+def _decode_texts(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with its binary columns as texts where they hold UTF-8."""
+    for index, field in enumerate(batch.schema):
+        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            try:
+                decoded = batch.column(index).cast(pa.large_string())
+            except pa.ArrowInvalid:
+                continue
+            batch = batch.set_column(index, field.name, decoded)
+    return batch
 
 
 def _read_batch(batch: pa.RecordBatch, reading: Reading) -> Iterator[Record | BadRecord]:
@@ -138,7 +179,7 @@ def _convert(batch: pa.RecordBatch, limit: int) -> list[dict[str, Any]] | None:
         if batch.num_columns == 1 and pa.types.is_string(batch.schema.field(0).type):
             name, texts = batch.schema.names[0], batch.column(0).to_numpy(zero_copy_only=False)
             return [{name: text} for text in texts.tolist()]
-        return batch.to_pylist()
+        return to_rows(batch)
     except CONVERSION_ERRORS:
         return None
 
@@ -148,7 +189,7 @@ def _convert_row(row: pa.RecordBatch, reading: Reading) -> Record | BadRecord:
         row.validate(full=True)
         if row.nbytes > reading.limit:
             return reading.refuse(reading.explain_size("a row", row.nbytes))
-        return Record(row.to_pylist()[0], reading.span.path, reading.unit, reading.number)
+        return Record(to_rows(row)[0], reading.span.path, reading.unit, reading.number)
     except CONVERSION_ERRORS as error:
         return reading.refuse(_explain_row(row, error))
 

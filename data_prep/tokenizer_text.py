@@ -37,7 +37,8 @@ def read_texts(parts: Sequence[Part], shapes: Sequence[Shape]) -> Iterator[str]:
             for found in parse_records(part.spans, shapes[part.source]):
                 if isinstance(found, BadRecord):
                     continue
-                yield text_of(found[1])
-                count += 1
+                if text := text_of(found[1]):
+                    yield text
+                    count += 1
                 if count == part.max_documents:
                     break

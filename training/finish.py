@@ -19,6 +19,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from data_prep.errors import UserError
 from data_prep.prepare import Prepared
 from data_prep.store import Store
+from data_prep.summary import LEFT_OUT
 from training.build import compute_dtype
 from training.config import LoadedConfig
 from training.data.batch import BATCH_INFO
@@ -211,7 +212,7 @@ def describe_data(prepared: Prepared, trainer: ProfiledTrainer) -> dict[str, Any
             "streamed": True,
             "unigram_entropy_nats": None,
             "bad_records": counts["bad_records"],
-            "left_out": {key: counts[key] for key in ("too_short", "too_long", "dropped")},
+            "left_out": {key: counts[key] for key in ("too_short", "too_long", "labelled_false", "dropped")},
             "packed": {key: counts[key] for key in ("split", "truncated", "silent")},
         }
     manifest = Store.open(prepared.store_dir).manifest
@@ -220,7 +221,7 @@ def describe_data(prepared: Prepared, trainer: ProfiledTrainer) -> dict[str, Any
         "streamed": False,
         "unigram_entropy_nats": manifest.unigram_entropy_nats,
         "bad_records": manifest.bad_records,
-        "left_out": {"duplicates": manifest.duplicates, "too_short": manifest.too_short, "too_long": manifest.too_long},
+        "left_out": {key: getattr(manifest, key) for key in LEFT_OUT},
     }
 
 

@@ -168,6 +168,8 @@ def check_csv(data: bytes, good: list[Record], bad: list[BadRecord], delimiter: 
     rows = [row for row in rows if row]
     if "\0" in text or len(data) > LIMIT or "\r" in text:  # a lone CR ends a line for StringIO
         return
+    if rows and not is_header(rows[0]):
+        return
     assert len(good) + len(bad) == max(1, len(rows) - 1)
     values = [dict(zip(rows[0], row, strict=True)) for row in rows[1:] if len(row) == len(rows[0])]
     assert [record.value for record in good] == values
@@ -185,13 +187,21 @@ def parse_csv(data: bytes, delimiter: str) -> tuple[list[tuple[int, Any]], list[
             refused.append(at + 1)
         elif header and row:
             good.append((at + 1, dict(zip(header, row, strict=True))))
-        if not header and row and len(set(row)) < len(row):  # a column under the name of another would be lost
+        if not header and row and not is_header(row):
             return [], [at + 1]
         header = header or row
         if not header and refused:
             break
         at = behind
     return good, refused
+
+
+def is_header(row: list[str]) -> bool:
+    """Not where a column would be lost under the name of another, or a first row of data as names of columns."""
+    if len(set(row)) < len(row):
+        return False
+    ends = (".", "?", "!", "。", "？", "！")
+    return not any(len(name) > 80 or name.count(" ") > 6 or name.rstrip().endswith(ends) for name in row)
 
 
 def parse_row(lines: list[bytes], at: int, delimiter: str) -> tuple[list[str] | None, int]:

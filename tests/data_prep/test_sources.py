@@ -178,7 +178,7 @@ def test_a_stream_that_breaks_leaves_nothing(online: list[dict], tmp_path: Path,
     monkeypatch.setattr("datasets.load_dataset", load)
     with pytest.raises(UserError, match=r"data\.sources\.0\.path: hf:some/set: the stream broke \(gone\): run again"):
         find("hf:some/set", max_documents=7)
-    assert not list((tmp_path / "cache" / "redline").iterdir())
+    assert not list((tmp_path / "cache" / "redline-2").iterdir())
 
 
 def test_a_local_dataset_with_a_limit_is_read_as_it_is(hub: Path, monkeypatch):

@@ -57,6 +57,8 @@ def find_shape(value: Any, kind: Kind, text_key: str | None, columns: Columns = 
     if not isinstance(value, dict):
         if kind not in ("auto", "text"):
             return Shape(kind, columns=columns)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            raise RecordError(f"a list of {len(value)} objects, where one record is expected: write one a line")
         raise RecordError(f"a record is a JSON {type(value).__name__}, not an object")
     named = find_named_kind(columns)
     if kind == "text" or text_key or (kind == "auto" and named == "text"):
@@ -108,6 +110,12 @@ def _find_text_key(value: dict[str, Any]) -> str:
     if key := _find_strong_text(value):
         return key
     texts = [key for key, item in value.items() if isinstance(item, str)]
+    inner = next(
+        (key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)), ""
+    )
+    if len(texts) == 1 and inner:
+        what = f"a text under {texts[0]!r}, but also objects under {inner!r}"
+        raise RecordError(f"{what}: set text_key: {texts[0]}, or for the records of a JSON file records_key: {inner}")
     if len(texts) == 1:
         return texts[0]
     raise RecordError(explain_unknown(value))

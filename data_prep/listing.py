@@ -7,12 +7,14 @@ said in one log line.
 import logging
 import os
 from collections.abc import Iterator
+from itertools import islice
 from typing import Literal
 
 import orjson
 
 from data_prep.errors import UserError
-from data_prep.files import COMPRESSIONS, READ_ERRORS, open_binary, show_path
+from data_prep.files import BOM, COMPRESSIONS, READ_ERRORS, open_binary, show_path
+from data_prep.messages import find_turn_keys
 from data_prep.options import FileFormat
 
 logger = logging.getLogger("redline.data")
@@ -32,6 +34,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".rst", ".tex", ".html", ".py", ".pyi", ".c", ".
                  ".go", ".java", ".js", ".ts", ".sh", ".sql", ".toml", ".yaml", ".yml")  # fmt: skip
 READ_SUFFIXES = {*RECORD_SUFFIXES, *TEXT_SUFFIXES}
 SHOWN = 3
+LOOKED_AT = 10  # lines of a JSON file
 BESIDE_RECORDS = "beside more bytes of records (format: text takes them alone)"
 BESIDE_TEXT = "beside more bytes of text (format: jsonl, csv, … takes them alone)"
 
@@ -111,15 +114,29 @@ def is_text(path: str) -> bool:
 
 
 def guess_format(path: str) -> GuessedFormat:
-    """By suffix; `.json` that holds one object a line is JSONL."""
+    """By suffix; `.json` that holds one record a line is JSONL, and `.jsonl` that is one array or indented is JSON."""
     found = RECORD_SUFFIXES.get(_plain_suffix(path), "text")
-    return "jsonl" if found == "json" and _holds_json_lines(path) else found
-
-
-def _holds_json_lines(path: str) -> bool:
+    if found not in ("json", "jsonl"):
+        return found
     try:
         with open_binary(path) as file:
-            first, second = file.readline(1 << 24), file.readline(1 << 24)
-        return first.lstrip()[:1] == b"{" and bool(second.strip()) and isinstance(orjson.loads(first), dict)
-    except (orjson.JSONDecodeError, *READ_ERRORS):
-        return False
+            lines = [line.strip() for line in islice(iter(lambda: file.readline(1 << 24), b""), LOOKED_AT)]
+    except READ_ERRORS:  # the reader reports it, with the place
+        return found
+    return _guess_json([line for line in lines if line][:2], found)
+
+
+def _guess_json(lines: list[bytes], found: GuessedFormat) -> GuessedFormat:
+    """By the first lines that are not blank."""
+    first = lines[0].removeprefix(BOM) if lines else b""
+    if first in (b"{", b"["):
+        return "json"
+    try:
+        value = orjson.loads(first)
+    except orjson.JSONDecodeError:
+        return "json" if first[:1] == b"[" else found
+    if len(lines) == 2:
+        return "jsonl" if isinstance(value, dict | list) else found
+    # One line alone: an array of records, unless it is the turns of one conversation.
+    is_turns = isinstance(value, list) and bool(value) and all(find_turn_keys(turn)[0] is not None for turn in value)
+    return "jsonl" if is_turns else "json" if isinstance(value, list) else found

@@ -158,7 +158,7 @@ class Pieces:
         if isinstance(answer, list):
             if not answer:
                 raise RecordError(f"{self.layout.keys['completion']!r} holds no answer")
-            answer = answer[0]
+            answer = answer[0]["text"] if isinstance(answer[0], dict) and "text" in answer[0] else answer[0]
         return check_text(answer, self.value, self.layout.keys["completion"])
 
     def _parse_history(self) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 Guarantees: what cannot be read becomes a `BadRecord` that names file, place and reason; it is never dropped in silence
 and never raises. Memory is bounded by the largest record up to `data.max_record_bytes`; a larger one is a bad record.
-How each format is read stands in `lines`, `json_array`, `csv_rows` and `tables`, and in `huggingface` for datasets by
+How each format is read stands in `lines`, `json_file`, `csv_rows` and `tables`, and in `huggingface` for datasets by
 name.
 """
 
@@ -22,7 +22,7 @@ from data_prep.files import (
     open_binary,
 )  # fmt: skip
 from data_prep.huggingface import read_streamed
-from data_prep.json_array import read_json
+from data_prep.json_file import read_json
 from data_prep.lines import read_corpus, read_jsonl, read_text, read_text_lines
 from data_prep.tables import read_arrow, read_parquet
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import json_array
+from data_prep import json_file
 from data_prep.files import BLOCK_BYTES, Reading
 from data_prep.lines import read_line_blocks
 from data_prep.parts import Part
@@ -274,7 +274,7 @@ def test_a_streamed_array_is_what_json_reads(tmp_path_factory, values_: list, in
     text = json.dumps(values_, indent=indent, ensure_ascii=ascii_)
     path.write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_array, "read_blocks", lambda file: iter(lambda: file.read(block), b""))
+        patch.setattr(json_file, "read_blocks", lambda file: iter(lambda: file.read(block), b""))
         found = read(path, "json")
     assert values(found) == values_
     lines = text.split("\n")

@@ -17,6 +17,7 @@ from data_prep.build import BuildSpec, build_part, estimate_seconds, name_parts
 from data_prep.executor import choose_executor
 from data_prep.options import DataSection
 from data_prep.parts import Part
+from data_prep.progress import progress
 from data_prep.results import FOLDER, PartResult, TokenCounts, find_results, save_result
 from data_prep.store import Manifest
 from data_prep.summary import write_manifest
@@ -37,16 +38,20 @@ def assemble_store(parts: Sequence[Part], spec: BuildSpec, data: DataSection, to
         remove_temporaries(spec.directory)
     times = Counter(part.fingerprint for part in parts)
     counts: TokenCounts = {}
-    results = find_results(spec.directory, parts, tokenizer.vocab_size, spec.skip_bad_records)
+    with progress("looking for finished parts"):
+        results = find_results(spec.directory, parts, tokenizer.vocab_size, spec.skip_bad_records)
     for name, result in results.items():
         _take_counts(result, times[name], counts)
     missing = _order({part.fingerprint: part for part in parts if part.fingerprint not in results}.values())
     execute = choose_executor(data, estimate_seconds(missing, spec))
     try:
-        for part, result in _save_all(missing, execute(partial(build_part, spec=spec), missing), spec.directory):
-            _take_counts(result, times[part.fingerprint], counts)
-            results[part.fingerprint] = result
-        return write_manifest(parts, results, counts, data, spec, tokenizer)
+        with progress("building the store", sum(part.size for part in missing), "B") as advance:
+            for part, result in _save_all(missing, execute(partial(build_part, spec=spec), missing), spec.directory):
+                _take_counts(result, times[part.fingerprint], counts)
+                results[part.fingerprint] = result
+                advance(part.size)
+        with progress("completing the store"):
+            return write_manifest(parts, results, counts, data, spec, tokenizer)
     except WriteError as error:
         raise WriteError(f"{error}; {_estimate_need(missing, results)}") from None
 

@@ -20,7 +20,8 @@ from data_prep.chunks import Chunk, Content, cut_file
 from data_prep.errors import UserError
 from data_prep.files import read_stamp, show_path
 from data_prep.fingerprint import name_of
-from data_prep.sources import Input
+from data_prep.progress import track
+from data_prep.sources import Input, SourceFile
 from data_prep.writing import WriteError, explain_write_errors, write_atomically
 
 logger = logging.getLogger("redline.data")
@@ -42,7 +43,7 @@ def find_contents(item: Input, store_dir: Path) -> tuple[Content, ...]:
     contents: list[Content] = []
     fresh = False
     try:
-        for file in item.files:
+        for file in track(item.files, "reading the sources", sum(file.size for file in item.files), "B", _size_of):
             stamp = [file.format, *(file.stamp or read_stamp(file.path))]
             entry = known.get(show_path(file.path))
             if entry is None or entry[0] != stamp:
@@ -60,6 +61,10 @@ def find_contents(item: Input, store_dir: Path) -> tuple[Content, ...]:
         if fresh:
             _save(sidecar, found)
     return tuple(contents)
+
+
+def _size_of(file: SourceFile) -> int:
+    return file.size
 
 
 def _restore(entry: Entry, size: int) -> Content:

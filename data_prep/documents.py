@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import orjson
 
 from data_prep.chat import CharSpan, ChatTemplate
-from data_prep.columns import Layout
+from data_prep.columns import Layout, find_unused
 from data_prep.delimiters import sniff_delimiter
 from data_prep.errors import UserError
 from data_prep.kinds import (
@@ -111,6 +111,14 @@ def _log_shape(item: Input, shape: Shape, record: Record) -> None:
     split = _describe_delimiter(item, record)
     what = f"kind {shape.kind}{key} ({how}){kept}{keys}{split}"
     logger.info("data.sources.%d: %s, %s, %s", item.index, item.section.path, files, what)
+
+
+def find_unused_keys(item: Input, shape: Shape) -> list[str]:
+    """Keys of a source's first good record that are in no use."""
+    for record in _first_records(item):
+        if isinstance(record, Record) and (layout := _find_used(record, shape)) is not None:
+            return find_unused(layout, record.value)
+    return []
 
 
 def _find_used(record: Record, shape: Shape) -> Layout | None:

@@ -37,6 +37,7 @@ from data_prep.executor import choose_executor
 from data_prep.fingerprint import hash_text, name_of
 from data_prep.options import DataSection, Deduplicate
 from data_prep.parts import Part
+from data_prep.progress import progress
 from data_prep.results import PartResult
 from data_prep.shingles import SIGNATURE_WORDS, sign_texts
 from data_prep.writing import write_atomically
@@ -58,11 +59,13 @@ def drop_duplicates(parts: Sequence[Part], spec: BuildSpec, data: DataSection) -
     paths = [folder / f"{_name(part, spec, data.deduplicate)}.bin" for part in parts]
     missing = [(part, path) for part, path in zip(parts, paths, strict=True) if not path.exists()]
     execute = choose_executor(data, estimate_seconds([part for part, _ in missing], spec))
-    for _ in execute(partial(_sign_part, spec=spec, method=data.deduplicate), missing):
-        pass
+    with progress("reading documents for duplicates", sum(part.size for part, _ in missing), "B") as advance:
+        for index, _ in execute(partial(_sign_part, spec=spec, method=data.deduplicate), missing):
+            advance(missing[index][0].size)
     width = 4 if data.deduplicate == "exact" else SIGNATURE_WORDS
     table = SignatureTable([_map(path, width) for path in paths])
-    found = find_equal(table) if data.deduplicate == "exact" else find_similar(table, data.minhash_similarity)
+    with progress("looking for duplicates"):
+        found = find_equal(table) if data.deduplicate == "exact" else find_similar(table, data.minhash_similarity)
     logger.info("duplicates (%s): %d of %d documents are left out", data.deduplicate, found.sum(), len(table))
     return [replace(part, dropped=tuple(np.flatnonzero(mine).tolist())) for part, mine in table.by_part(parts, found)]
 

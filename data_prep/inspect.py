@@ -2,7 +2,8 @@
 
     python -m data_prep.inspect STORE [--documents N] [--split train|validation] [--verify]
 
-Counts, what was left out and why, a histogram of lengths, decoded documents with the tokens that carry loss in green
+Counts, what was left out and why, a histogram of lengths, one record of each source with the place that it comes from
+and its keys that are not used, decoded documents with the tokens that carry loss in green
 and the others dimmed (without colour: between ⟦ and ⟧), the longest and the oddest documents, and bad records. Those
 shown are spread evenly over the split. Odd are those with the rarest words (the highest mean -ln p of their tokens, by
 the split's own frequencies) and those that repeat themselves most (the lowest ln(distinct tokens) / ln(tokens)), among
@@ -10,6 +11,7 @@ at most 20,000 spread evenly. `--verify` shows nothing, but holds every shard ag
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -22,7 +24,9 @@ from tokenizers import Tokenizer
 
 from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
+from data_prep.examples import BRACKETS, COLOURS, describe_example, find_pieces, load_examples, mark_loss
 from data_prep.fingerprint import hash_file
+from data_prep.progress import progress
 from data_prep.statistics import count_tokens, measure_oddness
 from data_prep.store import REJECTED_SPLITS, SPLITS, TOKENIZER, Manifest, Split, Store, count_left_out
 from data_prep.summary import read_bad_records
@@ -41,6 +45,7 @@ def main(argv: list[str], console: Console | None = None) -> int:
     parser.add_argument("--split", choices=[*SPLITS, *REJECTED_SPLITS], default="train")
     parser.add_argument("--verify", action="store_true", help="only hold every shard against the manifest's hashes")
     options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     console = console or Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     try:
         store = Store.open(options.store)
@@ -57,6 +62,9 @@ def inspect(store: Store, split: Split, num_documents: int, console: Console) ->
     console.print(show_counts(store.manifest))
     console.print(Panel(show_histogram(table.lengths), title=f"{split}: tokens per document", expand=False))
     tokenizer = _load_tokenizer(store.path / TOKENIZER)
+    marks = COLOURS if _has_colour(console) else BRACKETS
+    for example in load_examples(store.path):
+        console.print(Text.from_ansi(describe_example(example, marks)))
     for index in np.linspace(0, len(table) - 1, min(num_documents, len(table))).astype(int).tolist():
         _print_document(console, table, index, tokenizer, "document")
     for index in np.argsort(table.lengths, kind="stable")[::-1][:num_documents].tolist():
@@ -68,7 +76,12 @@ def inspect(store: Store, split: Split, num_documents: int, console: Console) ->
 def verify(store: Store, console: Console) -> None:
     """Read all shards. Raises UserError naming those whose content is not what was written."""
     shards = {shard.name: shard for shard in store.manifest.shards}
-    damaged = [name for name, shard in shards.items() if hash_file(store.path / name) != shard.hash]
+    damaged: list[str] = []
+    with progress("verifying shards", sum(shard.file_bytes for shard in shards.values()), "B") as advance:
+        for name, shard in shards.items():
+            if hash_file(store.path / name) != shard.hash:
+                damaged.append(name)
+            advance(shard.file_bytes)
     if damaged:
         raise UserError(
             f"{store.path}: the content of {len(damaged)} of {len(shards)} shards is not what was written "
@@ -137,29 +150,31 @@ def _load_tokenizer(path: Path) -> Tokenizer:
 
 def show_document(ids: np.ndarray, loss_runs: np.ndarray | None, tokenizer: Tokenizer, colour: bool = True) -> Text:
     """Decoded tokens, those with loss in green or between marks; the middle of a long document is left out."""
-    has_loss = np.ones(len(ids), bool) if loss_runs is None else np.zeros(len(ids), bool)
-    for start, end in [] if loss_runs is None else loss_runs.reshape(-1, 2).tolist():
-        has_loss[start:end] = True
+    has_loss = mark_loss(len(ids), loss_runs)
     text = Text()
     half = SHOWN_TOKENS // 2
     ranges = [(0, len(ids))] if len(ids) <= SHOWN_TOKENS else [(0, half), (len(ids) - half, len(ids))]
     for number, (begin, end) in enumerate(ranges):
         if number:
             text.append(f"\n… {len(ids) - SHOWN_TOKENS:,} tokens …\n", "yellow")
-        edges = [begin, *(np.flatnonzero(np.diff(has_loss[begin:end])) + begin + 1).tolist(), end]
-        for start, stop in zip(edges, edges[1:], strict=False):
-            decoded = tokenizer.decode(ids[start:stop].tolist(), skip_special_tokens=False)
-            if has_loss[start] and not colour:
+        for start, stop in find_pieces(has_loss[begin:end]):
+            decoded = tokenizer.decode(ids[begin + start : begin + stop].tolist(), skip_special_tokens=False)
+            if has_loss[begin + start] and not colour:
                 decoded = f"⟦{decoded}⟧"
-            text.append(decoded, "green" if has_loss[start] else "dim")
+            text.append(decoded, "green" if has_loss[begin + start] else "dim")
     return text
 
 
 def _print_document(console: Console, table: DocumentTable, index: int, tokenizer: Tokenizer, what: str) -> None:
     ids = table.ids(index)
     title = f"{what} {index}, source {table.sources[index]}, {len(ids):,} tokens"
-    colour = console.color_system is not None and not console.no_color  # of a terminal, and NO_COLOR is not set
-    console.print(Panel(show_document(ids, table.loss_runs(index), tokenizer, colour), title=title))
+    shown = show_document(ids, table.loss_runs(index), tokenizer, _has_colour(console))
+    console.print(Panel(shown, title=title))
+
+
+def _has_colour(console: Console) -> bool:
+    """Of a terminal, where NO_COLOR is not set."""
+    return console.color_system is not None and not console.no_color
 
 
 def _print_bad_records(console: Console, store: Store, shown: int) -> None:

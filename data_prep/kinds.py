@@ -110,12 +110,11 @@ def _find_text_key(value: dict[str, Any]) -> str:
     if key := _find_strong_text(value):
         return key
     texts = [key for key, item in value.items() if isinstance(item, str)]
-    inner = next(
-        (key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)), ""
-    )
+    inner = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)]
     if len(texts) == 1 and inner:
-        what = f"a text under {texts[0]!r}, but also objects under {inner!r}"
-        raise RecordError(f"{what}: set text_key: {texts[0]}, or for the records of a JSON file records_key: {inner}")
+        what = f"a text under {texts[0]!r}, but also objects under {inner[0]!r}"
+        how = f"set text_key: {texts[0]}, or for the records of a JSON file records_key: {inner[0]}"
+        raise RecordError(f"{what}: {how}")
     if len(texts) == 1:
         return texts[0]
     raise RecordError(explain_unknown(value))

@@ -120,16 +120,17 @@ def guess_format(path: str) -> GuessedFormat:
         return found
     try:
         with open_binary(path) as file:
-            lines = [line.strip() for line in islice(iter(lambda: file.readline(1 << 24), b""), LOOKED_AT)]
+            lines = islice(iter(lambda: file.readline(1 << 24), b""), LOOKED_AT)
+            first = list(islice((stripped for line in lines if (stripped := line.strip())), 2))
     except READ_ERRORS:  # the reader reports it, with the place
         return found
-    return _guess_json([line for line in lines if line][:2], found)
+    return _guess_json(first, found)
 
 
 def _guess_json(lines: list[bytes], found: GuessedFormat) -> GuessedFormat:
     """By the first lines that are not blank."""
     first = lines[0].removeprefix(BOM) if lines else b""
-    if first in (b"{", b"["):
+    if (first == b"{" and lines[1:] and lines[1][:1] == b'"') or first == b"[":  # indented
         return "json"
     try:
         value = orjson.loads(first)

@@ -28,10 +28,12 @@ from data_prep.duplicates import drop_duplicates, remove_signatures
 from data_prep.encoder_choice import choose_encoder, sample_documents
 from data_prep.encoding import EncoderName
 from data_prep.errors import UserError
+from data_prep.examples import find_examples, load_examples, log_examples, save_examples
 from data_prep.fingerprint import describe_contents, fingerprint_store, fingerprint_trained_tokenizer
 from data_prep.kinds import Shape
 from data_prep.options import DataSection, SourceSection, TokenizerSection
 from data_prep.parts import Part, plan_parts
+from data_prep.progress import progress
 from data_prep.recipe import DATA_SECTIONS, load_data_recipe
 from data_prep.recipe.sections import describe_sections
 from data_prep.records import BadRecord
@@ -42,7 +44,7 @@ from data_prep.summary import check_bad_share, log_store
 from data_prep.template_choice import choose_template, read_template
 from data_prep.tokenizer import LoadedTokenizer, find_tokenizer, fingerprint_tokenizer, load_tokenizer, train_tokenizer
 from data_prep.tokenizer_text import READ_TIMES, choose_parts, read_texts
-from data_prep.writing import exclusive
+from data_prep.writing import exclusive, explain_write_errors
 
 logger = logging.getLogger("redline.data")
 
@@ -109,6 +111,7 @@ def _prepare_stream(data: DataSection, options: TokenizerSection) -> Prepared:
     units = plan_units(plan.inputs)
     parts = [share.part for unit in units for share in unit]
     spec = _describe_build(data, plan, parts, root, tokenizer, fingerprint_tokenizer(directory), template)
+    log_examples(find_examples(plan.inputs, plan.shapes, tokenizer, template, data.train_on))
     stream = plan_stream(plan.inputs, data, spec)
     size = sum(file.size for item in plan.inputs for file in item.files)
     logger.info("stream: %.1f MB of files in %d units, read while training; no store", size / 1e6, len(stream.units))
@@ -146,6 +149,7 @@ def _prepare_store(data: DataSection, plan: _Plan, tokenizer_dir: Path) -> tuple
         if manifest is not None:
             check_bad_share(manifest.bad_records, manifest.num_records, data.max_bad_share, directory)
             log_store(f"store: cached at {directory}", manifest)
+            log_examples(load_examples(directory))
             return directory, True
         started = time.perf_counter()
         manifest = _build_store(data, plan, directory, load_tokenizer(tokenizer_dir), tokenizer_name)
@@ -176,6 +180,11 @@ def _build_store(
     template = choose_template(data.chat_template, tokenizer, plan.shapes)
     parts = plan_parts(plan.inputs, plan.files)
     spec = _describe_build(data, plan, parts, directory, tokenizer, tokenizer_name, template)
+    examples = find_examples(plan.inputs, plan.shapes, tokenizer, template, data.train_on)
+    log_examples(examples)
+    with explain_write_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    save_examples(directory, examples)
     manifest = assemble_store(drop_duplicates(parts, spec, data), spec, data, tokenizer)
     remove_signatures(spec)
     return manifest
@@ -214,7 +223,8 @@ def _choose_encoder(
     def read(part: Part) -> Iterator[Document | BadRecord | LeftOut]:
         return read_documents(part.spans, plan.shapes[part.source], chat, data.train_on)
 
-    return choose_encoder(tokenizer, list(sample_documents(parts, read)))
+    with progress("choosing the encoder"):
+        return choose_encoder(tokenizer, list(sample_documents(parts, read)))
 
 
 USAGE = """\

@@ -22,6 +22,7 @@ from data_prep.chat import CHATML
 from data_prep.errors import UserError
 from data_prep.fingerprint import hash_file, name_of
 from data_prep.options import TokenizerSection
+from data_prep.progress import progress
 
 logger = logging.getLogger("redline.data")
 
@@ -173,11 +174,12 @@ class TextSample:
         self._limit = 2**64  # the smallest rank that did not fit: nothing from there on is taken
         self.bytes = 0
 
-    def add(self, text: str) -> None:
+    def add(self, text: str) -> int:
+        """Its size in bytes."""
         data = text.encode()
         rank = xxhash.xxh3_64_intdigest(data, seed=self._seed)
         if rank in self._seen or rank >= self._limit:
-            return
+            return len(data)
         self._seen.add(rank)
         heapq.heappush(self._heap, (-rank, text, len(data)))
         self.bytes += len(data)
@@ -186,6 +188,7 @@ class TextSample:
             self._limit = -negative
             self._seen.discard(self._limit)
             self.bytes -= size
+        return len(data)
 
     def texts(self) -> list[str]:
         return [text for _, text, _ in sorted(self._heap, reverse=True)]
@@ -195,8 +198,9 @@ def train_tokenizer(texts: Iterable[str], options: TokenizerSection, directory: 
     """Train on a sample of `texts` and save to `directory`, which appears whole or not at all. Raises UserError."""
     started = time.perf_counter()
     sample = TextSample(options.sample_bytes, options.seed)
-    for text in texts:
-        sample.add(text)
+    with progress("reading text for the tokenizer", unit="B") as advance:
+        for text in texts:
+            advance(sample.add(text))
     if not sample.bytes:
         raise UserError("tokenizer: data.sources hold no text to train on")
     backend = Tokenizer(models.BPE())
@@ -207,7 +211,8 @@ def train_tokenizer(texts: Iterable[str], options: TokenizerSection, directory: 
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(sample.texts(), trainer)
+    with progress(f"training the tokenizer on {sample.bytes / 1e6:.1f} MB of text"):
+        backend.train_from_iterator(sample.texts(), trainer)
     eos, pad = options.special_tokens[0], options.special_tokens[min(1, len(options.special_tokens) - 1)]
     _save(backend, {"eos_token": eos, "pad_token": pad, "chat_template": CHATML}, directory)
     seconds = time.perf_counter() - started

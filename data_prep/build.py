@@ -16,19 +16,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_prep.arrow import to_arrow, to_lists, view
-from data_prep.chat import ChatTemplate
 from data_prep.documents import Document, LeftOut, read_documents
+from data_prep.dropped import shorten
 from data_prep.encoding import EncodedBatch, Encoder, EncoderName
 from data_prep.errors import UserError
 from data_prep.files import refuse_changes
 from data_prep.fingerprint import STORE_FORMAT, hash_text, name_of
 from data_prep.kinds import Shape
-from data_prep.options import SplitChoice, TrainOn
+from data_prep.noticed import SPELLED
+from data_prep.options import OnDropped, SpecialInText, SplitChoice, TrainOn
 from data_prep.parts import Part
 from data_prep.records import BadRecord
 from data_prep.results import PartResult
 from data_prep.statistics import count_ids
 from data_prep.store import REJECTED, REJECTED_SPLITS, SCHEMA, SPLITS, Split
+from data_prep.template_choice import build_template
 from data_prep.tokenizer import load_tokenizer
 from data_prep.writing import ShardWriter
 
@@ -56,6 +58,8 @@ class BuildSpec:
     splits: tuple[SplitChoice, ...]
     min_document_tokens: int | None = None
     max_document_tokens: int | None = None
+    on_dropped_content: OnDropped = "refuse"
+    special_tokens_in_text: SpecialInText = "text"
 
 
 def estimate_seconds(parts: Sequence[Part], spec: BuildSpec) -> float:
@@ -95,7 +99,7 @@ def build_part(part: Part, spec: BuildSpec) -> PartResult:
     """Write the shards of a part. Raises UserError at the first bad record unless those are to be skipped, and when the
     tokenizer gives ids that no vocabulary has; WriteError."""
     result = PartResult(part.index, part.source)
-    vocab_size = _load_encoder(spec.tokenizer_dir, spec.tokenizer_fingerprint, spec.encoder).tokenizer.vocab_size
+    vocab_size = _find_encoder(spec).tokenizer.vocab_size
     with ExitStack() as stack:
         splits: tuple[Split, ...] = (*SPLITS, *REJECTED_SPLITS)
         writers: dict[Split, ShardWriter] = {
@@ -134,7 +138,7 @@ class EncodedDocuments:
 def encode_part(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[EncodedDocuments]:
     """The documents of a part, a batch at a time, those of a split together; `result` gets what is left out. Raises
     UserError as `build_part`."""
-    encoder = _load_encoder(spec.tokenizer_dir, spec.tokenizer_fingerprint, spec.encoder)
+    encoder = _find_encoder(spec)
     dropped = np.array(part.dropped, np.int64)
     number = 0
     for batch in read_batches(part, spec, result):
@@ -146,6 +150,7 @@ def encode_part(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[Enc
             continue
         encoded = encoder.encode_documents(documents)
         result.fallbacks += encoded.fallbacks
+        _notice(documents, encoded, spec, result)
         _leave_out(documents, encoded, splits, spec, result)
         sizes = np.array([_count_bytes(document) for document in documents], np.int64)
         chosen = EncodedDocuments(build_record_batch(encoded, part.source, hashes), splits, sizes)
@@ -157,8 +162,8 @@ def encode_part(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[Enc
 def read_batches(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[list[Document]]:
     """The good documents of a part within its limits, some at a time; `result` gets the bad records. Raises UserError
     as `build_part`, and at the end when a file changed since its content was named."""
-    encoder = _load_encoder(spec.tokenizer_dir, spec.tokenizer_fingerprint, spec.encoder)
-    template = ChatTemplate(spec.template, encoder.tokenizer.special_tokens)
+    encoder = _find_encoder(spec)
+    template = build_template(spec.template, encoder.tokenizer, spec.on_dropped_content, spec.special_tokens_in_text)
     documents = read_documents(part.spans, spec.shapes[part.source], template, spec.train_on)
     batches = _batched(_take_good(documents, part.max_documents, result, spec.skip_bad_records))
     with refuse_changes(part.spans):
@@ -180,20 +185,36 @@ def _leave_out(
     documents: list[Document], encoded: EncodedBatch, splits: NDArray[np.str_], spec: BuildSpec, result: PartResult
 ) -> None:
     """Take those without loss or of a wrong length out of their splits, and count them."""
-    for index, runs in enumerate(encoded.loss_runs):
-        if runs is not None and not len(runs):
-            origin = documents[index].origin
-            reason = "no token carries loss"
-            refuse(
-                BadRecord(origin.path, origin.unit, origin.number, reason), result.bad_records, spec.skip_bad_records
-            )
-            splits[index] = ""
+    reasons = {
+        i: "no token carries loss" for i, runs in enumerate(encoded.loss_runs) if runs is not None and not len(runs)
+    }
+    if spec.special_tokens_in_text == "refuse":
+        reasons |= {
+            i: f"the special token {token!r} is spelled in it (data.special_tokens_in_text: refuse)"
+            for i, token in encoded.spelled.items()
+        }
+    for index, reason in sorted(reasons.items()):
+        refuse(_place(documents[index], reason), result.bad_records, spec.skip_bad_records)
+        splits[index] = ""
     lengths = np.diff(encoded.offsets)
     is_short = (splits != "") & (lengths < (spec.min_document_tokens or 0))
     is_long = (splits != "") & (lengths > (spec.max_document_tokens or np.inf))
     result.too_short += int(is_short.sum())
     result.too_long += int(is_long.sum())
     splits[is_short | is_long] = ""
+
+
+def _place(document: Document, reason: str) -> BadRecord:
+    return BadRecord(document.origin.path, document.origin.unit, document.origin.number, reason)
+
+
+def _notice(documents: list[Document], encoded: EncodedBatch, spec: BuildSpec, result: PartResult) -> None:
+    """Count what was left out of documents, and special tokens in them, by kind, and keep the first place of each."""
+    for index, document in enumerate(documents):
+        for kind, text in document.dropped.items():
+            result.noticed.add(kind, _place(document, shorten(text)))
+        if index in encoded.spelled and spec.special_tokens_in_text == "text":
+            result.noticed.add(SPELLED, _place(document, encoded.spelled[index]))
 
 
 def _count_bytes(document: Document) -> int:
@@ -208,10 +229,15 @@ def _encode_rejected(rejected: list[Document], chosen: EncodedDocuments, encoder
     return EncodedDocuments(table, np.char.add(chosen.splits, REJECTED), sizes)
 
 
+def _find_encoder(spec: BuildSpec) -> Encoder:
+    in_text = spec.special_tokens_in_text
+    return _load_encoder(spec.tokenizer_dir, spec.tokenizer_fingerprint, spec.encoder, in_text)
+
+
 @lru_cache(maxsize=1)
-def _load_encoder(directory: Path, fingerprint: str, name: EncoderName) -> Encoder:
+def _load_encoder(directory: Path, fingerprint: str, name: EncoderName, in_text: SpecialInText) -> Encoder:
     """Loaded once a process; `fingerprint` makes it anew when the files have changed."""
-    return Encoder(load_tokenizer(directory), name)
+    return Encoder(load_tokenizer(directory), name, in_text)
 
 
 def _take_good(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import orjson
 
-from data_prep.chat import CharSpan, ChatTemplate
+from data_prep.chat import ChatTemplate
 from data_prep.columns import Layout, find_unused
 from data_prep.delimiters import sniff_delimiter
 from data_prep.errors import UserError
@@ -27,6 +27,7 @@ from data_prep.kinds import (
 )  # fmt: skip
 from data_prep.options import TrainOn
 from data_prep.records import BadRecord, Record, Span, read_records
+from data_prep.rendering import CharSpan
 from data_prep.sources import Input
 
 logger = logging.getLogger("redline.data")
@@ -39,7 +40,8 @@ class Document:
     """A text and the character ranges that carry loss (None: all). `key` is what its content hash is taken of.
 
     A chat is whole as its template wrote it; a text still gets its end-of-document token. Of a preference pair this is
-    the chosen conversation, and `rejected` the other one, under the same key: the pair stays in one split.
+    the chosen conversation, and `rejected` the other one, under the same key: the pair stays in one split. `dropped`
+    is what its template left out of it, an example by kind; `spelled` are special tokens that a chat itself spells.
     """
 
     text: str
@@ -49,6 +51,7 @@ class Document:
     loss: list[CharSpan] | None = None
     rejected: "Document | None" = None
     dropped: dict[str, str] = field(default_factory=dict)
+    spelled: list[CharSpan] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,16 +187,18 @@ def _render(content: Conversation | Preference, record: Record, template: ChatTe
         document = _render(content.chosen, record, template, train_on)
         document.rejected = _render(content.rejected, record, template, train_on)
         document.rejected.key = document.key
+        document.dropped = {**document.rejected.dropped, **document.dropped}
         return document
     # The hash is of what was said, so a document keeps its split when the template changes.
     try:
         key = orjson.dumps([content.messages, content.tools], option=orjson.OPT_SORT_KEYS)
     except TypeError as error:  # bytes in a column, objects nested deeper than JSON writers go
         raise RecordError(f"a message or tool that JSON cannot hold ({error})") from None
-    text, loss = template.render(content, train_on)
-    if loss is not None and not any(start < end for start, end in loss):
+    rendered = template.render(content, train_on)
+    if rendered.loss is not None and not any(start < end for start, end in rendered.loss):
         raise RecordError("no turn carries loss")
-    return Document(text, key, record, is_chat=True, loss=loss)
+    chat = {"is_chat": True, "loss": rendered.loss, "dropped": rendered.dropped, "spelled": rendered.spelled}
+    return Document(rendered.text, key, record, **chat)
 
 
 def _refuse(record: Record, error: RecordError) -> BadRecord:

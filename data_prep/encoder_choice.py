@@ -11,12 +11,14 @@ pre-tokenizer that splits off digits without a regular expression (`Digits`, as 
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
 from data_prep.documents import Document, LeftOut
 from data_prep.encoding import EncodedBatch, Encoder, EncoderName, is_panic, one_line
+from data_prep.options import SpecialInText
 from data_prep.parts import Part
 from data_prep.records import BadRecord, Record
 from data_prep.tokenizer import LoadedTokenizer
@@ -67,19 +69,24 @@ def _cut(document: Document, size: int) -> Document:
     if len(document.text) <= size:
         return document
     loss = None if document.loss is None else [(a, min(b, size)) for a, b in document.loss if a < size]
-    return Document(document.text[:size], document.key, document.origin, document.is_chat, loss)
+    spelled = [(a, b) for a, b in document.spelled if b <= size]
+    return replace(document, text=document.text[:size], loss=loss, rejected=None, spelled=spelled)
 
 
-def choose_encoder(tokenizer: LoadedTokenizer, sample: Sequence[Document]) -> EncoderName:
+def choose_encoder(
+    tokenizer: LoadedTokenizer, sample: Sequence[Document], in_text: SpecialInText = "text"
+) -> EncoderName:
     """gigatoken when it gives the ids and masks of HF tokenizers on every document of the sample and every hard text,
     else `tokenizers`; logged."""
     special = [*tokenizer.special_tokens.values()]
     texts = [*PROBES, "a ".join([*special, " ", *special]), "".join(special)]
-    checked = [*sample, *(Document(text, b"", Record(None, "probe", "text", i)) for i, text in enumerate(texts))]
+    # Probes as chats: their special tokens are to be tokens.
+    probes = [Document(text, b"", Record(None, "probe", "text", i), is_chat=True) for i, text in enumerate(texts)]
+    checked = [*sample, *probes]
     what = f"{len(sample)} documents, {sum(len(document.text.encode()) for document in sample) // 1000} kB"
-    exact = Encoder(tokenizer, "tokenizers").encode_documents(checked)
+    exact = Encoder(tokenizer, "tokenizers", in_text).encode_documents(checked)
     try:
-        fast = Encoder(tokenizer, "gigatoken").encode_documents(checked)
+        fast = Encoder(tokenizer, "gigatoken", in_text).encode_documents(checked)
     except BaseException as error:  # whatever it cannot load, HF can
         if not isinstance(error, Exception) and not is_panic(error):
             raise

@@ -7,40 +7,41 @@ The loss mask needs to know where each token stands in the text. gigatoken does 
 byte-level tokenizer are pieces of the text itself: where the decoded tokens are the text, byte for byte, the running
 sum of their sizes is their place. That is checked for each batch. A document for which it does not hold (a normalizer
 changed it), or that has a byte for which the vocabulary has no token, goes through HF tokenizers alone, and is counted.
+So does one whose words spell a special token (`literal_encoding`), with either library.
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import gigatoken
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from data_prep.chat import CharSpan
 from data_prep.documents import Document
+from data_prep.literal_encoding import LiteralEncoder
+from data_prep.loss_runs import CharSpan, Ids, Offsets, find_loss_runs
+from data_prep.options import SpecialInText
 from data_prep.tokenizer import LoadedTokenizer, byte_symbols
 
 logger = logging.getLogger("redline.data")
 
 EncoderName = Literal["gigatoken", "tokenizers"]
-Ids = NDArray[np.int32]
-Offsets = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class EncodedBatch:
     """Documents as one array: document i is `ids[offsets[i]:offsets[i + 1]]`; `loss_runs[i]` holds flattened
     [start, end) token ranges within it, None where every token carries loss. `fallbacks` counts the documents that
-    gigatoken could not do."""
+    gigatoken could not do; `spelled` holds, by document, the first special token that its own words spell."""
 
     ids: Ids
     offsets: Offsets
     loss_runs: list[Ids | None]
     fallbacks: int = 0
+    spelled: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, count: int) -> "EncodedBatch":
@@ -49,21 +50,24 @@ class EncodedBatch:
 
 
 class Encoder:
-    """Encodes batches of documents with one of the two libraries."""
+    """Encodes batches of documents with one of the two libraries. `in_text` says what becomes of special tokens that
+    their words spell (data.special_tokens_in_text); those of a chat template are always tokens."""
 
-    def __init__(self, tokenizer: LoadedTokenizer, name: EncoderName):
+    def __init__(self, tokenizer: LoadedTokenizer, name: EncoderName, in_text: SpecialInText = "text"):
         self.tokenizer = tokenizer
         self.name = name
+        self._literal = LiteralEncoder(tokenizer) if in_text != "token" else None
         self._giga = _Gigatoken(tokenizer.backend, tokenizer.vocab_size) if name == "gigatoken" else None
 
     def encode_documents(self, documents: Sequence[Document]) -> EncodedBatch:
         """Whole documents, texts or chats. Texts get the end-of-document token, and a leading one where the tokenizer
-        itself puts one. Special tokens that stand in a text count as such."""
+        itself puts one."""
         if self._giga is None:
             batch, left = EncodedBatch.empty(len(documents)), list(range(len(documents)))
         else:
             batch, left = self._giga.encode(documents)
         batch = self._encode_exactly(documents, left, batch) if left else batch
+        batch = self._encode_literally(documents, batch)
         return batch if all(document.is_chat for document in documents) else self._add_ends(batch, documents)
 
     def _encode_exactly(self, documents: Sequence[Document], chosen: list[int], batch: EncodedBatch) -> EncodedBatch:
@@ -76,6 +80,20 @@ class Encoder:
             runs[i] = None if loss is None else find_loss_runs(encoding.offsets, loss)
         ids = {i: np.array(encoding.ids, np.int32) for i, encoding in encodings.items()}
         return EncodedBatch(*_replace(batch.ids, batch.offsets, ids), runs, len(chosen))
+
+    def _encode_literally(self, documents: Sequence[Document], batch: EncodedBatch) -> EncodedBatch:
+        """The batch with the documents whose words spell special tokens encoded as text there."""
+        if self._literal is None:
+            return batch
+        spelled = self._literal.find(documents, batch.ids, batch.offsets)
+        if not spelled:
+            return batch
+        runs, ids = list(batch.loss_runs), {}
+        for i in spelled:
+            ids[i], places = self._literal.encode(documents[i])
+            loss = documents[i].loss
+            runs[i] = None if loss is None else find_loss_runs(places, loss)
+        return replace(EncodedBatch(*_replace(batch.ids, batch.offsets, ids), runs, batch.fallbacks), spelled=spelled)
 
     def _encode_hf(self, texts: list[str]) -> list[Any]:
         return self.tokenizer.backend.encode_batch(texts, add_special_tokens=False)
@@ -184,24 +202,6 @@ def _find_runs_by_bytes(places: Offsets, text: str, loss: Sequence[CharSpan]) ->
     byte_of = dict(zip(edges, np.cumsum(sizes).tolist(), strict=True))
     offsets = np.stack([places[:-1], places[1:]], axis=1)
     return find_loss_runs(offsets, [(byte_of[a], byte_of[b]) for a, b in loss])
-
-
-def find_loss_runs(token_offsets: Sequence[CharSpan] | Offsets, loss: Sequence[CharSpan]) -> Ids:
-    """Flattened [start, end) ranges of the tokens, (tokens, 2), that share a character with a loss span.
-
-    A token across a span's edge carries loss: the model has to write it to write the turn's first character.
-    """
-    offsets, spans = np.asarray(token_offsets, np.int64).reshape(-1, 2), np.array(loss, np.int64).reshape(-1, 2)
-    # Offsets never decrease, so the tokens of a span are one range.
-    firsts = np.searchsorted(offsets[:, 1], spans[:, 0], side="right").tolist()
-    lasts = np.searchsorted(offsets[:, 0], spans[:, 1], side="left").tolist()
-    runs: list[int] = []
-    for first, last in zip(firsts, lasts, strict=True):
-        if runs and first <= runs[-1]:
-            runs[-1] = max(runs[-1], last)
-        elif first < last:
-            runs += [first, last]
-    return np.array(runs, np.int32)
 
 
 def is_panic(error: BaseException) -> bool:

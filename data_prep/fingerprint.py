@@ -18,7 +18,7 @@ from data_prep.sources import Input
 STORE_FORMAT = 3
 TOKENIZER_FORMAT = 3
 NAMED_OPTIONS = {
-    "validation_share", "train_on", "on_bad_record",
+    "validation_share", "train_on", "on_bad_record", "on_dropped_content", "special_tokens_in_text",
     "deduplicate", "minhash_similarity", "min_document_tokens", "max_document_tokens",
 }  # fmt: skip
 

@@ -19,6 +19,8 @@ Packing = Literal["best_fit", "wrapped", "none"]
 LongDocuments = Literal["split", "truncate", "drop"]
 TrainOn = Literal["assistant", "last_assistant", "all"]
 Deduplicate = Literal["none", "exact", "minhash"]
+OnDropped = Literal["refuse", "allow"]
+SpecialInText = Literal["text", "token", "refuse"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -135,6 +137,15 @@ class DataSection(Section):
     train_on: TrainOn = Field("assistant", description="turns of a conversation that carry loss")
     chat_template: str | None = Field(
         None, description='absent: the tokenizer\'s own, else ChatML; "chatml"; or the path of a Jinja file'
+    )
+    on_dropped_content: OnDropped = Field(
+        "refuse",
+        description="what a record says and its chat template leaves out; refuse: a bad record; allow: trained without",
+    )
+    special_tokens_in_text: SpecialInText = Field(
+        "text",
+        description="a special token spelled in a text or message; text: encoded as ordinary text; token: as the "
+        "special token; refuse: a bad record",
     )
     max_record_bytes: int = Field(
         64 * 2**20, ge=1024, description="a larger line, JSON record, row or text file is a bad record"

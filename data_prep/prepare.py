@@ -20,10 +20,10 @@ from typing import Any
 
 from data_prep.assembly import assemble_store
 from data_prep.build import BuildSpec
-from data_prep.chat import ChatTemplate
 from data_prep.chunks import Content
 from data_prep.contents import find_contents
 from data_prep.documents import Document, LeftOut, find_source_shape, read_documents
+from data_prep.dropped import shorten
 from data_prep.duplicates import drop_duplicates, remove_signatures
 from data_prep.encoder_choice import choose_encoder, sample_documents
 from data_prep.encoding import EncoderName
@@ -31,6 +31,7 @@ from data_prep.errors import UserError
 from data_prep.examples import find_examples, load_examples, log_examples, save_examples
 from data_prep.fingerprint import describe_contents, fingerprint_store, fingerprint_trained_tokenizer
 from data_prep.kinds import Shape
+from data_prep.noticed import SPELLED, Noticed, log_noticed
 from data_prep.options import DataSection, SourceSection, TokenizerSection
 from data_prep.parts import Part, plan_parts
 from data_prep.progress import progress
@@ -41,7 +42,7 @@ from data_prep.sources import Input, find_inputs
 from data_prep.store import MANIFEST, Manifest, Store
 from data_prep.stream import StreamPlan, plan_stream, plan_units, sample_texts
 from data_prep.summary import check_bad_share, log_store
-from data_prep.template_choice import choose_template, read_template
+from data_prep.template_choice import build_template, choose_template, read_template
 from data_prep.tokenizer import LoadedTokenizer, find_tokenizer, fingerprint_tokenizer, load_tokenizer, train_tokenizer
 from data_prep.tokenizer_text import READ_TIMES, choose_parts, read_texts
 from data_prep.writing import exclusive, explain_write_errors
@@ -212,19 +213,37 @@ def _describe_build(
         splits=tuple(source.split for source in data.sources),
         min_document_tokens=data.min_document_tokens,
         max_document_tokens=data.max_document_tokens,
+        on_dropped_content=data.on_dropped_content,
+        special_tokens_in_text=data.special_tokens_in_text,
     )
 
 
 def _choose_encoder(
     plan: _Plan, parts: list[Part], template: str, tokenizer: LoadedTokenizer, data: DataSection
 ) -> EncoderName:
-    chat = ChatTemplate(template, tokenizer.special_tokens)
+    chat = build_template(template, tokenizer, data.on_dropped_content, data.special_tokens_in_text)
 
     def read(part: Part) -> Iterator[Document | BadRecord | LeftOut]:
         return read_documents(part.spans, plan.shapes[part.source], chat, data.train_on)
 
     with progress("choosing the encoder"):
-        return choose_encoder(tokenizer, list(sample_documents(parts, read)))
+        sample = list(sample_documents(parts, read))
+        if data.streaming:
+            _log_noticed(sample, data)
+        return choose_encoder(tokenizer, sample, data.special_tokens_in_text)
+
+
+def _log_noticed(sample: list[Document], data: DataSection) -> None:
+    """What a store counts over all records is said of a stream by those that are looked at before it."""
+    noticed = Noticed()
+    for document in sample:
+        origin = document.origin
+        examples = dict(document.dropped)
+        if document.spelled and data.special_tokens_in_text == "text":
+            examples[SPELLED] = document.text[slice(*document.spelled[0])]
+        for kind, text in examples.items():
+            noticed.add(kind, BadRecord(origin.path, origin.unit, origin.number, shorten(text)))
+    log_noticed(logger, noticed.describe(), f" of the first {len(sample)} records")
 
 
 USAGE = """\

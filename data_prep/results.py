@@ -24,6 +24,7 @@ from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
 from data_prep.files import BadRecord
 from data_prep.fingerprint import hash_file
+from data_prep.noticed import Noticed
 from data_prep.parts import Part
 from data_prep.statistics import count_tokens
 from data_prep.store import SCHEMA, Shard
@@ -39,7 +40,8 @@ TokenCounts = dict[str, NDArray[np.int64]]
 @dataclass
 class PartResult:
     """What became of one part: shards written, records refused, documents left out; `fallbacks` of them were encoded by
-    tokenizers instead of gigatoken. `token_counts` by split are not kept on disk."""
+    tokenizers instead of gigatoken. `noticed` is what was said of documents that are in it. `token_counts` by split are
+    not kept on disk."""
 
     part: int
     source: int
@@ -51,6 +53,7 @@ class PartResult:
     too_long: int = 0
     labelled_false: int = 0
     fallbacks: int = 0
+    noticed: Noticed = field(default_factory=Noticed)
     token_counts: TokenCounts = field(default_factory=dict)
 
     def forget_lists(self) -> None:
@@ -69,7 +72,9 @@ def save_result(directory: Path, part: Part, result: PartResult) -> None:
             sync(directory / shard.name)
     result.num_bad_records = len(result.bad_records)
     bad_records = [_to_relative(record, part) for record in result.bad_records]
-    kept = asdict(replace(result, bad_records=[], token_counts={}))
+    kept = asdict(replace(result, bad_records=[], token_counts={}, noticed=Noticed()))
+    examples = {kind: _to_relative(record, part) for kind, record in result.noticed.examples.items()}
+    kept["noticed"] = {"counts": result.noticed.counts, "examples": examples}
     # Not flushed itself: what a power cut makes of it is no JSON, and the part is built again.
     write_atomically(_path(directory, part), orjson.dumps({**kept, "bad_records": bad_records}), durable=False)
 
@@ -80,6 +85,9 @@ def load_result(directory: Path, part: Part) -> PartResult | None:
         value = orjson.loads(_path(directory, part).read_bytes())
         shards = [Shard(**shard) for shard in value.pop("shards")]
         bad_records = [_to_absolute(record, part) for record in value.pop("bad_records")]
+        noticed = value.pop("noticed")
+        examples = {kind: _to_absolute(record, part) for kind, record in noticed["examples"].items()}
+        value["noticed"] = Noticed(noticed["counts"], examples)
         if any((directory / shard.name).stat().st_size != shard.file_bytes for shard in shards):
             return None
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError, _MovedError):

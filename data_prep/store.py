@@ -95,7 +95,8 @@ class Manifest:
     Records in = documents + bad_records + duplicates + too_short + too_long + labelled_false (answers that their own
     label calls bad) + what is beyond a source's limits.
     `fallbacks` documents could not be encoded by gigatoken and were by tokenizers; the content of `also_in_validation`
-    of those of train is in validation, too.
+    of those of train is in validation, too. `noticed`: by kind what a chat template left out of how many records, and
+    special tokens that texts spell, each with the place and text of the first.
     """
 
     format: int
@@ -118,6 +119,7 @@ class Manifest:
     labelled_false: int = 0
     fallbacks: int = 0
     also_in_validation: int = 0
+    noticed: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
     def num_documents(self) -> int:
@@ -134,6 +136,7 @@ class Manifest:
             "splits": {name: SplitCounts(**counts) for name, counts in value["splits"].items()},
             "sources": [SourceCounts(**counts) for counts in value["sources"]],
             "shards": [Shard(**shard) for shard in value["shards"]],
+            "noticed": {kind: (count, example) for kind, (count, example) in value["noticed"].items()},
         }
         return cls(**{**value, **nested})
 

@@ -19,6 +19,7 @@ from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
 from data_prep.files import BadRecord
 from data_prep.fingerprint import NAMED_OPTIONS, STORE_FORMAT
+from data_prep.noticed import log_noticed, sum_up
 from data_prep.options import DataSection
 from data_prep.parts import Part
 from data_prep.results import PartResult, TokenCounts, load_result
@@ -76,6 +77,7 @@ def write_manifest(
         shards=everything,
         fallbacks=sum(result.fallbacks for result in results),
         also_in_validation=_count_leaked(directory, shards, data),
+        noticed=sum_up(result.noticed for result in results).describe(),
         **left_out,
     )
     write_atomically(directory / TOKENIZER, (tokenizer.directory / TOKENIZER).read_bytes())
@@ -152,6 +154,7 @@ def log_store(what: str, manifest: Manifest) -> None:
     logger.info("%s: %d documents, %.2f M tokens%s", what, manifest.num_documents, tokens / 1e6, left_out)
     if manifest.fallbacks:
         logger.info("  %d documents were encoded by tokenizers instead of gigatoken", manifest.fallbacks)
+    log_noticed(logger, manifest.noticed, " records")
     if manifest.also_in_validation:
         logger.warning(
             "  %d training documents are in validation, too, by the split of their sources: their loss there is no "

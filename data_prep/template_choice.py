@@ -7,9 +7,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.chat import CHATML, ChatTemplate
+from data_prep.chat import ChatTemplate
+from data_prep.chatml import CHATML
+from data_prep.control_tokens import ControlTokens
 from data_prep.errors import UserError
 from data_prep.kinds import Shape
+from data_prep.options import OnDropped, SpecialInText
 from data_prep.tokenizer import LoadedTokenizer
 
 logger = logging.getLogger("redline.data")
@@ -27,6 +30,14 @@ def read_template(option: str | None) -> str | None:
         return Path(option).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.chat_template: {option} is neither chatml nor a readable Jinja file ({error})") from None
+
+
+def build_template(
+    source: str, tokenizer: LoadedTokenizer, on_dropped: OnDropped, in_text: SpecialInText
+) -> ChatTemplate:
+    """A chat template as conversations of a recipe are rendered with it."""
+    control = ControlTokens(tuple(tokenizer.control_tokens))
+    return ChatTemplate(source, tokenizer.special_tokens, control, on_dropped, in_text)
 
 
 def choose_template(option: str | None, tokenizer: LoadedTokenizer, shapes: Sequence[Shape]) -> str:

@@ -18,7 +18,7 @@ import orjson
 import xxhash
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data_prep.chat import CHATML
+from data_prep.chatml import CHATML
 from data_prep.errors import UserError
 from data_prep.fingerprint import hash_file, name_of
 from data_prep.options import TokenizerSection
@@ -39,7 +39,8 @@ SPECIAL_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token",
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """What data preparation needs of a tokenizer. `vocab_size` is the largest id + 1."""
+    """What data preparation needs of a tokenizer. `vocab_size` is the largest id + 1. `control_tokens` are all that it
+    calls special; those with a role are in `special_tokens`, too."""
 
     directory: Path
     backend: Tokenizer
@@ -48,6 +49,7 @@ class LoadedTokenizer:
     bos_id: int | None
     chat_template: str | None
     special_tokens: dict[str, str]
+    control_tokens: dict[str, int]
 
 
 def fingerprint_tokenizer(directory: Path) -> str:
@@ -84,6 +86,9 @@ def load_tokenizer(directory: Path) -> LoadedTokenizer:
         bos_id=bos_id if bos_id is not None and empty[:1] == [bos_id] else None,
         chat_template=_find_chat_template(directory, config),
         special_tokens=special,
+        control_tokens={
+            token.content: number for number, token in backend.get_added_tokens_decoder().items() if token.special
+        },
     )
 
 

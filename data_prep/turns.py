@@ -24,6 +24,7 @@ from data_prep.located import Located, Place, Source, count_common_prefix, make_
 from data_prep.rendering import CharSpan, Renderer
 
 OPENED = re.compile(r"<[^<>/]+>\s*$")
+EMPTY_BLOCK = re.compile(r"^\s*<[^<>/]*think[^<>]*>\s*</[^<>]*think[^<>]*>\s*", re.IGNORECASE)
 REASONING = re.compile(r"[<\[][^<>\[\]]*(think|thought|reason|channel)", re.IGNORECASE)
 
 
@@ -81,7 +82,7 @@ class Turn:
         """From behind the prompt to behind the stop token. Raises RecordError."""
         if self._says_anything and not self._own(self._source.whole()):
             raise self._refuse("the chat template writes nothing of what it says")
-        begin, end = self._begin[0], self._find_end()
+        begin, end = self._begin, self._find_end()
         for place in self._source.whole().places:
             is_mine = self._source.message_of(place) == self._number
             if is_mine and self._source.leaves[place.leaf].kind == LABEL:
@@ -89,9 +90,7 @@ class Turn:
             # A replaced leaf may seem to begin within the prompt, where it brings a tag that the prompt brings, too.
             inside = (begin <= place.start or not self._source.is_exact) and begin <= place.end <= end
             if (is_mine and not inside) or (not is_mine and place.start < end and place.end > begin):
-                raise self._refuse(
-                    "what is said by it and by others cannot be told apart in the chat template's output"
-                )
+                raise self._refuse("the chat template's output does not tell what it says from what others say")
         return begin, end
 
     @cached_property
@@ -137,31 +136,43 @@ class Turn:
         return [p for p in mine if leaves[p.leaf].kind != LABEL]
 
     @cached_property
-    def _begin(self) -> tuple[int, str, str]:
-        """Where the turn begins; what stands before that, behind what was said last; of this, what closes that."""
-        before, bare = self._render_before(prompt=True), self._render_before(prompt=False)
-        anchor = max(before.places, key=lambda place: place.end, default=None)
-        lead = before.text[anchor.end if anchor else 0 :]
-        closed = count_common_prefix(lead, self._follow(bare, anchor))
-        whole = self._source.whole()
-        header = self._match_header(lead, closed, self._follow(whole, anchor))
-        if not self._follow(self._source.locate(self._number + 1), anchor).startswith(header):
+    def _begin(self) -> int:
+        return self._end_of_anchor(self._source.whole()) + len(self._header)
+
+    @cached_property
+    def _header(self) -> str:
+        """What stands before the turn, behind what was said last."""
+        before = self._before
+        lead = before.text[self._anchor.end if self._anchor else 0 :]
+        header = self._match_header(lead, self._follow(self._source.whole()))
+        if not self._follow(self._source.locate(self._number + 1)).startswith(header):
             raise self._refuse(f"by itself the chat template does not begin it with {header!r}")
-        return self._end_of(whole, anchor) + len(header), header, lead[:closed]
+        return header
 
-    def _render_before(self, prompt: bool) -> Located:
-        if self._number == 0 and self._source.tools is None:
-            try:
-                return self._source.locate(0, prompt)
-            except RecordError:
-                raise self._refuse("the chat template cannot begin with it") from None
-        return self._source.locate(self._number, prompt)
+    @cached_property
+    def _before(self) -> Located:
+        try:
+            return self._source.locate(self._number, prompt=True)
+        except RecordError as error:
+            raise self._refuse(f"the chat template cannot go on with it: {error}") from None
 
-    def _match_header(self, lead: str, closed: int, follows: str) -> str:
+    @cached_property
+    def _anchor(self) -> Place | None:
+        """What was said last before the turn."""
+        return max(self._before.places, key=lambda place: place.end, default=None)
+
+    @cached_property
+    def _closed(self) -> int:
+        """How much of what stands before the turn is there without a generation prompt, too."""
+        lead = self._before.text[self._anchor.end if self._anchor else 0 :]
+        return count_common_prefix(lead, self._follow(self._source.locate(self._number)))
+
+    def _match_header(self, lead: str, follows: str) -> str:
         """`lead`, or as much of it as comes before a reasoning block that the turn does not begin with."""
         found = count_common_prefix(lead, follows)
         if found == len(lead):
             return lead
+        closed = self._closed
         cut = next(
             (mark.start() for mark in self._closing.mark.finditer(lead) if mark.start() < found < mark.end()), found
         )
@@ -173,40 +184,33 @@ class Turn:
             raise self._refuse(f"the chat template does not begin it with {lead[closed:] or lead!r}")
         return header
 
-    def _follow(self, located: Located, anchor: Place | None) -> str:
-        return located.text[self._end_of(located, anchor) :]
+    def _follow(self, located: Located) -> str:
+        return located.text[self._end_of_anchor(located) :]
 
-    def _end_of(self, located: Located, anchor: Place | None) -> int:
-        """Where the leaf of `anchor` ends in another rendering, before this turn."""
-        if anchor is None:
+    def _end_of_anchor(self, located: Located) -> int:
+        """Where in a rendering that ends which was said last before this turn."""
+        if self._anchor is None:
             return 0
         own = self._own(located)
         limit = own[0].start if own else len(located.text)
-        ends = [p.end for p in located.places if p.leaf == anchor.leaf and p.end <= limit]
+        ends = [p.end for p in located.places if p.leaf == self._anchor.leaf and p.end <= limit]
         if not ends:
             raise self._refuse("the chat template changes or moves what stands before it")
         return ends[-1]
 
     def _find_end(self) -> int:
-        begin, header, closed = self._begin
         source, whole = self._source, self._source.whole()
         alone = source.locate(self._number + 1)
         own, own_alone = self._own(whole), self._own(alone)
         if own and own_alone and own[-1].leaf != own_alone[-1].leaf:
             raise self._refuse("the chat template writes other parts of it in its place than by itself")
-        first = own[-1].end if own else begin
-        last = own_alone[-1].end if own_alone else self._begin_alone(header)
+        first = own[-1].end if own else self._begin
+        last = own_alone[-1].end if own_alone else self._end_of_anchor(alone) + len(self._header)
         limit = min((p.start for p in whole.places if p.start >= first and p not in own), default=len(whole.text))
         closing = alone.text[last:].rstrip().removesuffix(self._closing.suffix).rstrip()
-        length = self._match_closing(closing, whole.text[first:limit], closed)
-        return first + length
+        return first + self._match_closing(closing, whole.text[first:limit])
 
-    def _begin_alone(self, header: str) -> int:
-        before = self._render_before(prompt=True)
-        anchor = max(before.places, key=lambda place: place.end, default=None)
-        return self._end_of(self._source.locate(self._number + 1), anchor) + len(header)
-
-    def _match_closing(self, closing: str, tail: str, closed: str) -> int:
+    def _match_closing(self, closing: str, tail: str) -> int:
         """How much of `tail` closes the turn. By itself it is closed by `closing`."""
         mark = self._closing.find_last(closing)
         if not mark:
@@ -214,10 +218,11 @@ class Turn:
                 f"the chat template writes no stop token behind it ({closing[-40:]!r}): trained on it, a model would "
                 "not stop"
             )
-        if tail.startswith(closing):
-            return len(closing)
-        before = closing[: -len(mark)]
-        others = self._closing.find_first(closed)
-        if others and tail.startswith(before + others):
-            return len(before + others)
+        # A call without a text of its own is all literal: with the empty reasoning block that a last turn may have.
+        for written in (closing, EMPTY_BLOCK.sub("", closing)):
+            if tail.startswith(written):
+                return len(written)
+            before, others = written[: -len(mark)], self._closing.find_first(self._follow(self._before)[: self._closed])
+            if others and tail.startswith(before + others):
+                return len(before + others)
         raise self._refuse(f"the chat template ends it with {closing!r} by itself, and with {tail[:40]!r} in its place")

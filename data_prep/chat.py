@@ -59,6 +59,7 @@ class ChatTemplate:
     control: ControlTokens = ControlTokens(())
     on_dropped: OnDropped = "refuse"
     in_text: SpecialInText = "text"
+    name: str = "the chat template"
 
     def render(self, conversation: Conversation, train_on: TrainOn) -> Rendered:
         """Raises RecordError when the template refuses the conversation, or leaves out what must not be, or when the
@@ -113,7 +114,7 @@ class ChatTemplate:
         ways = "data.on_dropped_content: allow trains without it"
         if self.source != CHATML and not kinds[0].startswith("field "):
             ways += ", data.chat_template: chatml holds it"
-        raise RecordError(f"the chat template leaves out {' and '.join(kinds)} ({example!r}): {ways}")
+        raise RecordError(f"{self.name} leaves out {' and '.join(kinds)} ({example!r}): {ways}")
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -175,13 +176,13 @@ class _Reading:
 
     def _find_missing(self) -> Iterator[Missing]:
         source = self.source
+        for number, message in enumerate(source.messages):
+            if message.get("tool_calls"):
+                yield from find_missing_calls(message["tool_calls"], self._text_of(number))
         yield from find_missing_leaves(source)
         if isinstance(source, ReplacedSource):
             yield from find_missing_parts(source)
         yield from find_missing_tools(source.tools, source.whole().text, source.renderer.knows_tools)
-        for number, message in enumerate(source.messages):
-            if message.get("tool_calls"):
-                yield from find_missing_calls(message["tool_calls"], self._text_of(number))
 
     def _text_of(self, number: int) -> str:
         """Of a turn, or, where it cannot be told, of the conversation."""

@@ -17,6 +17,7 @@ from data_prep.tokenizer import LoadedTokenizer
 
 logger = logging.getLogger("redline.data")
 
+CHATML_NAME = {CHATML: "ChatML"}
 CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
 
 
@@ -37,7 +38,8 @@ def build_template(
 ) -> ChatTemplate:
     """A chat template as conversations of a recipe are rendered with it."""
     control = ControlTokens(tuple(tokenizer.control_tokens))
-    return ChatTemplate(source, tokenizer.special_tokens, control, on_dropped, in_text)
+    own = "the tokenizer's own chat template" if source == tokenizer.chat_template else "the chat template"
+    return ChatTemplate(source, tokenizer.special_tokens, control, on_dropped, in_text, CHATML_NAME.get(source, own))
 
 
 def choose_template(option: str | None, tokenizer: LoadedTokenizer, shapes: Sequence[Shape]) -> str:

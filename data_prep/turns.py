@@ -23,6 +23,7 @@ from data_prep.leaves import FOUND, LABEL, mark_leaves
 from data_prep.located import Located, Place, Source, count_common_prefix, make_source
 from data_prep.rendering import CharSpan, Renderer
 
+SHOWN = 40
 OPENED = re.compile(r"<[^<>/]+>\s*$")
 EMPTY_BLOCK = re.compile(r"^\s*<[^<>/]*think[^<>]*>\s*</[^<>]*think[^<>]*>\s*", re.IGNORECASE)
 REASONING = re.compile(r"[<\[][^<>\[\]]*(think|thought|reason|channel)", re.IGNORECASE)
@@ -113,9 +114,9 @@ class Turn:
         over = whole.text[end:last].strip().removesuffix(self._closing.suffix)
         foreign = any(first < p.end and p.start < last and p not in mine for p in whole.places)
         if not spans or not held or spans[-1][1] < end or over or foreign:
-            shown = [whole.text[a:b] for a, b in marked]
+            shown = " and ".join(_show(whole.text[a:b]) for a, b in marked) or "nothing"
             raise self._refuse(
-                f"the chat template marks {shown} with generation, and writes {whole.text[begin:end]!r} for it"
+                f"the chat template marks {shown} with generation, and writes {_show(whole.text[begin:end])} for it"
             )
 
     @property
@@ -127,13 +128,14 @@ class Turn:
         return any(leaf.message == self._number and leaf.kind != LABEL for leaf in self._source.leaves)
 
     def _refuse(self, reason: str) -> RecordError:
-        return RecordError(f"message {self._number + 1}: {FOUND.sub('…', reason)}")
+        return RecordError(f"message {self._number + 1}: {reason}")
 
     def _own(self, located: Located) -> list[Place]:
-        """The turn's places in a rendering; labels (ids) may stand anywhere."""
-        leaves = self._source.leaves
-        mine = [p for p in located.places if leaves[p.leaf].message == self._number]
-        return [p for p in mine if leaves[p.leaf].kind != LABEL]
+        """The turn's places in a rendering, but for labels, which may stand before it."""
+        return [p for p in self._all_from(located, 0) if self._source.leaves[p.leaf].kind != LABEL]
+
+    def _all_from(self, located: Located, begin: int) -> list[Place]:
+        return [p for p in located.places if self._source.message_of(p) == self._number and p.end > begin]
 
     @cached_property
     def _begin(self) -> int:
@@ -146,7 +148,7 @@ class Turn:
         lead = before.text[self._anchor.end if self._anchor else 0 :]
         header = self._match_header(lead, self._follow(self._source.whole()))
         if not self._follow(self._source.locate(self._number + 1)).startswith(header):
-            raise self._refuse(f"by itself the chat template does not begin it with {header!r}")
+            raise self._refuse(f"by itself the chat template does not begin it with {_show(header)}")
         return header
 
     @cached_property
@@ -181,7 +183,7 @@ class Turn:
             cut = opened.start()
         header = lead[:cut]
         if cut <= closed or not REASONING.match(lead, cut):
-            raise self._refuse(f"the chat template does not begin it with {lead[closed:] or lead!r}")
+            raise self._refuse(f"the chat template does not begin it with {_show(lead[closed:] or lead)}")
         return header
 
     def _follow(self, located: Located) -> str:
@@ -201,11 +203,12 @@ class Turn:
     def _find_end(self) -> int:
         source, whole = self._source, self._source.whole()
         alone = source.locate(self._number + 1)
-        own, own_alone = self._own(whole), self._own(alone)
+        begin_alone = self._end_of_anchor(alone) + len(self._header)
+        own, own_alone = self._all_from(whole, self._begin), self._all_from(alone, begin_alone)
         if own and own_alone and own[-1].leaf != own_alone[-1].leaf:
             raise self._refuse("the chat template writes other parts of it in its place than by itself")
         first = own[-1].end if own else self._begin
-        last = own_alone[-1].end if own_alone else self._end_of_anchor(alone) + len(self._header)
+        last = own_alone[-1].end if own_alone else begin_alone
         limit = min((p.start for p in whole.places if p.start >= first and p not in own), default=len(whole.text))
         closing = alone.text[last:].rstrip().removesuffix(self._closing.suffix).rstrip()
         return first + self._match_closing(closing, whole.text[first:limit])
@@ -215,7 +218,7 @@ class Turn:
         mark = self._closing.find_last(closing)
         if not mark:
             raise self._refuse(
-                f"the chat template writes no stop token behind it ({closing[-40:]!r}): trained on it, a model would "
+                f"the chat template writes no stop token behind it ({_show(closing)}): trained on it, a model would "
                 "not stop"
             )
         # A call without a text of its own is all literal: with the empty reasoning block that a last turn may have.
@@ -225,4 +228,12 @@ class Turn:
             before, others = written[: -len(mark)], self._closing.find_first(self._follow(self._before)[: self._closed])
             if others and tail.startswith(before + others):
                 return len(before + others)
-        raise self._refuse(f"the chat template ends it with {closing!r} by itself, and with {tail[:40]!r} in its place")
+        raise self._refuse(
+            f"the chat template ends it with {_show(closing)} by itself, and with {_show(tail)} in its place"
+        )
+
+
+def _show(text: str) -> str:
+    """For a message: an ellipsis for each sentinel, and both ends of what is long."""
+    text = FOUND.sub("…", text)
+    return repr(text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} … {text[-SHOWN:]}")

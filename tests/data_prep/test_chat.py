@@ -240,7 +240,7 @@ CALL = {"type": "function", "function": {"name": "find_weather", "arguments": {"
     [
         (
             [*turns("hello", "looking")[:1], {"role": "assistant", "content": "", "tool_calls": [CALL]}],
-            "leaves out arguments and tool calls",
+            "leaves out tool calls and arguments",
         ),
         ([{"role": "developer", "content": "be brief"}, *turns("hi", "yes")], "leaves out system .'be brief'"),
         ([{"role": "system", "content": "be brief"}, *turns("hi", "yes")], "leaves out system .'be brief'"),

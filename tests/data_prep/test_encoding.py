@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from data_prep.chat import CharSpan
 from data_prep.documents import Document
-from data_prep.encoding import EncodedBatch, Encoder, find_loss_runs
+from data_prep.encoding import EncodedBatch, Encoder
+from data_prep.loss_runs import find_loss_runs
 from data_prep.records import Record
+from data_prep.rendering import CharSpan
 from data_prep.tokenizer import LoadedTokenizer, byte_symbols
 
 ORIGIN = Record(None, "a.txt", "line", 1)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.chat import CHATML
+from data_prep.chatml import CHATML
 from data_prep.errors import UserError
 from data_prep.kinds import Shape
 from data_prep.options import TokenizerSection

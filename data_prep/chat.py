@@ -34,7 +34,7 @@ from data_prep.options import OnDropped, SpecialInText, TrainOn
 from data_prep.rendering import CharSpan, Renderer, Tools, json_text
 from data_prep.turns import Closing, Turn, find_closing
 
-MAX_FRAMES = 1024
+MAX_FRAMES = 256
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ LABELS = {
     "finish_reason", "stop_reason", "object", "split", "format", "from",
 }  # fmt: skip
 
+LABEL_ENDINGS = ("_id", "_ip", "_at", "_hash", "_time")
+
 
 class Leaf(NamedTuple):
     """A text of message `message`, counted from 0. `kind` is what it is to the reader of a log; labels are no loss."""
@@ -96,4 +98,4 @@ def _name_kind(key: str, role: str) -> str:
         return "reasoning"
     if key == "content":
         return {"system": "system", "developer": "system", "tool": "tool results"}.get(role, "content")
-    return LABEL if key in LABELS else f"field {key}"
+    return LABEL if key in LABELS or key.endswith(LABEL_ENDINGS) else f"field {key}"

@@ -37,7 +37,7 @@ def log_noticed(logger: logging.Logger, noticed: dict[str, tuple[int, str]], amo
     """A line for each kind; `among` says of what they are counted."""
     for kind, (count, example) in noticed.items():
         if kind == SPELLED:
-            logger.info(
+            logger.warning(
                 "  %d%s hold special tokens spelled in their text, encoded as ordinary text "
                 "(data.special_tokens_in_text), the first: %s",
                 count,

@@ -22,6 +22,7 @@ from data_prep.assembly import assemble_store
 from data_prep.build import BuildSpec
 from data_prep.chunks import Content
 from data_prep.contents import find_contents
+from data_prep.control_tokens import ControlTokens
 from data_prep.documents import Document, LeftOut, find_source_shape, read_documents
 from data_prep.dropped import shorten
 from data_prep.duplicates import drop_duplicates, remove_signatures
@@ -229,18 +230,21 @@ def _choose_encoder(
     with progress("choosing the encoder"):
         sample = list(sample_documents(parts, read))
         if data.streaming:
-            _log_noticed(sample, data)
+            _log_noticed(sample, tokenizer, data)
         return choose_encoder(tokenizer, sample, data.special_tokens_in_text)
 
 
-def _log_noticed(sample: list[Document], data: DataSection) -> None:
+def _log_noticed(sample: list[Document], tokenizer: LoadedTokenizer, data: DataSection) -> None:
     """What a store counts over all records is said of a stream by those that are looked at before it."""
-    noticed = Noticed()
+    noticed, control = Noticed(), ControlTokens(tuple(tokenizer.control_tokens))
     for document in sample:
         origin = document.origin
         examples = dict(document.dropped)
-        if document.spelled and data.special_tokens_in_text == "text":
-            examples[SPELLED] = document.text[slice(*document.spelled[0])]
+        spelled = document.text[slice(*document.spelled[0])] if document.spelled else None
+        if not document.is_chat:
+            spelled = control.find(document.text)
+        if spelled and data.special_tokens_in_text == "text":
+            examples[SPELLED] = spelled
         for kind, text in examples.items():
             noticed.add(kind, BadRecord(origin.path, origin.unit, origin.number, shorten(text)))
     log_noticed(logger, noticed.describe(), f" of the first {len(sample)} records")

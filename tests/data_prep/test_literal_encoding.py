@@ -159,6 +159,10 @@ def test_a_store_counts_spelled_tokens_says_the_first_and_keeps_what_was_said(tm
     assert build(recipe, path, special_tokens_in_text="token").manifest.noticed == {}
     with pytest.raises(UserError, match=r"line 2: the special token '<\|im_end\|>' is spelled in it"):
         build(recipe, path, special_tokens_in_text="refuse")
+    caplog.clear()
+    prepare(*recipe(path, data={"streaming": True}))
+    assert "2 of the first 3 records hold special tokens spelled in their text, encoded as ordinary text" in caplog.text
+    assert said in caplog.text
 
 
 def test_parts_that_are_taken_over_bring_what_was_noticed(tmp_path: Path, recipe):

@@ -96,7 +96,8 @@ class Manifest:
     label calls bad) + what is beyond a source's limits.
     `fallbacks` documents could not be encoded by gigatoken and were by tokenizers; the content of `also_in_validation`
     of those of train is in validation, too. `noticed`: by kind what a chat template left out of how many records, and
-    special tokens that texts spell, each with the place and text of the first.
+    special tokens that texts spell, each with the place and text of the first. `chat_template` is the Jinja source that
+    chats were rendered with, null where no source holds any.
     """
 
     format: int
@@ -120,6 +121,7 @@ class Manifest:
     fallbacks: int = 0
     also_in_validation: int = 0
     noticed: dict[str, tuple[int, str]] = field(default_factory=dict)
+    chat_template: str | None = None
 
     @property
     def num_documents(self) -> int:

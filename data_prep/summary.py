@@ -78,6 +78,7 @@ def write_manifest(
         fallbacks=sum(result.fallbacks for result in results),
         also_in_validation=_count_leaked(directory, shards, data),
         noticed=sum_up(result.noticed for result in results).describe(),
+        chat_template=spec.template if any(shape.kind != "text" for shape in spec.shapes) else None,
         **left_out,
     )
     write_atomically(directory / TOKENIZER, (tokenizer.directory / TOKENIZER).read_bytes())

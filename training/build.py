@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.utils.data import Subset
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -23,6 +24,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
 from data_prep.options import DataSection
 from data_prep.prepare import Prepared
@@ -49,6 +51,7 @@ from training.metrics.phase_timer import build_phase_timer
 from training.metrics.throughput import Meter
 from training.models.attention import takes_varlen
 from training.models.build import build_model
+from training.models.stop_tokens import Chats, prepare_chats
 from training.run_dir import RunDir
 from training.trainers.collectives import gather_lists, sum_over_ranks
 from training.trainers.profiled_trainer import ProfiledTrainer
@@ -151,6 +154,7 @@ def build_trainer(
     assert source is not None
     train_dataset, eval_dataset = find_datasets(source, config)
     model = build_run_model(config, tokenizer, args)
+    prepare_chats(Chats.of(source), find_table(train_dataset or eval_dataset), tokenizer, model)
     meter = build_meter(config, model, args, world) if config.perf.enabled else None
     collator = Collator(
         pad_token_id=_pad_id(tokenizer),
@@ -205,6 +209,11 @@ def find_datasets(source: StreamPlan | Store, config: Config) -> tuple[Any, Any]
             "training.eval_strategy: no"
         )
     return (read_first_rows(source, config.data) if validation is None else None), validation
+
+
+def find_table(rows: Any) -> DocumentTable:
+    """The documents that rows, or a choice of them, were made of."""
+    return rows.dataset.table if isinstance(rows, Subset) else rows.table
 
 
 def build_train_batches(

@@ -46,6 +46,7 @@ from training.metrics import names
 from training.metrics.flops import measure_flops
 from training.metrics.memory import measure_allocated_bytes, measure_memory
 from training.metrics.throughput import Meter
+from training.models.saved_files import complete_files, save_generation_config
 from training.run_dir import RunDir
 from training.trainers.collectives import gather_floats, sum_over_ranks
 from training.trainers.step_timing import time_step
@@ -383,6 +384,12 @@ class ProfiledTrainer(Trainer):
             finally:
                 self.args.save_total_limit = limit
             self._finish_checkpoint(self.run_dir.path / f"checkpoint-{self.state.global_step}")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and output_dir is not None:
+            save_generation_config(self.accelerator.unwrap_model(self.model), Path(output_dir))
+            complete_files(Path(output_dir))
 
     def _finish_checkpoint(self, checkpoint: Path) -> None:
         self._update_progress()

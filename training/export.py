@@ -4,7 +4,8 @@
     python -m training.export MODEL_DIR OUT --format merged    a LoRA adapter merged into its base, saved whole
 
 A 4-bit base is loaded unquantised for merging (merging into NF4 would round the adapter away), in the dtype of its
-checkpoint. The tokenizer goes along where MODEL_DIR (or, for an adapter, its base) has one.
+checkpoint. The tokenizer goes along where MODEL_DIR (or, for an adapter, its base) has one. What is written is loaded
+again, and it computes the logits of what it was made of, or nothing is written.
 """
 
 import argparse
@@ -36,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def export(model_dir: Path, out: Path, target_format: str, *, trust_remote_code: bool = False) -> None:
     """Writes `model_dir` to `out` in `target_format` ("llama" or "merged"). Raises UserError for unfit input."""
+    from training.models.saved_files import complete_files
+
     is_adapter = (model_dir / "adapter_config.json").exists()
     if not is_adapter and not (model_dir / "config.json").exists():
         raise UserError(f"{model_dir}: no model here (neither config.json nor adapter_config.json)")
@@ -45,7 +48,7 @@ def export(model_dir: Path, out: Path, target_format: str, *, trust_remote_code:
     if target_format == "merged":
         if not is_adapter:
             raise UserError(f"{model_dir}: is no adapter (no adapter_config.json), there is nothing to merge")
-        from training.models.adapters import merge_adapter
+        from training.models.merging import merge_adapter
 
         base = merge_adapter(model_dir, out, trust_remote_code=trust_remote_code)
         if not _has_tokenizer(model_dir):
@@ -59,6 +62,7 @@ def export(model_dir: Path, out: Path, target_format: str, *, trust_remote_code:
 
         export_llama(model_dir, out)
     _copy_tokenizer(tokenizer_source, out)
+    complete_files(out)
     logger.info("exported %s to %s (%s)", model_dir, out, target_format)
 
 

@@ -30,7 +30,7 @@ from training.metrics.memory import measure_memory
 from training.metrics.roofline import Traffic, count_optimizer_bytes, find_roofline
 from training.models.adapters import trainable_share
 from training.models.planned import build_planned_model
-from training.models.trained import load_trained
+from training.models.trained import load_trained, measure_difference
 from training.reporting.facts import facts_from_summary
 from training.reporting.html import build_report
 from training.reporting.run_reader import load_run
@@ -64,6 +64,7 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
             model = load_trained(
                 run_dir.final,
                 device=trainer.args.device,
+                dtype=compute_dtype(trainer.args) if loaded.config.adapter.load_in_4bit else "auto",
                 adapter=loaded.config.adapter,
                 trust_remote_code=loaded.config.model.trust_remote_code,
             )
@@ -168,7 +169,7 @@ def check_same_logits(
     in bf16, one last-place change before the first layer comes out as 0.024.
     """
     computed = _logits(model.eval(), batch, trainer)
-    error = (computed - reference).square().mean().sqrt().item() / max(reference.std().item(), 1e-6)
+    error = measure_difference(computed, reference)
     limit = 1e-4 if compute_dtype(trainer.args) == torch.float32 else 0.05
     if not error <= limit:
         raise UserError(

@@ -14,15 +14,16 @@ Guarantees
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 
@@ -30,6 +31,8 @@ from data_prep.errors import UserError
 
 if TYPE_CHECKING:
     from training.config.sections import AdapterSection
+
+logger = logging.getLogger("redline.models")
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,22 @@ def attach_lora(model: PreTrainedModel, adapter: AdapterSection) -> PeftModel:
     except ValueError as error:
         raise UserError(f"adapter: {str(error).splitlines()[0]}; linear layers here: {_linear_names(model)}") from error
     assert isinstance(adapted, PeftModel)
+    if adapts_tied(adapted):
+        logger.info(
+            "adapter.target_modules: embedding and head are tied, and an adapter is on one of them: it trains that one "
+            "alone, and --format merged saves the two apart"
+        )
     return adapted
+
+
+def adapts_tied(model: PeftModel) -> bool:
+    """Whether an adapter stands on the embedding or the head of a model in which the two are one weight."""
+    base: Any = model.get_base_model()
+    ends = base.get_input_embeddings(), base.get_output_embeddings()
+    if any(end is None for end in ends) or not any(isinstance(end, BaseTunerLayer) for end in ends):
+        return False
+    one, other = (end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends)
+    return one.weight is other.weight
 
 
 def _check_targets(model: PreTrainedModel, targets: list[str] | str) -> None:
@@ -128,21 +146,3 @@ def _check_targets(model: PreTrainedModel, targets: list[str] | str) -> None:
 def _linear_names(model: nn.Module) -> str:
     linear = (nn.Linear, Conv1D)
     return ", ".join(sorted({name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, linear)}))
-
-
-def merge_adapter(adapter_dir: Path, out: Path, *, trust_remote_code: bool = False) -> str:
-    """Saves base + adapter as one full model in `out`, in the base checkpoint's dtype; returns the base's name or path.
-
-    The base is loaded unquantised even if the adapter was trained on a 4-bit one. Raises UserError when the adapter
-    names no base or the base cannot be loaded.
-    """
-    base_name = PeftConfig.from_pretrained(str(adapter_dir)).base_model_name_or_path
-    if not base_name:
-        raise UserError(f"{adapter_dir}: the adapter names no base model (trained on a model from scratch?)")
-    try:
-        base = AutoModelForCausalLM.from_pretrained(base_name, dtype="auto", trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{adapter_dir}: cannot load its base {base_name!r}: {str(error).splitlines()[0]}") from error
-    merged = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload()  # pyright: ignore[reportCallIssue]
-    merged.save_pretrained(out)
-    return base_name

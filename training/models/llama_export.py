@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from data_prep.errors import UserError
 
+from .merging import check_saved, compute_probe_logits
 from .minigpt import MiniGPTConfig, MiniGPTForCausalLM
 
 # Fields that mean the same in both configs.
@@ -41,3 +42,4 @@ def export_llama(source: Path, target: Path) -> None:
     llama.load_state_dict(model.state_dict())
     llama.generation_config = model.generation_config
     llama.save_pretrained(target)
+    check_saved(target, compute_probe_logits(model), f"the MiniGPT in {source}")

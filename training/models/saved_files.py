@@ -1,8 +1,8 @@
 """What `save_pretrained` of transformers 5 leaves out for programs that still have transformers 4.
 
-transformers 5 moved fields of `config.json` and `tokenizer_config.json`. A program with transformers 4 (vLLM, SGLang and
-others of late 2026) reads only the old ones, takes a default where they are missing, and computes other logits without
-a word. transformers 5 reads both, so the files get both:
+transformers 5 moved fields of `config.json` and `tokenizer_config.json`. A program with transformers 4, such as servers
+that have not moved on, reads only the old ones, takes a default where they are missing, and computes other logits
+without a word. transformers 5 reads both, so the files get both:
 
 | transformers 5 | transformers 4 |
 |---|---|
@@ -39,9 +39,8 @@ def complete_files(directory: Path) -> None:
     for name, complete in ((CONFIG, complete_config), (TOKENIZER_CONFIG, complete_tokenizer_config)):
         path = directory / name
         if path.is_file():
-            path.write_bytes(
-                orjson.dumps(complete(orjson.loads(path.read_bytes())), option=orjson.OPT_INDENT_2) + b"\n"
-            )
+            completed = complete(orjson.loads(path.read_bytes()))
+            path.write_bytes(orjson.dumps(completed, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def save_generation_config(model: PreTrainedModel | PeftModel, directory: Path) -> None:
@@ -60,7 +59,7 @@ def complete_config(saved: dict[str, Any]) -> dict[str, Any]:
     if _reads_the_same(CONFIG_MAPPING[model_type], saved, completed):
         return dict(sorted(completed.items()))
     logger.warning(
-        "config.json: transformers 4 has no fields that say the rope_parameters of this %s: read it with transformers 5",
+        "config.json: no fields of transformers 4 say the rope_parameters of this %s: read it with transformers 5",
         model_type,
     )
     return saved

@@ -108,8 +108,8 @@ def prepare_chats(chats: Chats, table: DocumentTable, tokenizer: PreTrainedToken
         stop_at(model, tokenizer, ends.tokens, only_chats=all(chats.is_chat))
     if ends.stopped < WARNED_SHARE * ends.turns:
         logger.warning(
-            "only %d of %d trained turns end with a special token: after the others nothing that the model learns stops it "
-            "(data.chat_template: chatml ends each turn with one)",
+            "only %d of %d trained turns end with a special token: after the others nothing that the model learns "
+            "stops it (data.chat_template: chatml ends each turn with one)",
             ends.stopped, ends.turns,
         )  # fmt: skip
 
@@ -135,22 +135,18 @@ def stop_at(model: Any, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
     if generation.pad_token_id is None:
         pad: Any = tokenizer.pad_token_id
         generation.pad_token_id = own if pad is None else pad
-    names = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in stops)
+    names, kept = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in stops), tokenizer.eos_token
     if own in stops:
-        logger.info("trained turns end with %s: final/ stops there", names)
-    elif only_chats and not _writes_eos(tokenizer.chat_template):
-        new: Any = tokenizer.convert_ids_to_tokens(stops[0])
-        old, tokenizer.eos_token = tokenizer.eos_token, new
-        model.config.get_text_config().eos_token_id = stops[0]
-        logger.info(
-            "trained turns end with %s: final/ stops there, and its tokenizer's eos is %r (was %r)", names, new, old
-        )
+        eos = ""
+    elif not only_chats or _writes_eos(tokenizer.chat_template):
+        why = "the template writes" if only_chats else "ends plain text"
+        eos = f"; its tokenizer's eos stays {kept!r}, which {why}"
     else:
-        why = "plain text ends with it" if not only_chats else "the chat template writes it"
-        logger.info(
-            "trained turns end with %s: final/ stops there; its tokenizer's eos stays %r: %s",
-            names, tokenizer.eos_token, why,
-        )  # fmt: skip
+        new: Any = tokenizer.convert_ids_to_tokens(stops[0])
+        tokenizer.eos_token = new
+        model.config.get_text_config().eos_token_id = stops[0]
+        eos = f", and its tokenizer's eos is {new!r} (was {kept!r})"
+    logger.info("trained turns end with %s: final/ stops there%s", names, eos)
 
 
 def _as_list(value: Any) -> list[int]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import training.models.minigpt  # noqa: F401  (registers MiniGPT with the Auto classes)
 from data_prep.errors import UserError
-from training.models.adapters import quantization_kwargs
+from training.models.adapters import prepare_4bit, quantization_kwargs
 
 if TYPE_CHECKING:
     from training.config.sections import AdapterSection
@@ -36,7 +36,8 @@ def load_trained(
     if not any((directory / name).exists() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{directory}: no model here (neither config.json nor adapter_config.json)")
     kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if adapter is not None and adapter.load_in_4bit:
+    in_4bit = adapter is not None and adapter.load_in_4bit
+    if adapter is not None and in_4bit:
         compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
         kwargs |= quantization_kwargs(adapter, compute, device.type)
     is_adapter = (directory / "adapter_config.json").exists()
@@ -46,6 +47,20 @@ def load_trained(
         if is_adapter:
             # in the type it was saved in, as it was trained: peft would turn 16-bit adapters to float32
             model = PeftModel.from_pretrained(model, str(directory), autocast_adapter_dtype=False)
+            take_generation_config(model.get_base_model(), directory)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    if in_4bit:
+        prepare_4bit(model)  # repacked, layers of some widths fail, and all others round otherwise than in training
     return (model if "device_map" in kwargs else model.to(device)).eval()
+
+
+def take_generation_config(base: Any, directory: Path) -> None:
+    """Gives an adapter's base what the adapter was trained to stop at, where it says so."""
+    if (directory / "generation_config.json").exists():
+        base.generation_config = GenerationConfig.from_pretrained(str(directory))
+
+
+def measure_difference(computed: torch.Tensor, reference: torch.Tensor) -> float:
+    """Root mean square of the difference over the standard deviation of the reference."""
+    return (computed - reference).square().mean().sqrt().item() / max(reference.std().item(), 1e-6)

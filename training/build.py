@@ -51,6 +51,7 @@ from training.metrics.phase_timer import build_phase_timer
 from training.metrics.throughput import Meter
 from training.models.attention import takes_varlen
 from training.models.build import build_model
+from training.models.saved_files import make_savable
 from training.models.stop_tokens import Chats, prepare_chats
 from training.run_dir import RunDir
 from training.trainers.collectives import gather_lists, sum_over_ranks
@@ -213,7 +214,8 @@ def find_datasets(source: StreamPlan | Store, config: Config) -> tuple[Any, Any]
 
 def find_table(rows: Any) -> DocumentTable:
     """The documents that rows, or a choice of them, were made of."""
-    return rows.dataset.table if isinstance(rows, Subset) else rows.table
+    made: Any = rows.dataset if isinstance(rows, Subset) else rows
+    return made.table
 
 
 def build_train_batches(
@@ -260,7 +262,7 @@ def build_run_model(
     from transformers import set_seed
 
     set_seed(args.seed)
-    return build_model(
+    model = build_model(
         config.model,
         config.adapter,
         vocab_size=len(tokenizer),
@@ -272,6 +274,8 @@ def build_run_model(
         packed=config.data.packing != "none",
         gradient_checkpointing=bool(args.gradient_checkpointing),
     )
+    make_savable(model)
+    return model
 
 
 def compute_dtype(args: TrainingArguments) -> torch.dtype:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ from data_prep.errors import UserError
 from data_prep.prepare import Prepared
 from data_prep.store import Store
 from data_prep.summary import LEFT_OUT
-from training.build import compute_dtype
+from training.build import compute_dtype, find_table
 from training.config import LoadedConfig
 from training.data.batch import BATCH_INFO
 from training.memory.comparison import MemoryBase, PeakComparison, compare_peak
@@ -30,17 +31,16 @@ from training.metrics.memory import measure_memory
 from training.metrics.roofline import Traffic, count_optimizer_bytes, find_roofline
 from training.models.adapters import trainable_share
 from training.models.planned import build_planned_model
+from training.models.stop_tokens import Chats
 from training.models.trained import load_trained, measure_difference
 from training.reporting.facts import facts_from_summary
 from training.reporting.html import build_report
 from training.reporting.run_reader import load_run
 from training.reporting.screen import format_summary
+from training.sample import Sample, write_sample
 from training.trainers.profiled_trainer import ProfiledTrainer
 
 logger = logging.getLogger("redline.train")
-
-SAMPLE_PROMPT_TOKENS = 16
-SAMPLE_NEW_TOKENS = 120
 
 
 def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTrainer, memory_base: MemoryBase) -> None:
@@ -70,7 +70,9 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
             )
             check_same_weights(model, trainer)
             check_same_logits(model, batch, reference, trainer)
-            sample = write_sample(model, trainer, loaded.config.monitor.sample_prompt)
+            source = prepared.stream or Store.open(cast(Path, prepared.store_dir))
+            table = find_table(trainer.eval_dataset or trainer.train_dataset)
+            sample = write_sample(model, trainer, Chats.of(source), table, loaded.config.monitor.sample_prompt)
         run_dir.append_event("final", trainer.state.global_step, "final/ written" + " and checked" * bool(sample))
         summary = summarize(loaded, data, trainer, totals, roofline, sample, memory_base, own_peak_gib)
         run_dir.write_json(run_dir.summary, summary)
@@ -179,30 +181,6 @@ def check_same_logits(
     logger.info("final/ reloads, and its logits equal those in memory (rms difference %.1e std)", error)
 
 
-def write_sample(model: Any, trainer: ProfiledTrainer, prompt: str | None) -> dict[str, str]:
-    """What the model writes after `prompt`, or after the beginning of a validation document."""
-    tokenizer: Any = trainer.processing_class
-    if prompt is None:
-        dataset: Any = trainer.eval_dataset or trainer.train_dataset
-        row = trainer.data_collator([dataset[0]])
-        ids = row["input_ids"][:, :SAMPLE_PROMPT_TOKENS]
-    else:
-        ids = tokenizer(prompt, return_tensors="pt").input_ids
-    ids = ids.to(trainer.args.device)
-    torch.manual_seed(trainer.args.seed)
-    with torch.no_grad():
-        written = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=SAMPLE_NEW_TOKENS,
-            do_sample=True,
-            temperature=0.8,
-            top_k=50,
-        )[0]
-    length = ids.shape[1]
-    return {"prompt": tokenizer.decode(written[:length]), "text": tokenizer.decode(written[length:])}
-
-
 def describe_data(prepared: Prepared, trainer: ProfiledTrainer) -> dict[str, Any]:
     """What was trained on. Of a stream, no more is known than what was counted on the way. Collective."""
     position = trainer.train_batches.position
@@ -232,7 +210,7 @@ def summarize(
     trainer: ProfiledTrainer,
     totals: dict[str, float],
     roofline: dict[str, Any] | None,
-    sample: dict[str, str] | None,
+    sample: Sample | None,
     memory_base: MemoryBase,
     own_peak_gib: float | None,
 ) -> dict[str, Any]:
@@ -274,7 +252,7 @@ def summarize(
         "trainable_parameters": share.trainable,
         "attn_implementation": getattr(model.config, "_attn_implementation", None),
         "recipe": loaded.recipe,
-        "sample": sample,
+        "sample": asdict(sample) if sample else None,
         "report": "report.html",
     }
 

@@ -1,72 +1,130 @@
 """Let a trained model write.
 
     python -m training.generate --model runs/minigpt_quickstart/final --prompt "def read_lines(path):"
+    python -m training.generate --model runs/chats/final --chat --prompt "What is 7 times 8?"
+    python -m training.generate --model runs/chats/final --chat                       a conversation, on a terminal
+    python -m training.generate --model runs/chats/final --chat --prompts questions.jsonl --batch_size 8 > answers.jsonl
 
-`--model` is a model or adapter directory, or a hub name in the local cache. With `--temperature 0` it is greedy, and
-repeats itself exactly; otherwise `--seed` makes it repeat itself.
+`--model` is a directory of a model or an adapter. Text streams to stdout as it is written;
+the speed goes to stderr. `--chat` puts the prompt into the model's chat template and lets the assistant answer.
+`--prompts` takes a .txt file (a prompt a line) or JSON lines with `prompt` or `messages`, and writes JSON lines. With
+`--temperature 0` it is greedy, and repeats itself exactly; otherwise `--seed` makes it repeat itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
+import math
+import os
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
+from training.prompts import Messages, Prompt, check_prompt, read_prompts
+
+if TYPE_CHECKING:
+    from training.answering import Answerer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.generate", description="Let a trained model write.")
-    parser.add_argument("--model", type=Path, required=True, help="directory of a model or an adapter")
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--max_new_tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: greedy")
-    parser.add_argument("--top_k", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trust_remote_code", action="store_true")
-    args = parser.parse_args(argv)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    args = _parse(argv)
+    for name in ("transformers", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model may write what a terminal's encoding does not have
     try:
-        print(args.prompt + write(args))
+        _run(args)
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read has seen enough; the interpreter must not flush into the pipe again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
     return 0
 
 
-def write(args: argparse.Namespace) -> str:
-    """The text that follows the prompt; the speed goes to stderr."""
-    import torch
-    from transformers import AutoTokenizer
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    count = _number(int, lambda value: value > 0, "a number above 0")
+    parser = argparse.ArgumentParser(prog="python -m training.generate", description="Let a trained model write.")
+    parser.add_argument("--model", type=Path, required=True, help="directory of a model or an adapter")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--prompt", help="left out with --chat on a terminal: a conversation")
+    given.add_argument("--prompts", type=Path, help=".txt: a prompt a line; .jsonl: `prompt` or `messages` a line")
+    parser.add_argument("--chat", action="store_true", help="prompts are a user's messages, by the chat template")
+    parser.add_argument("--system", help="system message, with --chat")
+    parser.add_argument("--max_new_tokens", type=count, help="default 128, of a chat 1024")
+    parser.add_argument(
+        "--temperature", type=_number(float, lambda t: 0 <= t < math.inf, "0 or more"), default=0.8, help="0: greedy"
+    )
+    parser.add_argument("--top_k", type=_number(int, lambda k: k >= 0, "0 or more"), default=50, help="0: all")
+    parser.add_argument(
+        "--top_p", type=_number(float, lambda p: 0 < p <= 1, "above 0 and at most 1"), default=1.0, help="1: all"
+    )
+    parser.add_argument("--batch_size", type=count, default=8, help="prompts of --prompts at once")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trust_remote_code", action="store_true")
+    return parser.parse_args(argv)
 
-    from training.metrics.flops import ModelFlops
-    from training.models.trained import load_trained
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = load_trained(args.model, device=device, trust_remote_code=args.trust_remote_code)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    if not args.prompt:
-        raise UserError("--prompt: is empty: give the text to go on from")
-    inputs = tokenizer(args.prompt, return_tensors="pt", return_token_type_ids=False).to(device)
-    torch.manual_seed(args.seed)
-    sampling = {"do_sample": True, "temperature": args.temperature, "top_k": args.top_k}
-    start = time.perf_counter()
-    with torch.no_grad():
-        ids = model.generate(
-            **inputs,
-            max_new_tokens=args.max_new_tokens,
-            **(sampling if args.temperature > 0 else {"do_sample": False}),
-        )[0]
-    seconds = time.perf_counter() - start
-    new = ids[inputs["input_ids"].shape[1] :]
-    flops = ModelFlops.from_model(model).count_generation(len(ids) - len(new), len(new))
-    rates = f"{len(new) / seconds:.1f} tokens/s, {flops / seconds / 1e9:.1f} GFLOP/s"
-    print(f"{len(new)} tokens in {seconds:.2f} s ({rates})", file=sys.stderr)
-    return tokenizer.decode(new, skip_special_tokens=True)
+def _number(convert: Callable[[str], Any], is_good: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
+    """A reader of an argument that refuses what is not `what`."""
+
+    def read(text: str) -> Any:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not is_good(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return read
+
+
+def _run(args: argparse.Namespace) -> None:
+    """Everything that can be wrong with the arguments is said before torch is loaded."""
+    if args.system is not None and not args.chat:
+        raise UserError("--system: is for --chat")
+    system = [] if args.system is None else [{"role": "system", "content": args.system}]
+    prompts: list[Prompt] = []
+    if args.prompts is not None:
+        prompts = read_prompts(args.prompts, chat=args.chat, system=system)
+    elif args.prompt is not None:
+        prompts = [check_prompt(args.prompt, "--prompt", chat=args.chat, system=system)]
+    elif not (args.chat and sys.stdin.isatty()):
+        raise UserError("--prompt: give the text to go on from, or --prompts FILE (or --chat on a terminal, to talk)")
+    from training.answering import Answerer
+
+    answerer = Answerer.load(args)
+    if args.prompts is not None:
+        answerer.answer_all(prompts, args.batch_size)
+    elif prompts:
+        answerer.stream(prompts[0])
+    else:
+        _talk(answerer, system)
+
+
+def _talk(answerer: Answerer, system: Messages) -> None:
+    """A conversation; an empty line or the end of the input ends it."""
+    messages = list(system)
+    print("An empty line ends the conversation.", file=sys.stderr)
+    while True:
+        try:
+            said = input("> ").strip()
+        except EOFError:
+            return
+        if not said:
+            return
+        messages.append({"role": "user", "content": said})
+        messages.append({"role": "assistant", "content": answerer.stream(messages)})
 
 
 if __name__ == "__main__":

@@ -45,12 +45,12 @@ def merge_adapter(adapter_dir: Path, out: Path, *, trust_remote_code: bool = Fal
         base = AutoModelForCausalLM.from_pretrained(base_name, dtype="auto", trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"{adapter_dir}: cannot load its base {base_name!r}: {str(error).splitlines()[0]}") from error
-    adapted = PeftModel.from_pretrained(base, str(adapter_dir))
+    adapted: Any = PeftModel.from_pretrained(base, str(adapter_dir))
     take_generation_config(base, adapter_dir)
     expected = compute_probe_logits(adapted)
     if adapts_tied(adapted):
         _untie(adapted.get_base_model())
-    merged: Any = adapted.merge_and_unload()  # pyright: ignore[reportCallIssue]
+    merged = adapted.merge_and_unload()
     _settle_tie(merged)
     merged.save_pretrained(out)
     check_saved(out, expected, f"base and adapter of {adapter_dir}", trust_remote_code=trust_remote_code)
@@ -89,10 +89,9 @@ def _untie(base: Any) -> None:
 def _settle_tie(merged: PreTrainedModel) -> None:
     """Has the config say of embedding and head what merging made of them: one weight, or two."""
     config: Any = merged.config
-    embedding, head = (end.weight if end is not None else None for end in (
-        merged.get_input_embeddings(), merged.get_output_embeddings(),
-    ))  # fmt: skip
-    if not config.tie_word_embeddings or embedding is None or head is None or torch.equal(embedding, head):
+    embedding: Any = merged.get_input_embeddings()
+    head: Any = merged.get_output_embeddings()
+    if not config.tie_word_embeddings or head is None or torch.equal(embedding.weight, head.weight):
         return
     config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     merged.all_tied_weights_keys = {}

@@ -26,11 +26,13 @@ from typing import Any
 
 import orjson
 from peft import PeftModel
-from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, GenerationConfig
 
 logger = logging.getLogger("redline.models")
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
+SAMPLING_OPTIONS = {"temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+KEPT_OPTIONS = ("bos_token_id", "eos_token_id", "pad_token_id", "max_length")
 _OF_THE_WRITER = ("is_local", "local_files_only")  # how the tokenizer was found here: nothing of it
 
 
@@ -43,16 +45,55 @@ def complete_files(directory: Path) -> None:
             path.write_bytes(orjson.dumps(completed, option=orjson.OPT_INDENT_2) + b"\n")
 
 
-def save_generation_config(model: PreTrainedModel | PeftModel, directory: Path) -> None:
+def save_generation_config(model: Any, directory: Path) -> None:
     """Writes the `generation_config.json` that an adapter's `save_pretrained` leaves out: it says which tokens stop."""
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if getattr(base, "generation_config", None) is not None:
-        base.generation_config.save_pretrained(directory)
+    if (generation := find_generation_config(model)) is not None:
+        generation.save_pretrained(directory)
+
+
+def find_base(model: Any) -> Any:
+    """The Hugging Face model, where an adapter is around it."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def find_generation_config(model: Any) -> GenerationConfig | None:
+    """That of a model, or of the base under an adapter."""
+    return getattr(find_base(model), "generation_config", None)
+
+
+def make_savable(model: Any) -> None:
+    """Mends a generation config that transformers reads and does not write once it is changed: the end of a run would
+    fail on it. Sampling options of a model that does not sample by default switch sampling on, as their authors meant;
+    what is still refused is left out. Logged."""
+    generation = find_generation_config(model)
+    if generation is None or (reason := _find_fault(generation)) is None:
+        return
+    if not generation.do_sample and SAMPLING_OPTIONS & set(generation.to_diff_dict()):
+        generation.do_sample = True
+    if _find_fault(generation) is None:
+        logger.warning(
+            "generation_config.json of the model: do_sample: true is added, which its options need (%s)", reason
+        )
+        return
+    kept = {key: getattr(generation, key, None) for key in KEPT_OPTIONS}
+    kept = {key: value for key, value in kept.items() if not (isinstance(value, int) and value < 0)}
+    find_base(model).generation_config = GenerationConfig(**kept)
+    logger.warning(
+        "generation_config.json of the model: all but its token ids is left out, it is not valid (%s)", reason
+    )
+
+
+def _find_fault(generation: GenerationConfig) -> str | None:
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        return " ".join(str(error).split())[:200]
+    return None
 
 
 def complete_config(saved: dict[str, Any]) -> dict[str, Any]:
     """The config with the fields of both generations, or as it is where transformers 5 would read another one of it."""
-    model_type = saved.get("model_type")
+    model_type = str(saved.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         return saved  # the model brings its own code, which knows its own fields
     completed = {**_find_old_fields(saved, CONFIG_MAPPING[model_type]), **saved}

@@ -25,12 +25,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from data_prep.document_table import DocumentTable
 from data_prep.store import Store
 from data_prep.stream import StreamPlan
+
+from .saved_files import find_base
 
 logger = logging.getLogger("redline.models")
 
@@ -126,7 +127,7 @@ def _find_last(turn: list[int], special: set[int], tokenizer: PreTrainedTokenize
 
 def stop_at(model: Any, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int], *, only_chats: bool) -> None:
     """Has `model` (a Hugging Face model) and `tokenizer` stop at `stops`; see the module docstring. Logged."""
-    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    model = find_base(model)
     generation: GenerationConfig = model.generation_config
     own: Any = tokenizer.eos_token_id
     before = [*_as_list(generation.eos_token_id), *_as_list(own)]

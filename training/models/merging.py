@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -82,7 +81,7 @@ def check_saved(out: Path, expected: torch.Tensor, what: str, *, trust_remote_co
 def _untie(base: Any) -> None:
     """Gives the head a weight of its own, equal to the embedding's."""
     head: Any = base.get_output_embeddings()
-    layer = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+    layer: Any = getattr(head, "base_layer", head)
     layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
 
 

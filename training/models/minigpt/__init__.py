@@ -1,6 +1,6 @@
 """MiniGPT for Hugging Face's auto classes: importing this package registers it, `save_pretrained` carries its code.
 
-A saved MiniGPT directory holds the three files of this package and an `auto_map`, so it loads in a process without
+A saved MiniGPT directory holds the files of this package and an `auto_map`, so it loads in a process without
 this repo by `AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)`; with this package imported the
 registered classes are used and no flag is needed. The files import each other only relatively, for that reason.
 """

@@ -1,10 +1,7 @@
 """Shape of a MiniGPT. The defaults are the quickstart model: 11.0 M parameters at a vocabulary of 8192."""
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
-from transformers.modeling_rope_utils import RopeParameters
-
 from .activations import ACTIVATIONS, GATED
+from .versions import PreTrainedConfig, RopeParameters, strict
 
 
 @strict

@@ -20,19 +20,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.utils import GenerationMixin
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import can_return_tuple
 
 from .activations import ACTIVATIONS, GATED, XIELU
 from .configuration_minigpt import MiniGPTConfig
+from .versions import (
+    ALL_ATTENTION_FUNCTIONS,
+    capture_outputs,
+    create_causal_mask,
+    init,
+    merge_with_config_defaults,
+)
 
 
 class MiniGPTRMSNorm(nn.Module):
@@ -62,7 +66,7 @@ class MiniGPTRotaryEmbedding(nn.Module):
         if self.rope_type == "default":
             inv_freq, self.attention_scaling = self.compute_default_rope_parameters(config)
         else:
-            inv_freq, self.attention_scaling = ROPE_INIT_FUNCTIONS[self.rope_type](config)
+            inv_freq, self.attention_scaling = ROPE_INIT_FUNCTIONS[self.rope_type](config, None)
         self.inv_freq = nn.Buffer(inv_freq, persistent=False)
         self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
 

@@ -7,6 +7,7 @@ trackers, our own logging cadence) is set in one place, `FORCED_ARGUMENTS`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from training.callbacks.profiler_window import ProfilerWindow
 from training.callbacks.run_events import RunEvents
 from training.callbacks.sinks import build_sinks
 from training.config import Config, LoadedConfig
+from training.config.trackers import find_trackers
 from training.data.collator import Collator
 from training.data.dataset import RowDataset, build_datasets
 from training.data.loader import LoaderOptions, StoreBatches, TrainBatches, build_batching, choose_num_workers
@@ -56,6 +58,7 @@ from training.models.stop_tokens import Chats, prepare_chats
 from training.run_dir import RunDir
 from training.trainers.collectives import gather_lists, sum_over_ranks
 from training.trainers.profiled_trainer import ProfiledTrainer
+from training.trainers.setup_errors import explain_setup_errors
 
 logger = logging.getLogger("redline.build")
 
@@ -71,6 +74,8 @@ FORCED_ARGUMENTS: dict[str, Any] = {
 }
 
 
+# Named alike in torch, but built by DeepSpeed from its own.
+DEEPSPEED_OPTIMIZERS = {"adam", "adamw", "adagrad", "lion", "muon"}
 PREFETCH_FACTOR = 4  # batches that each worker prepares ahead
 
 
@@ -90,12 +95,15 @@ def build_training_arguments(
         "deepspeed": loaded.deepspeed,
     }
     given |= find_loader_arguments(config, device, world)
+    if given.get("save_strategy") == "best":
+        given.setdefault("metric_for_best_model", "loss")  # Hugging Face sets it for load_best_model_at_end alone
     try:
         args = TrainingArguments(**given)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
     if "scheduler" not in (loaded.deepspeed or {}):
         check_schedule(args)
+    check_json_classes(loaded.deepspeed or {})
     return args
 
 
@@ -113,6 +121,27 @@ def check_schedule(args: TrainingArguments) -> None:
         name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
         reason = " ".join(str(error).split())
         raise UserError(f"training.lr_scheduler_kwargs: {given} does not suit {name}: {reason}") from error
+
+
+def check_json_classes(deepspeed: Mapping[str, Any]) -> None:
+    """Build torch's own optimizer and schedule of a DeepSpeed JSON once for nothing, as `check_schedule`.
+
+    Raises UserError when they do not take their `params`, or need more than those say.
+    """
+    optimizer: Any = torch.optim.SGD([torch.zeros(1)], lr=1e-3)
+    for block, home, subject in (
+        ("optimizer", torch.optim, [torch.nn.Parameter(torch.zeros(1))]),
+        ("scheduler", torch.optim.lr_scheduler, optimizer),
+    ):
+        given = deepspeed.get(block) or {}
+        kind = getattr(home, str(given.get("type")), None)
+        if kind is None or given["type"].lower() in DEEPSPEED_OPTIMIZERS:
+            continue
+        params = {key: value for key, value in given["params"].items() if value != "auto"}
+        try:
+            kind(subject, **params)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{block}.params: {given['type']}: {' '.join(str(error).split())}") from error
 
 
 def find_loader_arguments(config: Config, device: torch.device, world: World) -> dict[str, Any]:
@@ -164,21 +193,22 @@ def build_trainer(
         packing=config.data.packing,
         varlen=takes_varlen(model),
     )
-    trainer = ProfiledTrainer(
-        model=model,
-        args=args,
-        data_collator=collator,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        run_dir=run_dir,
-        train_batches=build_train_batches(prepared.stream or train_dataset, config.data, args, collator, run_dir),
-        order=describe_order(source, config.data),
-        verify_packing=config.data.verify_packing and config.data.packing != "none",
-        meter=meter,
-        log_every=config.perf.log_every,
-        flops_profile_every=config.perf.flops_profile_every,
-    )
+    with explain_setup_errors("training"):
+        trainer = ProfiledTrainer(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            run_dir=run_dir,
+            train_batches=build_train_batches(prepared.stream or train_dataset, config.data, args, collator, run_dir),
+            order=describe_order(source, config.data),
+            verify_packing=config.data.verify_packing and config.data.packing != "none",
+            meter=meter,
+            log_every=config.perf.log_every,
+            flops_profile_every=config.perf.flops_profile_every,
+        )
     if trainer.is_deepspeed_enabled != (loaded.deepspeed is not None):
         raise RuntimeError("accelerate did not take the DeepSpeed set-up: training would go on without ZeRO")
     for stock in (PrinterCallback, ProgressCallback):
@@ -189,7 +219,10 @@ def build_trainer(
     if world.is_main:
         trainer.on_start(
             lambda max_steps: build_sinks(
-                find_trackers(config), run_dir, max_steps=max_steps, config=config.model_dump()
+                find_trackers(config.training.get("report_to")),
+                run_dir,
+                max_steps=max_steps,
+                config=config.model_dump(),
             )
         )
     return trainer
@@ -340,12 +373,6 @@ def build_callbacks(
         if config.monitor.plot_every:
             callbacks.append(Plotting(trainer, run_dir, config.monitor.plot_every, entropy))
     return callbacks
-
-
-def find_trackers(config: Config) -> list[str]:
-    """`training.report_to` as a list: a name, several, or none."""
-    asked = config.training.get("report_to") or "none"
-    return [name for name in ([asked] if isinstance(asked, str) else asked) if name != "none"]
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -168,7 +168,7 @@ def _as_trial(loaded: LoadedConfig) -> LoadedConfig:
     """Without what a run writes, measures and evaluates."""
     changed = _with_training(
         loaded, max_steps=TRIAL_STEPS, num_train_epochs=1, report_to="none", eval_strategy="no", save_strategy="no",
-        load_best_model_at_end=False, push_to_hub=False,
+        load_best_model_at_end=False,
     )  # fmt: skip
     config = changed.config.model_copy(
         update={

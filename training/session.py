@@ -1,8 +1,10 @@
 """One training session: join the ranks, prepare the data, open the run directory, resume or start, train, finish.
 
-The order matters. One rank of each node prepares the data while the others wait; rank 0 alone touches the run
-directory, before the others look at it; a run that is started anew over an older one moves the old one aside and never
-writes into it; a checkpoint is checked against its manifest before anything unpickles it.
+The order matters. Rank 0 locks the run directory against other sessions, and alone touches it, before the others look
+at it; what can fail without data is settled first (the place, the checkpoint and what changed since, the arguments);
+one rank of each node prepares the data while the others wait. The run directory is opened when model, optimizer,
+schedule and trackers stand: a run that is started anew over an older one then moves the old one aside and never writes
+into it. A checkpoint is checked against its manifest before anything unpickles it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,13 +27,16 @@ from transformers.utils import logging as transformers_logging
 from data_prep.errors import UserError
 from data_prep.prepare import Prepared, prepare
 from training.build import build_trainer, build_training_arguments, find_run_path
+from training.callbacks.sinks import Sink
 from training.checkpoints.manifest import Manifest, check_resumable, find_checkpoints, find_resumable, read_manifest
 from training.config import LoadedConfig, dump_resolved
+from training.config.resume_changes import Change, describe_settings, find_changes
 from training.environment import describe_machine
 from training.launch import World, join_world, leave_world
 from training.memory.comparison import MemoryBase, measure_base
 from training.micro_batch import fit_micro_batch
 from training.run_dir import RunDir, write_text_atomic
+from training.run_lock import RunLock, check_writable
 
 logger = logging.getLogger("redline.train")
 
@@ -52,10 +58,16 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
         deepspeed=loaded.deepspeed,
     )
     run_dir = RunDir(find_run_path(config, loaded.recipe))
+    lock = RunLock(run_dir.path)
     try:
-        prepared = on_each_node(world, lambda: prepare(config.data, config.tokenizer))
+        on_main_rank(world, lock.acquire)
+        on_main_rank(world, lambda: check_writable(run_dir.path))
+        # What needs no data is settled before it is prepared: where to start, what changed since, the arguments.
+        settings = describe_settings(loaded)  # the recipe's, before a micro-batch is chosen for this machine
         checkpoint = on_main_rank(world, lambda: find_start(loaded, run_dir, world))
+        changes = on_main_rank(world, lambda: find_changes_since(checkpoint, settings))
         args = build_training_arguments(loaded, run_dir, device, world)
+        prepared = on_each_node(world, lambda: prepare(config.data, config.tokenizer))
         if checkpoint is not None and is_over(run_dir, checkpoint, args.max_steps, world):
             return
         if config.perf.micro_batch_size == "auto":
@@ -67,15 +79,17 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
         trainer.start_data(checkpoint)
         if by_epochs and checkpoint is not None and is_over(run_dir, checkpoint, args.max_steps, world):
             return
-        # Only now, when all that a recipe can get wrong has been built, is anything on disk touched.
-        on_main_rank(world, lambda: open_run(loaded, run_dir, world, checkpoint))
+        opening = Opening(loaded, run_dir, world, checkpoint, changes)
+        trainer.on_open(opening)
+        trainer.settings = settings
+        trainer.changed_options = {change.key: (change.old, change.new) for change in changes}
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if finish is None:
                 from training.finish import finish_run as finish  # its libraries are not loaded before the first step
             finish(loaded, prepared, trainer, memory_base)
         except BaseException as error:
-            if world.is_main:
+            if world.is_main and opening.is_open:
                 message = f"{type(error).__name__}: {error}".splitlines()[0]
                 run_dir.append_event("error", trainer.state.global_step, message)
                 run_dir.write_json(
@@ -86,7 +100,38 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
         finally:
             trainer.close()
     finally:
+        lock.release()
         leave_world()
+
+
+@dataclass
+class Opening:
+    """Opens the run directory on rank 0 when the trainer says that all else stands; `is_open` from then on.
+
+    Called with what builds the sinks; gives them back. Collective.
+    """
+
+    loaded: LoadedConfig
+    run_dir: RunDir
+    world: World
+    checkpoint: Path | None
+    changes: Sequence[Change]
+    is_open: bool = False
+
+    def __call__(self, build_sinks: Callable[[], list[Sink]]) -> list[Sink]:
+        opened: list[Sink] = []
+
+        def open_here() -> None:
+            opened.extend(open_run(self.loaded, self.run_dir, self.world, self.checkpoint, build_sinks))
+            for change in self.changes:
+                logger.info("resume: %s", change.message)
+                self.run_dir.append_event(
+                    "change", change.step, change.message, key=change.key, old=change.old, new=change.new
+                )
+
+        on_main_rank(self.world, open_here)
+        self.is_open = True
+        return opened
 
 
 def is_over(run_dir: RunDir, checkpoint: Path, max_steps: int, world: World) -> bool:
@@ -107,17 +152,36 @@ def is_over(run_dir: RunDir, checkpoint: Path, max_steps: int, world: World) -> 
     return finished
 
 
-def open_run(loaded: LoadedConfig, run_dir: RunDir, world: World, checkpoint: Path | None) -> None:
-    """Make the run directory ready for a session that starts at `checkpoint`, or at step 0.
+def open_run(
+    loaded: LoadedConfig,
+    run_dir: RunDir,
+    world: World,
+    checkpoint: Path | None,
+    build_sinks: Callable[[], list[Sink]] = list,
+) -> list[Sink]:
+    """Make the run directory ready for a session that starts at `checkpoint`, or at step 0; the sinks.
 
     What the run did after that checkpoint will be done again: its later records are cut and its later checkpoints set
     aside, so that no other resume can take up the abandoned branch. A checkpoint of another run starts a new run here,
-    with that run's records up to it. Raises UserError when the directory cannot be written.
+    with that run's records up to it. The sinks are built before anything but the directory's name changes: where one
+    fails, an older run gets its name back. Raises UserError when the directory cannot be written.
     """
+    aside = None
     try:
         if checkpoint is None or checkpoint.resolve().parent != run_dir.path.resolve():
-            move_aside(run_dir)
+            aside = move_aside(run_dir)
         run_dir.path.mkdir(parents=True, exist_ok=True)
+        sinks = build_sinks()
+    except BaseException as error:
+        if aside is not None:
+            shutil.rmtree(run_dir.path, ignore_errors=True)
+            aside.rename(run_dir.path)
+        if isinstance(error, OSError):
+            raise _unwritable(run_dir, error) from error
+        raise
+    try:
+        if aside is not None:
+            logger.info("%s holds an older run: kept as %s (--resume auto would go on with it)", run_dir.path, aside)
         step = 0
         if checkpoint is not None:
             step = read_manifest(checkpoint).step
@@ -128,7 +192,12 @@ def open_run(loaded: LoadedConfig, run_dir: RunDir, world: World, checkpoint: Pa
         write_text_atomic(run_dir.config, dump_resolved(loaded))
         run_dir.write_json(run_dir.env, describe_environment(world))
     except OSError as error:
-        raise UserError(f"training.output_dir: {run_dir.path} cannot be written: {error}") from error
+        raise _unwritable(run_dir, error) from error
+    return sinks
+
+
+def _unwritable(run_dir: RunDir, error: OSError) -> UserError:
+    return UserError(f"training.output_dir: {run_dir.path} cannot be written: {error}")
 
 
 def _take_over(run_dir: RunDir, source: RunDir, step: int) -> None:
@@ -169,6 +238,14 @@ def find_start(loaded: LoadedConfig, run_dir: RunDir, world: World) -> Path | No
     return checkpoint
 
 
+def find_changes_since(checkpoint: Path | None, settings: Mapping[str, Any]) -> list[Change]:
+    """What of `settings` is another than in the checkpoint and takes effect. UserError for what cannot change."""
+    if checkpoint is None:
+        return []
+    manifest = read_manifest(checkpoint)
+    return find_changes(checkpoint, manifest.step, manifest.settings, settings)
+
+
 def _check_world(checkpoint: Path, manifest: Manifest, loaded: LoadedConfig, world: World) -> None:
     """ZeRO shards are cut for one world size; without DeepSpeed another one only changes the order of the data."""
     if manifest.world_size == world.size:
@@ -186,13 +263,13 @@ def _check_world(checkpoint: Path, manifest: Manifest, loaded: LoadedConfig, wor
     )
 
 
-def move_aside(run_dir: RunDir) -> None:
-    """An older run at this place is kept: `NAME` becomes `NAME.old-1` (or the next free number)."""
+def move_aside(run_dir: RunDir) -> Path | None:
+    """An older run at this place is kept: `NAME` becomes `NAME.old-1` (or the next free number), which is returned."""
     if not run_dir.path.is_dir() or not any(run_dir.path.iterdir()):
-        return
+        return None
     aside = _free_name(run_dir.path.with_name(f"{run_dir.path.name}.old"))
     run_dir.path.rename(aside)
-    logger.info("%s holds an older run: kept as %s (--resume auto would go on with it)", run_dir.path, aside)
+    return aside
 
 
 def _free_name(path: Path) -> Path:

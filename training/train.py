@@ -13,6 +13,7 @@ stopped by Ctrl-C.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,11 @@ if __package__ in (None, ""):  # run as a script: its folder is on the path, the
 from data_prep.errors import UserError
 from data_prep.options import HUB_PREFIX
 from training.config import load_config
+from training.config.optimizer_table import takes_bitsandbytes
+from training.config.trackers import check_trackers
 from training.launch import configure_logging, leave_out, read_world, set_environment
+
+logger = logging.getLogger("redline.train")
 
 
 def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int:
@@ -38,8 +43,12 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
         loaded = load_config(sys.argv[1:] if argv is None else argv)
         set_environment(world, loaded.config.perf.num_threads)
         configure_logging(world)
-        if loaded.config.model.path is None and "bit" not in loaded.config.argument("optim"):
+        for note in loaded.notes:
+            logger.info("%s", note)
+        if loaded.config.model.path is None and not takes_bitsandbytes(loaded.config.argument("optim")):
             leave_out("bitsandbytes")
+        if world.is_main:  # alone among the ranks it has trackers
+            check_trackers(loaded.config.training)
         if not any(source.path.startswith(HUB_PREFIX) for source in loaded.config.data.sources):
             leave_out("datasets")
         # torch comes in here, after everything that can fail without it; a wrong model is found before data is prepared

@@ -7,11 +7,12 @@ Only rank 0 has sinks. A record holds `step`, `epoch`, `time_s`, `tokens` and me
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from data_prep.errors import UserError
+from training.config.trackers import find_project, find_wandb_mode
 from training.metrics import names
 from training.run_dir import RunDir, write_text_atomic
 
@@ -98,23 +99,32 @@ class TensorBoard:
 class Wandb:
     """A W&B run; a resumed training goes on under the id kept in `RUN/wandb_id`.
 
-    Project, mode (`WANDB_MODE=offline`), entity and so on come from W&B's own environment variables.
+    The project is `training.project`, the name `training.run_name`; mode (`WANDB_MODE=offline`), entity, group and so
+    on come from W&B's own environment variables. Raises UserError when the server takes no such run.
     """
 
     def __init__(self, run_dir: RunDir, config: Mapping[str, Any]) -> None:
         import wandb
+        from wandb.errors import Error as WandbError
 
         id_file = run_dir.path / "wandb_id"
         run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
         write_text_atomic(id_file, run_id + "\n")
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "redline"),
-            name=config.get("training", {}).get("run_name") or run_dir.name,
-            id=run_id,
-            resume="allow",
-            dir=str(run_dir.path),
-            config=dict(config),
-        )
+        training = config.get("training", {})
+        try:
+            self._run = wandb.init(
+                project=find_project(training),
+                name=training.get("run_name") or run_dir.name,
+                id=run_id,
+                resume="allow",
+                dir=str(run_dir.path),
+                mode=cast(Any, find_wandb_mode()),
+                config=dict(config),
+            )
+        except WandbError as error:
+            raise UserError(
+                f"training.report_to: wandb: {' '.join(str(error).split())}: mend it, or set WANDB_MODE=offline"
+            ) from error
 
     def write(self, record: Record) -> None:
         self._run.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])

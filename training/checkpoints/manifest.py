@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -29,20 +30,22 @@ _CHUNK = 8 << 20
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint said of itself when it was complete."""
+    """What a checkpoint said of itself when it was complete. settings: what it was trained with, dotted key -> value;
+    None where an older Redline wrote it."""
 
     step: int
     world_size: int
     files: dict[str, dict[str, str | int]]
+    settings: dict[str, Any] | None = None
 
 
-def write_manifest(checkpoint: Path, *, step: int, world_size: int) -> None:
+def write_manifest(checkpoint: Path, *, step: int, world_size: int, settings: Mapping[str, Any] | None = None) -> None:
     """Hash every file below `checkpoint` and write `manifest.json` as the last one."""
     files = {
         str(path.relative_to(checkpoint)): {"bytes": path.stat().st_size, "xxh3_128": _hash_file(path)}
         for path in _files_below(checkpoint)
     }
-    text = json.dumps({"step": step, "world_size": world_size, "files": files}, indent=1)
+    text = json.dumps({"step": step, "world_size": world_size, "files": files, "settings": settings}, indent=1)
     write_text_atomic(checkpoint / MANIFEST, text + "\n")
 
 

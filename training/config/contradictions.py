@@ -3,6 +3,7 @@
 Nothing here needs torch, and nothing here is a matter of taste: what is only unwise is logged by its owner.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator
 
 from data_prep.errors import UserError
@@ -42,6 +43,10 @@ def _positive(config: Config) -> Broken:
         value = config.training.get(name)
         if isinstance(value, int | float) and value < 0:
             yield (f"training.{name}",), f"is {value}: must not be below 0"
+    for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
+        value = config.argument(name)
+        if isinstance(value, int | float) and not 0 <= value < 1:
+            yield (f"training.{name}",), f"is {value}: must be 0 or above and below 1"
 
 
 def _one_precision(config: Config) -> Broken:
@@ -76,6 +81,13 @@ def _adapter(config: Config) -> Broken:
 
 def _best_model(config: Config) -> Broken:
     argument = config.argument
+    best, metric = argument("save_strategy") == "best", argument("metric_for_best_model")
+    if metric not in (None, "loss", "eval_loss"):
+        yield ("training.metric_for_best_model",), f"is {metric!r}: evaluation computes the loss alone: leave it out"
+    if argument("greater_is_better"):
+        yield ("training.greater_is_better",), "is true: the lowest loss is the best: leave it out"
+    if best and argument("eval_strategy") == "no":
+        yield ("training.save_strategy", "training.eval_strategy"), "the best is known from evaluations: set when"
     if not argument("load_best_model_at_end"):
         return
     if argument("eval_strategy") == "no" or (argument("save_strategy") not in ("best", argument("eval_strategy"))):
@@ -135,6 +147,29 @@ def _streaming(config: Config) -> Broken:
             yield ("data.streaming", f"data.{name}"), "needs the lengths of all rows: use a store"
 
 
+def _depends(config: Config) -> Broken:
+    """Arguments that only count beside another one."""
+    argument = config.argument
+    if argument("lr_scheduler_type") == "reduce_lr_on_plateau" and argument("eval_strategy") == "no":
+        keys = ("training.lr_scheduler_type", "training.eval_strategy")
+        yield keys, "reduce_lr_on_plateau goes by the validation loss: set when to evaluate"
+    if argument("fsdp_config") and not argument("fsdp"):
+        yield ("training.fsdp_config",), "is of training.fsdp, which is not set"
+    if argument("liger_kernel_config") and not argument("use_liger_kernel"):
+        yield ("training.liger_kernel_config",), "is of training.use_liger_kernel, which is not set"
+    for name in ("gradient_checkpointing", "activation_checkpointing"):
+        if argument(f"{name}_kwargs") and not (
+            argument("gradient_checkpointing") or argument("activation_checkpointing")
+        ):
+            yield (f"training.{name}_kwargs",), f"is of training.{name}, which is not set"
+    if argument("eval_strategy") == "no":
+        for name in ("eval_delay", "eval_on_start"):
+            if argument(name):
+                yield (f"training.{name}", "training.eval_strategy"), "there are no evaluations: set when to evaluate"
+    if "tpu_metrics_debug" in str(argument("debug")):
+        yield ("training.debug",), "tpu_metrics_debug is for TPUs: use underflow_overflow"
+
+
 def _one_checkpointing(config: Config) -> Broken:
     names = ("gradient_checkpointing", "activation_checkpointing")
     if len({config.training[name] for name in names if config.training.get(name) is not None}) > 1:
@@ -150,6 +185,11 @@ def _owned(config: Config) -> Broken:
             yield (f"training.{name}",), "use_reentrant must stay false: it loses the gradients of adapters"
     if config.training.get("use_liger_kernel") and not config.model.path and not config.model.config.get("model_type"):
         yield ("training.use_liger_kernel",), "patches HF architectures only: MiniGPT is none"
+    if config.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        yield ("training.use_liger_kernel",), "needs a package that is not installed: pip install liger-kernel"
+    if config.training.get("use_liger_kernel") and config.argument("label_smoothing_factor"):
+        keys = ("training.use_liger_kernel", "training.label_smoothing_factor")
+        yield keys, "Liger's loss is computed without the logits that smoothing needs: keep one"
     if config.training.get("use_cpu") and config.training.get("fp16"):
         yield ("training.use_cpu", "training.fp16"), "fp16 needs a GPU: use bf16"
 
@@ -168,4 +208,5 @@ RULES: tuple[Callable[[Config], Broken], ...] = (
     _streaming,
     _one_checkpointing,
     _owned,
+    _depends,
 )

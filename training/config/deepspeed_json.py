@@ -14,6 +14,7 @@ from typing import Any
 from data_prep.errors import UserError
 from data_prep.recipe import RECIPE_DIR, KeyPath, Layer, did_you_mean, find_file, shown_path
 from data_prep.recipe.yaml_file import parse_yaml
+from training.config.deepspeed_blocks import check_blocks, rename_aliases
 from training.config.sections import Config
 
 DEEPSPEED_DIR = RECIPE_DIR.parent / "ds_configs"
@@ -36,14 +37,8 @@ SAME = {
     "scheduler.params.warmup_num_steps": "warmup_steps",
     "scheduler.params.total_num_steps": "max_steps",
 }
-# JSON block -> field that a recipe may not set beside it: HF would silently prefer the block.
-FROM_RECIPE = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-)
 KINDS = {"boolean": (bool, "true or false"), "number": ((int, float), "a number"), "string": (str, "text in quotes")}
+# JSON block -> field that a recipe may not set beside it: HF would silently prefer the block.
 INSTEAD = {"optimizer": "optim", "scheduler": "lr_scheduler_type"}
 
 
@@ -68,6 +63,8 @@ def read_deepspeed(name: str) -> tuple[Layer, Path]:
     for block, known in key_table()["params"].items():
         if isinstance(values.get(block), dict):
             _check_params(layer, values[block], block, known)
+    rename_aliases(layer)
+    check_blocks(layer)
     return layer, file
 
 
@@ -131,18 +128,6 @@ def _check_value(layer: Layer, path: KeyPath, value: Any, kind: Any) -> None:
         fits = isinstance(value, types) and isinstance(value, bool) == (kind == "boolean")
     if not fits:
         raise UserError(f"{_shown(layer, path, value)}: must be {wanted}")
-
-
-def fill_in(deepspeed: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON with "auto" for batch sizes, accumulation, clipping and precision where it leaves them out.
-
-    Hugging Face fills in only what says "auto": a JSON without `gradient_clipping` would train unclipped, one without
-    `gradient_accumulation_steps` unaccumulated and one without `bf16` in float32, whatever the recipe says.
-    """
-    filled: dict[str, Any] = dict.fromkeys(FROM_RECIPE, "auto") | dict(deepspeed)
-    if not {"bf16", "fp16"} & filled.keys():
-        filled |= {"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}}
-    return filled
 
 
 def replaced_fields(deepspeed: Layer) -> set[str]:

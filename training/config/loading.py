@@ -30,16 +30,18 @@ from data_prep.recipe import (
     with_tokenizer_of_model,
 )
 from training.config.contradictions import EXCLUSIVE, check_contradictions
+from training.config.deepspeed_blocks import describe_filled, fill_in
 from training.config.deepspeed_json import (
     DEEPSPEED_DIR,
     as_training_layer,
     check_deepspeed,
     check_micro_batch,
     compare_with_recipe,
-    fill_in,
+    key_table,
     read_deepspeed,
     replaced_fields,
 )
+from training.config.optimizers import check_optimizer
 from training.config.sections import (
     AdapterSection,
     CheckpointSection,
@@ -63,8 +65,10 @@ OPTIONS = {
 class LoadedConfig:
     """A checked recipe and where it came from.
 
-    deepspeed: the JSON as read, `"auto"` still in it. resume: "auto", "never" or a checkpoint directory.
+    deepspeed: the JSON with what it leaves out filled in, `"auto"` still in it. resume: "auto", "never" or a
+    checkpoint directory.
     recipe: name of the recipe file, "default" for the empty recipe; the run directory is runs/NAME by default.
+    notes: lines on what was filled in, to be said once there is a log.
     """
 
     config: Config
@@ -73,6 +77,7 @@ class LoadedConfig:
     deepspeed_path: Path | None
     resume: str
     recipe: str
+    notes: tuple[str, ...] = ()
 
     def located(self, message: str) -> str:
         """`message` with the file and line, or "command line", of the key that it begins with in front."""
@@ -123,8 +128,12 @@ def load_config(argv: Sequence[str], world_size: int | None = None) -> LoadedCon
         check_micro_batch(deepspeed, config)
         check_deepspeed(deepspeed.values, config, ranks, str(deepspeed.origin(("train_batch_size",))))
         layer.origins[("deepspeed",)] = json_origin
-    values = fill_in(deepspeed.values) if deepspeed else None
-    return LoadedConfig(config, layer.origins, values, path, _resume(options.get("resume")), name)
+    check_optimizer(config, layer, deepspeed.values if deepspeed else None)
+    values, notes = None, ()
+    if deepspeed:
+        values = fill_in(deepspeed.values, config.arguments(), key_table()["params"])
+        notes = tuple(filter(None, [describe_filled(deepspeed.values, values, config.arguments())]))
+    return LoadedConfig(config, layer.origins, values, path, _resume(options.get("resume")), name, notes)
 
 
 def _defaults(name: str, deepspeed: Layer | None) -> Layer:

@@ -14,11 +14,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from training.config.optimizer_table import describe_offer
+
 REFUSED = {
+    "accelerator_config": "batches do not come from accelerate: nothing there would take effect",
     "auto_find_batch_size": "a smaller batch leaves accumulation alone, so the global batch shrinks unseen: set "
     "training.per_device_train_batch_size",
+    "batch_eval_metrics": "evaluation computes the loss alone",
+    "bf16_full_eval": "evaluations come during the training and compute in its precision: use training.bf16",
     "data_seed": "the order of the data is that of data.seed",
     "dataloader_in_order": "batches always come in order: a resumed run sees the same ones",
+    "ddp_backend": "it is nccl on GPUs and gloo on a CPU",
     "deepspeed": "write `deepspeed: zero2_bf16` at the top level of the recipe, or --deepspeed",
     "disable_tqdm": "there is no progress bar: lines of steps say more, in files too",
     "do_eval": "evaluation follows training.eval_strategy",
@@ -26,8 +32,18 @@ REFUSED = {
     "do_train": "train.py always trains",
     "enable_jit_checkpoint": "ranks do not agree on the step, a signal to one of them hangs the run; signals are "
     "handled without it",
+    "eval_accumulation_steps": "evaluation computes the loss alone: there are no predictions to move",
+    "eval_do_concat_batches": "evaluation computes the loss alone: there are no predictions to join",
+    "eval_use_gather_object": "evaluation computes the loss alone: there are no predictions to gather",
+    "fp16_full_eval": "evaluations come during the training and compute in its precision: use training.fp16",
+    "hub_always_push": "after the run, `hf upload REPO RUN/final`",
+    "hub_model_id": "after the run, `hf upload REPO RUN/final`",
+    "hub_private_repo": "after the run, `hf upload REPO RUN/final --private`",
+    "hub_revision": "after the run, `hf upload REPO RUN/final --revision NAME`",
+    "hub_strategy": "after the run, `hf upload REPO RUN/final`",
     "hub_token": "it would be written to the run directory: set the environment variable HF_TOKEN",
     "ignore_data_skip": "the data goes on where it stood, at no cost",
+    "include_for_metrics": "evaluation computes the loss alone",
     "include_num_input_tokens_seen": "costs a gather and a sync per micro-batch; tokens are counted in metrics.jsonl "
     "without it",
     "label_names": "the collator's labels are the labels",
@@ -40,11 +56,40 @@ REFUSED = {
     "logging_strategy": "logs are by step: use monitor.train_every",
     "parallelism_config": "it is a Python object; parallelism comes from the launcher and --deepspeed",
     "prediction_loss_only": "evaluation computes the loss alone",
+    "push_to_hub": "it would upload the whole run directory: after the run, `hf upload REPO RUN/final`",
+    "restore_callback_states_from_checkpoint": "no callback keeps a state there; what a run counts is always restored",
     "resume_from_checkpoint": "use --resume auto|PATH|never",
+    "skip_memory_metrics": "memory is in perf/memory_*, at no cost",
     "torch_empty_cache_steps": "clears the cache between forward and backward: use perf.empty_cache_every",
+    "trackio_bucket_id": "trackio is not offered: training.report_to takes wandb and tensorboard",
+    "trackio_space_id": "trackio is not offered: training.report_to takes wandb and tensorboard",
+    "trackio_static_space_id": "trackio is not offered: training.report_to takes wandb and tensorboard",
     "train_sampling_strategy": "rows come in a random order of data.seed: use data.group_by_length",
 }
 REMOVED = {
+    "adafactor": "use training.optim: adafactor",
+    "bf16_opt_level": "use training.bf16",
+    "dispatch_batches": "every rank reads its own rows",
+    "fp16_opt_level": "use training.fp16",
+    "include_inputs_for_metrics": "evaluation computes the loss alone",
+    "include_tokens_per_second": "perf/tokens_per_second is always measured",
+    "jit_mode_eval": "use training.torch_compile",
+    "mp_parameters": "use --deepspeed",
+    "past_index": "it was of models that keep a memory between batches",
+    "per_gpu_batch_size": "use training.per_device_train_batch_size",
+    "push_to_hub_model_id": "after the run, `hf upload REPO RUN/final`",
+    "push_to_hub_organization": "after the run, `hf upload REPO RUN/final`",
+    "push_to_hub_token": "set the environment variable HF_TOKEN",
+    "ray_scope": "there is no search of hyperparameters",
+    "save_safetensors": "weights are always saved so",
+    "sharded_ddp": "use --deepspeed",
+    "split_batches": "every rank reads its own rows",
+    "torchdynamo": "use training.torch_compile",
+    "tpu_metrics_debug": "TPUs are not supported",
+    "tpu_num_cores": "TPUs are not supported",
+    "use_ipex": "torch has it built in",
+    "use_legacy_prediction_loop": "evaluation computes the loss alone",
+    "use_mps_device": "the device is found by itself",
     "evaluation_strategy": "use training.eval_strategy",
     "fp16_backend": "use training.fp16",
     "group_by_length": "use data.packing: best_fit (or data.group_by_length)",
@@ -99,6 +144,9 @@ def training_section() -> type[BaseModel]:
     }
     one = Literal["wandb", "tensorboard", "none"]  # the sinks that keep the names of perf/ keys
     taken["report_to"] = (one | list[one], Field(None, description="beside metrics.jsonl, which is always written"))
+    taken["optim"] = (fields()["optim"][0], Field(None, description=f"the optimizer; {describe_offer()}"))
+    project = "the project of W&B; left out: WANDB_PROJECT, else redline"
+    taken["project"] = (fields()["project"][0], Field(None, description=project))
     config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     definitions: Any = taken
     return create_model("TrainingSection", __config__=config, __doc__="Fields of TrainingArguments.", **definitions)

@@ -6,7 +6,7 @@ No part of the training loop is copied. The seams, none of which changes a numbe
 |---|---|
 | `get_train_dataloader` | the batches of `training/data/loader.py`, which end no epoch: their position does |
 | `get_batch_samples` | `data_wait`: the loop blocks in the loader; on CUDA also `h2d`: it waits for a copy |
-| `_prepare_for_training` | the packing check, on the model as it will train |
+| `_prepare_for_training` | the packing check, on the model as it will train; then the run directory is opened |
 | `_prepare_inputs` | the collator's `BatchInfo` is taken out and counted; `h2d` of what was not copied ahead |
 | `compute_loss_context_manager` | `forward`, while training |
 | `accelerator.backward` | `backward`; under DeepSpeed this also runs `engine.step`, which is `optimizer` |
@@ -49,6 +49,9 @@ from training.metrics.throughput import Meter
 from training.models.saved_files import complete_files, save_generation_config
 from training.run_dir import RunDir
 from training.trainers.collectives import gather_floats, sum_over_ranks
+from training.trainers.resumed_options import AsBuilt, apply_changes
+from training.trainers.setup_errors import explain_setup_errors
+from training.trainers.smoothed_loss import build_loss
 from training.trainers.step_timing import time_step
 
 logger = logging.getLogger("redline.train")
@@ -74,7 +77,7 @@ class ProfiledTrainer(Trainer):
         verify_packing: check before the first step that packed documents leave each other alone.
 
     `start_data` comes before `train`: it takes the data to where the checkpoint stood and settles the number of steps.
-    Rank 0 gets its sinks through `on_start`, which is called when the number of steps is known.
+    Rank 0 gets its sinks through `on_start` when the number of steps is known, within what `on_open` was given.
     """
 
     def __init__(
@@ -99,6 +102,10 @@ class ProfiledTrainer(Trainer):
         self._verify_packing = verify_packing
         self._sinks: list[Sink] = []
         self._build_sinks: Callable[[int], list[Sink]] = lambda max_steps: []
+        self._open_run: Callable[[Callable[[], list[Sink]]], list[Sink]] = lambda build: build()
+        self.settings: dict[str, Any] | None = None  # what each checkpoint says it was trained with
+        self.changed_options: dict[str, tuple[Any, Any]] = {}  # since the checkpoint that is resumed from: old, new
+        self._as_built: AsBuilt | None = None
         self._record: dict[str, Any] = {}
         self._resumed_progress: Progress | None = None
         self._started = 0.0
@@ -106,6 +113,7 @@ class ProfiledTrainer(Trainer):
         self._step_tokens = 0  # of this rank, since the last record of progress
         self._eval_batches: list[tuple[float, int]] = []
         super().__init__(*args, **kwargs)
+        self.compute_loss_func = build_loss(self.args.label_smoothing_factor, lambda: self._is_training)
         self.add_callback(_ProgressKeeper(self))
 
     # ---- phases ----
@@ -119,13 +127,23 @@ class ProfiledTrainer(Trainer):
         if self.meter:
             self.meter.timer.annotate = annotate
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
+    def _prepare_for_training(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        with explain_setup_errors():
+            prepared = super()._prepare_for_training(max_steps, *args, **kwargs)
+            if self.changed_options and self._as_built:
+                apply_changes(self, self._as_built, self.changed_options)
         if self._verify_packing:
             self._check_packing()
         if self.meter:
             time_step(self, self.meter.timer)
+        self._sinks = self._open_run(lambda: self._build_sinks(max_steps))
         return prepared
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if optimizer is None:  # now both stand as configured, and a checkpoint is not loaded yet
+            self._as_built = AsBuilt.of(self.optimizer, scheduler)
+        return scheduler
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         return super().get_batch_samples(self._timed_batches(epoch_iterator), *args, **kwargs)
@@ -364,7 +382,8 @@ class ProfiledTrainer(Trainer):
         all ranks; any other returns its own mean. Either way the weights below give back the sum of losses.
         """
         tokens = [float(count) for _, count in self._eval_batches]
-        if self.model_accepts_loss_kwargs and self.args.average_tokens_across_devices:
+        gets_tokens = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
+        if gets_tokens and self.args.average_tokens_across_devices:
             weights = [total / self.args.world_size for total in sum_over_ranks(tokens, self.args.device)]
         else:
             weights = tokens  # a batch of padding rows alone has no mean, and no weight
@@ -401,7 +420,12 @@ class ProfiledTrainer(Trainer):
         if dist.is_initialized():
             dist.barrier()
         if self.args.should_save:
-            write_manifest(checkpoint, step=self.state.global_step, world_size=self.args.world_size)
+            write_manifest(
+                checkpoint,
+                step=self.state.global_step,
+                world_size=self.args.world_size,
+                settings=self.settings,
+            )
             self.run_dir.append_event("save", self.state.global_step, f"{checkpoint.name} saved")
             rotate_checkpoints(
                 output_dir=str(self.run_dir.path),
@@ -412,6 +436,11 @@ class ProfiledTrainer(Trainer):
     def on_start(self, build_sinks: Callable[[int], list[Sink]]) -> None:
         """Have the sinks built from the number of optimizer steps once it is known."""
         self._build_sinks = build_sinks
+
+    def on_open(self, open_run: Callable[[Callable[[], list[Sink]]], list[Sink]]) -> None:
+        """Have the run directory opened once model, optimizer and schedule stand. Collective. `open_run` gets what
+        builds the sinks and gives them back."""
+        self._open_run = open_run
 
     def close(self) -> None:
         """Flush and close the sinks."""
@@ -434,7 +463,6 @@ class _ProgressKeeper(TrainerCallback):
             if len(progress.loss_sums) == args.world_size:
                 trainer._tr_loss.fill_(progress.loss_sums[args.process_index])
                 trainer._globalstep_last_logged = progress.last_logged_step
-        trainer._sinks = trainer._build_sinks(state.max_steps)
         trainer._started = time.monotonic()
         trainer._last_measured_step = state.global_step
         self._epochs_done = int(trainer.train_batches.epoch)

@@ -30,7 +30,7 @@ LIMIT_SECONDS, LIMIT_RATIO = 600, 10  # of the others: at least the one, else th
 # What a run of a few steps leaves out, whatever the configuration says.
 SHORT: dict[str, Any] = {
     "training.eval_strategy": "no", "training.save_strategy": "no", "training.load_best_model_at_end": False,
-    "training.report_to": "none", "training.push_to_hub": False,
+    "training.report_to": "none",
     "perf.enabled": True, "perf.log_every": 1, "perf.flops_profile_every": 0, "perf.profile_steps": None,
     "monitor.train_every": 1, "monitor.plot_every": 0,
 }  # fmt: skip

@@ -1,0 +1,169 @@
+"""What may change when a run is resumed, key by key: the table `RULES`, and the comparison with the checkpoint.
+
+A checkpoint's manifest keeps the settings it was trained with. Of each that differs now, one of three things is so:
+
+- it takes effect from the first resumed step, is logged and becomes an event in `events.jsonl` (`TAKES_EFFECT`);
+- it cannot, since the state in the checkpoint is of the old one: refused, with both values (a reason as text);
+- it changes nothing that is trained, so it is not compared (`FREE`).
+
+The order of the data has a check of its own (`training/data/resume_check.py`).
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.errors import UserError
+from data_prep.recipe.yaml_file import parse_yaml
+from training.config.deepspeed_blocks import TAKE_AUTO
+
+if TYPE_CHECKING:
+    from training.config.loading import LoadedConfig
+
+logger = logging.getLogger("redline.train")
+
+TAKES_EFFECT = "takes effect"
+FREE = "free"
+_OPTIMIZER = "the optimizer's state in the checkpoint is of the other one"
+_PRECISION = "the states in the checkpoint are of the other precision"
+_MODEL = "the weights in the checkpoint are of the other model"
+_RANDOM = "random numbers go on where the checkpoint left them"
+_ZERO = "the states in the checkpoint are cut for the other set-up"
+_SCHEDULE = "the schedule's state in the checkpoint is of the other one"
+STATEFUL_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # no function of the step alone
+
+_EFFECTIVE = (
+    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+    "label_smoothing_factor", "neftune_noise_alpha", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
+    "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "average_tokens_across_devices", "tf32", "use_liger_kernel", "liger_kernel_config", "full_determinism",
+)  # fmt: skip
+_FREE = (
+    "output_dir", "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing",
+    "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode", "use_cache",
+    "log_on_each_node", "log_level", "log_level_replica", "report_to", "run_name", "project", "eval_strategy",
+    "eval_steps", "eval_delay", "per_device_eval_batch_size", "eval_on_start", "save_only_model", "save_strategy",
+    "save_steps", "save_on_each_node", "save_total_limit", "load_best_model_at_end", "metric_for_best_model",
+    "greater_is_better", "use_cpu", "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory",
+    "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+    "remove_unused_columns", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
+    "ddp_static_graph", "ddp_timeout", "debug",
+)  # fmt: skip
+# Dotted key, or the beginning of one (the longest that fits counts) -> TAKES_EFFECT, FREE or why it is refused.
+RULES: dict[str, str] = {
+    **{f"training.{name}": TAKES_EFFECT for name in _EFFECTIVE},
+    **{f"training.{name}": FREE for name in _FREE},
+    "training.optim": _OPTIMIZER,
+    "training.optim_args": _OPTIMIZER,
+    "training.optim_target_modules": _OPTIMIZER,
+    "training.bf16": _PRECISION,
+    "training.fp16": _PRECISION,
+    "training.seed": _RANDOM,
+    "training.fsdp": _ZERO,
+    "training.fsdp_config": _ZERO,
+    "model": _MODEL,
+    "model.path": TAKES_EFFECT,  # a folder may have moved: what was trained comes from the checkpoint
+    "model.attn_implementation": FREE,
+    "model.trust_remote_code": FREE,
+    "adapter": _MODEL,
+    "adapter.dropout": TAKES_EFFECT,
+    "deepspeed": TAKES_EFFECT,
+    "deepspeed.used": _ZERO,
+    "deepspeed.optimizer": _OPTIMIZER,
+    "deepspeed.scheduler.type": _SCHEDULE,
+    "deepspeed.zero_optimization.stage": _ZERO,
+}
+_OPEN = ("deepspeed", "model.config")  # blocks of which a missing key is a value
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that takes effect from the step after `step`."""
+
+    key: str
+    old: Any
+    new: Any
+    step: int
+
+    @property
+    def message(self) -> str:
+        return f"{self.key}: {json.dumps(self.old)} -> {json.dumps(self.new)} from step {self.step + 1}"
+
+
+def describe_settings(loaded: "LoadedConfig") -> dict[str, Any]:
+    """What a run is trained with, dotted key -> value (JSON), of all keys that are compared on a resume."""
+    config = loaded.config.model_dump(mode="json")
+    config["training"] = json.loads(json.dumps(loaded.config.arguments(), default=str))
+    blocks: dict[str, Any] = {name: config[name] for name in ("model", "adapter", "training")}
+    stated = {key: value for key, value in _flatten(loaded.deepspeed or {}, ()) if key not in TAKE_AUTO}
+    settings = _keep_compared(blocks)
+    return (
+        settings | {"deepspeed.used": loaded.deepspeed is not None} | {f"deepspeed.{k}": v for k, v in stated.items()}
+    )
+
+
+def find_rule(key: str) -> str:
+    """Of a dotted key; what no rule knows is refused, with that reason."""
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        if (rule := RULES.get(".".join(parts[:length]))) is not None:
+            return rule
+    return "nobody has said what it would do to the states in the checkpoint"
+
+
+def find_changes(checkpoint: Path, step: int, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[Change]:
+    """What takes effect from the step after `step`. before: the manifest's settings, None: those of `config.yaml`.
+
+    Raises UserError naming each key that cannot change, with both values.
+    """
+    before = before if before is not None else _read_config(checkpoint.parent / "config.yaml")
+    if before is None:
+        logger.warning("%s: keeps no settings (of an older Redline): what changed since is not known", checkpoint)
+        return []
+    changes, refused = [], []
+    for key in sorted({*before, *now}):
+        known = key in before and key in now
+        if before.get(key) == now.get(key) or not (known or key.startswith(_OPEN)):
+            continue
+        change = Change(key, before.get(key), now.get(key), step)
+        rule = _SCHEDULE if _has_state(change) else find_rule(key)
+        if rule == TAKES_EFFECT:
+            changes.append(change)
+        elif rule != FREE:
+            refused.append(f"{key} was {json.dumps(change.old)}, is {json.dumps(change.new)} ({rule})")
+    if refused:
+        raise UserError(
+            f"{checkpoint}: cannot be resumed with other settings: {'; '.join(refused)}: go on with what it was, or "
+            "start anew with --resume never"
+        )
+    return changes
+
+
+def _has_state(change: Change) -> bool:
+    return change.key == "training.lr_scheduler_type" and bool({change.old, change.new} & {*STATEFUL_SCHEDULES})
+
+
+def _keep_compared(blocks: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in _flatten(blocks, ()) if find_rule(key) != FREE}
+
+
+def _flatten(values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Down to the fields of sections and blocks; a mapping that is one field's value stays whole."""
+    for key, value in values.items():
+        here = (*path, str(key))
+        if isinstance(value, Mapping) and (not path or here[0] not in ("training", "adapter")):
+            yield from _flatten(value, here)
+        else:
+            yield ".".join(here), value
+
+
+def _read_config(file: Path) -> dict[str, Any] | None:
+    """The settings of a run whose checkpoints do not keep them: what its `config.yaml` states."""
+    try:
+        values = parse_yaml(file.read_text(encoding="utf-8"), str(file)).values
+    except (OSError, UserError):
+        return None
+    return _keep_compared({name: values.get(name) or {} for name in ("model", "adapter", "training")})

@@ -1,0 +1,29 @@
+"""What transformers, accelerate and DeepSpeed raise while they build an optimizer or an engine, as one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from data_prep.errors import UserError
+
+_EXTENSION = "Error building extension"  # torch.utils.cpp_extension, of an operator that DeepSpeed compiles
+
+
+@contextmanager
+def explain_setup_errors(what: str = "training: optimizer, schedule or DeepSpeed cannot be set up") -> Iterator[None]:
+    """Settings that do not go together, or a package that is not there, as UserError. Out of memory stays itself."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not _is_of_settings(error):
+            raise
+        raise UserError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _is_of_settings(error: Exception) -> bool:
+    if isinstance(error, ImportError | NotImplementedError | ValueError | TypeError | AssertionError):
+        return True
+    return type(error).__module__.startswith("deepspeed") or _EXTENSION in str(error)

@@ -38,6 +38,7 @@ from training.reporting.html import build_report
 from training.reporting.run_reader import load_run
 from training.reporting.screen import format_summary
 from training.sample import Sample, write_sample
+from training.trainers.finite import check_weights
 from training.trainers.profiled_trainer import ProfiledTrainer
 
 logger = logging.getLogger("redline.train")
@@ -53,6 +54,7 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
     # Before this saves and loads, after the last evaluation, which no record has seen.
     own_peak_gib = measure_memory(trainer.args.device)[names.PERF_MEMORY_PEAK_GIB] if trainer.meter else None
     data = describe_data(prepared, trainer)
+    check_weights(trainer, "final")
     trainer.save_model(str(run_dir.final))
     roofline = measure_roofline(trainer, totals)
     batch = _one_row(trainer)
@@ -170,6 +172,11 @@ def check_same_logits(
     The limits (0.05 in 16 bits, 1e-4 in float32) leave room for rounding, which a deep model amplifies: in SmolLM2-135M
     in bf16, one last-place change before the first layer comes out as 0.024.
     """
+    if not bool(reference.isfinite().all()):
+        raise UserError(
+            f"{trainer.run_dir.final}: the trained model computes logits that are not finite, though its weights are: "
+            "training has diverged (too high a training.learning_rate?); use an earlier checkpoint"
+        )
     computed = _logits(model.eval(), batch, trainer)
     error = measure_difference(computed, reference)
     limit = 1e-4 if compute_dtype(trainer.args) == torch.float32 else 0.05

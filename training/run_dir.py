@@ -74,7 +74,7 @@ class RunDir:
 
     def write_json(self, target: Path, value: Any) -> None:
         """Atomically write `value`; NaN and infinities become null."""
-        write_text_atomic(target, json.dumps(keep_finite(value), indent=2, default=str) + "\n")
+        write_text_atomic(target, json.dumps(keep_finite(value), indent=2, default=str, allow_nan=False) + "\n")
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """One logged step, one line."""
@@ -114,7 +114,7 @@ def write_text_atomic(target: Path, text: str) -> None:
 def _append_line(target: Path, record: Mapping[str, Any]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(keep_finite(record), default=str) + "\n")
+        file.write(json.dumps(keep_finite(record), default=str, allow_nan=False) + "\n")
 
 
 def keep_finite(value: Any) -> Any:

@@ -91,11 +91,10 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
         except BaseException as error:
             if world.is_main and opening.is_open:
                 message = f"{type(error).__name__}: {error}".splitlines()[0]
-                run_dir.append_event("error", trainer.state.global_step, message)
-                run_dir.write_json(
-                    run_dir.summary,
-                    {"name": run_dir.name, "status": "failed", "steps": trainer.state.global_step, "error": message},
-                )
+                steps, details = trainer.state.global_step, getattr(error, "details", {})
+                run_dir.append_event("error", steps, message)
+                summary = {"name": run_dir.name, "status": "failed", "steps": steps, "error": message, **details}
+                run_dir.write_json(run_dir.summary, summary)
             raise
         finally:
             trainer.close()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import asdict
 from typing import Any
 
 from transformers import TrainerCallback
 
 from training.run_dir import RunDir
+
+logger = logging.getLogger("redline.train")
 
 
 class RunEvents(TrainerCallback):
@@ -35,5 +39,12 @@ class RunEvents(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
-        if metrics and "eval_loss" in metrics:
-            self._run_dir.append_event("eval", state.global_step, f"validation loss {metrics['eval_loss']:.4f}")
+        if not metrics or "eval_loss" not in metrics:
+            return
+        loss = metrics["eval_loss"]
+        if not math.isfinite(loss):
+            message = f"validation loss is {loss}: never the best, and nothing to compare; training goes on"
+            logger.warning("step %d: %s", state.global_step, message)
+            self._run_dir.append_event("not_finite", state.global_step, message, eval_loss=str(loss))
+        else:
+            self._run_dir.append_event("eval", state.global_step, f"validation loss {loss:.4f}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from training.run_dir import write_text_atomic
+from training.run_dir import keep_finite, write_text_atomic
 
 PROGRESS = "progress.json"
 
@@ -22,11 +22,12 @@ PROGRESS = "progress.json"
 class Progress:
     """`loss_sums[r]`: rank r's losses since `last_logged_step`; `tokens`: over all ranks, without padding.
 
+    A sum that is not finite, as an older Redline may have left one, is null and stands for none.
     `position` is where the data stands: for a store the number of rows done, over all ranks and epochs. It means
     something in one `order` only (`training/data/resume_check.py`).
     """
 
-    loss_sums: list[float] = field(default_factory=list)
+    loss_sums: list[float | None] = field(default_factory=list)
     last_logged_step: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -34,7 +35,7 @@ class Progress:
     order: dict[str, Any] = field(default_factory=dict)
 
     def write(self, checkpoint: Path) -> None:
-        write_text_atomic(checkpoint / PROGRESS, json.dumps(asdict(self)) + "\n")
+        write_text_atomic(checkpoint / PROGRESS, json.dumps(keep_finite(asdict(self)), allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, checkpoint: Path) -> Progress:

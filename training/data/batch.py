@@ -4,7 +4,7 @@ The collator puts a `BatchInfo` into the batch under `BATCH_INFO`; the Trainer t
 """
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ class BatchInfo:
 
     `tokens` is `rows * seq_len` with padding; `useful_tokens` leaves padding out; `loss_tokens` is the number of
     predictions that enter the loss (labels after the shift); `document_lengths` are the lengths of the pieces that
-    attend to themselves only, without padding, and sum to `useful_tokens`.
+    attend to themselves only, without padding, and sum to `useful_tokens`; `row_ids` name the rows, as
+    `TrainBatches.describe_rows` knows them (none in evaluation).
     """
 
     rows: int
@@ -29,6 +30,7 @@ class BatchInfo:
     useful_tokens: int
     loss_tokens: int
     document_lengths: list[int]
+    row_ids: tuple[Any, ...] = ()
 
 
 def padded_width(length: Lengths, multiple: int, seq_len: int) -> Lengths:

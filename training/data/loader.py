@@ -11,9 +11,9 @@ but at most 16, kept over epochs, with pinned memory. One worker gives some hund
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, Protocol
 
@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data_prep.errors import UserError
 from data_prep.options import DataSection
-from training.data.batch import padded_width
+from training.data.batch import BATCH_INFO, padded_width
 from training.data.batching import Batching, BudgetBatches, FixedBatches
 from training.data.collator import Collator
-from training.data.dataset import Row
+from training.data.dataset import Row, RowDataset
 from training.data.device_copy import CudaCopies, copy_ahead
 from training.data.order import LengthGroupedRows, ShuffledRows
 
@@ -34,6 +34,7 @@ logger = logging.getLogger("redline.data")
 
 MAX_WORKERS = 16
 SAMPLED_BATCHES = 256
+SHOWN_DOCUMENTS = 12
 
 Span = Callable[[], AbstractContextManager[None]]
 
@@ -62,6 +63,10 @@ class TrainBatches(Protocol):
 
     def count_steps(self, num_epochs: float, gradient_accumulation_steps: int) -> int:
         """Optimizer steps from `position` to the end of this many epochs."""
+        ...
+
+    def describe_rows(self, row_ids: Sequence[Any]) -> str:
+        """Rows of a batch, for whoever looks for them in the data."""
         ...
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
@@ -125,6 +130,16 @@ class StoreBatches:
         steps = self.batching.count_rounds(self.position, end, self.world_size) / gradient_accumulation_steps
         return max(self.position == 0, int(steps)) if self.drop_last else math.ceil(steps)
 
+    def describe_rows(self, row_ids: Sequence[Any]) -> str:
+        """Numbers of rows, and of their documents in the store's training split."""
+        name = f"row{'s' * (len(row_ids) > 1)} {', '.join(map(str, row_ids))}"
+        if not isinstance(self.rows, RowDataset):
+            return name
+        offsets, documents = self.rows.plan.row_offsets, self.rows.plan.pieces.document
+        found = [number for row in row_ids for number in documents[offsets[row] : offsets[row + 1]].tolist()]
+        shown = ", ".join(map(str, found[:SHOWN_DOCUMENTS])) + ", …" * (len(found) > SHOWN_DOCUMENTS)
+        return f"{name}: document{'s' * (len(found) > 1)} {shown} of train"
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self
 
@@ -157,19 +172,20 @@ def _load(
         generator=torch.Generator(),
     )
     for batch in loader:
-        yield {**batch, _END: sampler.ends.popleft()}
+        end, numbers = sampler.ends.popleft()
+        yield {**batch, BATCH_INFO: replace(batch[BATCH_INFO], row_ids=numbers), _END: end}
 
 
 class _RankRows(Sampler[list[int]]):
     """Row numbers for the DataLoader, which asks for them in this process and hands batches out in the same order."""
 
     def __init__(self, batches: Iterator[Any]):
-        self.ends: deque[int] = deque()
+        self.ends: deque[tuple[int, tuple[int, ...]]] = deque()  # the position after a batch, and its rows
         self._batches = batches
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self._batches:
-            self.ends.append(batch.end)
+            self.ends.append((batch.end, tuple(batch.rows)))
             yield batch.rows
 
 

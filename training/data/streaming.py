@@ -31,6 +31,7 @@ from data_prep.files import BadRecord
 from data_prep.options import DataSection
 from data_prep.stream import StreamPlan
 from data_prep.summary import BAD_RECORDS, SHOWN_BAD_RECORDS, check_bad_share
+from training.data.batch import BATCH_INFO
 from training.data.collator import Collator
 from training.data.dataset import Row, RowDataset, choose_documents
 from training.data.dealing import Deal, ItemRows, Position, deal_to, list_items
@@ -237,7 +238,9 @@ class _StreamCollator:
             counts=sum((row.progress.counts for row in good), Counter()),
             bad_records=tuple(record for row in good for record in row.progress.bad_records),
         )
-        return {**self.collator([row.row for row in good]), _PROGRESS: progress}
+        batch = self.collator([row.row for row in good])
+        numbers = tuple((row.progress.item, row.progress.row - 1) for row in good)
+        return {**batch, BATCH_INFO: replace(batch[BATCH_INFO], row_ids=numbers), _PROGRESS: progress}
 
 
 @dataclass
@@ -317,6 +320,10 @@ class StreamBatches:
 
     def count_steps(self, num_epochs: float, gradient_accumulation_steps: int) -> int:
         raise UserError("data.streaming: the length of a pass is not known before it is read: set training.max_steps")
+
+    def describe_rows(self, row_ids: Sequence[Any]) -> str:
+        """Rows by their numbers in the items of the stream: pieces of its units, in the order of reading."""
+        return ", ".join(f"row {row} of the stream's item {item}" for item, row in row_ids)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self

@@ -7,6 +7,7 @@ A value that was not measured is absent or null, never 0.
 TRAIN_LOSS = "train/loss"
 TRAIN_GRAD_NORM = "train/grad_norm"
 TRAIN_LEARNING_RATE = "train/learning_rate"
+TRAIN_SKIPPED_STEPS = "train/skipped_steps"
 EVAL_LOSS = "eval/loss"
 
 PERF_STEP_MS = "perf/step_ms"

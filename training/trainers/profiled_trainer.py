@@ -12,7 +12,7 @@ No part of the training loop is copied. The seams, none of which changes a numbe
 | `accelerator.backward` | `backward`; under DeepSpeed this also runs `engine.step`, which is `optimizer` |
 | collectives of DeepSpeed, the end of DDP's backward pass, DDP's buffers | `comm_exposed` (`step_timing.py`) |
 | `_get_num_items_in_batch` | `comm_exposed`: the ranks add up the tokens that carry loss |
-| `optimizer.step`, `_clip_grad_norm`, `_get_grad_norm` | `optimizer` |
+| `optimizer.step`, `_clip_grad_norm`, `_get_grad_norm` | `optimizer`; first, all is finite (`finite.py`) |
 | `evaluate`, `_save_checkpoint`, `log` | `eval`, `checkpoint`, `logging` |
 | `_maybe_log_save_evaluate` | a step ends; its record is put together and written |
 """
@@ -47,10 +47,12 @@ from training.metrics.flops import measure_flops
 from training.metrics.memory import measure_allocated_bytes, measure_memory
 from training.metrics.throughput import Meter
 from training.models.saved_files import complete_files, save_generation_config
-from training.run_dir import RunDir
+from training.run_dir import RunDir, keep_finite
 from training.trainers.collectives import gather_floats, sum_over_ranks
+from training.trainers.finite import FiniteCheck, check_weights, guard_step
 from training.trainers.resumed_options import AsBuilt, apply_changes
 from training.trainers.setup_errors import explain_setup_errors
+from training.trainers.skipped_steps import SkippedSteps
 from training.trainers.smoothed_loss import build_loss
 from training.trainers.step_timing import time_step
 
@@ -112,6 +114,8 @@ class ProfiledTrainer(Trainer):
         self._last_measured_step = 0
         self._step_tokens = 0  # of this rank, since the last record of progress
         self._eval_batches: list[tuple[float, int]] = []
+        self._finite = FiniteCheck(self)
+        self._skipped = SkippedSteps(self)
         super().__init__(*args, **kwargs)
         self.compute_loss_func = build_loss(self.args.label_smoothing_factor, lambda: self._is_training)
         self.add_callback(_ProgressKeeper(self))
@@ -134,6 +138,7 @@ class ProfiledTrainer(Trainer):
                 apply_changes(self, self._as_built, self.changed_options)
         if self._verify_packing:
             self._check_packing()
+        guard_step(self, self._finite)
         if self.meter:
             time_step(self, self.meter.timer)
         self._sinks = self._open_run(lambda: self._build_sinks(max_steps))
@@ -181,6 +186,9 @@ class ProfiledTrainer(Trainer):
         if not self._is_training:
             self._eval_batches.append((0.0, info.loss_tokens))
             return
+        if not self._finite.infos:
+            self._skipped.begin_step()
+        self._finite.begin(info)
         self._step_tokens += info.useful_tokens
         if self.meter:
             self.meter.add(
@@ -225,8 +233,12 @@ class ProfiledTrainer(Trainer):
             return super()._clip_grad_norm(*args, **kwargs)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """Between the last backward pass and `optimizer.step`; under DeepSpeed after its step, which checks itself."""
         with self.span(names.OPTIMIZER):
-            return super()._get_grad_norm(*args, **kwargs)
+            norm = super()._get_grad_norm(*args, **kwargs)
+            if not (self.is_deepspeed_enabled or self._skipped.is_scaling):
+                self._finite.check(norm)
+            return norm
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self.span(names.EVAL):
@@ -241,10 +253,14 @@ class ProfiledTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         with self.span(names.LOGGING):
             super().log(logs, start_time)
+            self.state.log_history[-1] = keep_finite(self.state.log_history[-1])  # trainer_state.json is JSON
             self.add_to_record({TRAINER_KEYS[key]: value for key, value in logs.items() if key in TRAINER_KEYS})
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         step = self.state.global_step
+        if self._finite.infos:  # not so at the end of an epoch, which calls this once more
+            self._finite.forget()
+            self._skipped.end_step()
         if self.meter and step > self._last_measured_step:
             is_recorded = step % self._log_every == 0 or step >= self.state.max_steps
             # Reading memory takes as long as all spans of a step: for the mean of an epoch its records and end will do.
@@ -255,6 +271,8 @@ class ProfiledTrainer(Trainer):
                 with self.span(names.LOGGING):
                     self.add_to_record({**self.meter.window(), **measure_memory(self.args.device)})
         self.control.should_log |= step >= self.state.max_steps  # the last loss is told, whatever `train_every` is
+        if self.control.should_log:
+            self.add_to_record(self._skipped.take_record())
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self.write_record()
 
@@ -393,8 +411,17 @@ class ProfiledTrainer(Trainer):
 
     # ---- checkpoints ----
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """A loss that is not finite is never the best one."""
+        name = self.args.metric_for_best_model
+        value = metrics.get(name if name.startswith("eval_") else f"eval_{name}") if name else None
+        if value is not None and not math.isfinite(value):
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.write_record()  # a run killed right after the save has the record of its last step
+        check_weights(self, f"checkpoint-{self.state.global_step}")
         with self.span(names.CHECKPOINT):
             # The new checkpoint is whole before an old one goes.
             limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -412,7 +439,7 @@ class ProfiledTrainer(Trainer):
 
     def _finish_checkpoint(self, checkpoint: Path) -> None:
         self._update_progress()
-        self.progress.loss_sums = gather_floats(float(self._tr_loss.item()), self.args.device)
+        self.progress.loss_sums = [*gather_floats(float(self._tr_loss.item()), self.args.device)]
         self.progress.last_logged_step = self._globalstep_last_logged
         self.progress.position, self.progress.order = self.train_batches.position, self._order
         if self.args.should_save:
@@ -460,8 +487,12 @@ class _ProgressKeeper(TrainerCallback):
         if trainer._resumed_progress is not None:
             progress = trainer._resumed_progress
             trainer.progress = progress
-            if len(progress.loss_sums) == args.world_size:
-                trainer._tr_loss.fill_(progress.loss_sums[args.process_index])
+            state.log_history, state.best_metric = keep_finite(state.log_history), keep_finite(state.best_metric)
+            sums = progress.loss_sums
+            if not all(value is not None and math.isfinite(value) for value in sums):
+                logger.warning("the running loss of the checkpoint is not finite: the next one logged begins with it")
+            elif len(sums) == args.world_size:
+                trainer._tr_loss.fill_(sums[args.process_index])
                 trainer._globalstep_last_logged = progress.last_logged_step
         trainer._started = time.monotonic()
         trainer._last_measured_step = state.global_step

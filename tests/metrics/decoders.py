@@ -13,10 +13,12 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from training.models.minigpt import MiniGPTConfig
@@ -56,6 +58,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "gpt2": GPT2Config(**GPT2, resid_pdrop=0.0, embd_pdrop=0.0, use_cache=False),
     "gpt2_dropout": GPT2Config(**GPT2, resid_pdrop=0.1, embd_pdrop=0.1, use_cache=False),
     "qwen2_moe": Qwen2MoeConfig(**SHAPE, **EXPERTS, shared_expert_intermediate_size=40),
+    "qwen3_moe": Qwen3MoeConfig(**SHAPE, **EXPERTS, head_dim=8),
+    "mixtral": MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
 }
 EAGER = ("gemma2", "minigpt_gelu")  # Gemma 2 caps its scores, which SDPA cannot; the other: to have eager twice
 LORA_TARGETS = {
@@ -72,8 +76,6 @@ def build_decoder(architecture: str, method: str = "full", device: str = "cpu") 
     with torch.device(device):
         attention = "eager" if architecture in EAGER else "sdpa"
         model: Any = AutoModelForCausalLM.from_config(CONFIGS[architecture], attn_implementation=attention)
-    if architecture == "qwen2_moe":
-        model.set_experts_implementation("eager")  # FlopCounterMode does not know the grouped product
     if method in LORA_TARGETS:
         dora = method == "dora"
         lora = LoraConfig(

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from tests.metrics.decoders import CONFIGS, build_batch, build_decoder
-from training.metrics.flops import ModelFlops, StepFlops, causal_pairs, measure_flops, square_pairs
+from training.metrics.flops import ModelFlops, StepFlops, causal_pairs, count_grouped, measure_flops, square_pairs
 from training.metrics.matmuls import find_matmuls
 
-ARCHITECTURES = [name for name in CONFIGS if name != "qwen2_moe"]
+EXPERTS = ["qwen2_moe", "qwen3_moe", "mixtral"]
+ARCHITECTURES = [name for name in CONFIGS if name not in EXPERTS]
 
 
 @pytest.fixture(autouse=True)
@@ -75,10 +76,24 @@ def test_training_the_head_alone_has_no_backward_below_it():
 
 @pytest.mark.parametrize("method", ["full", "frozen_lower_half"])
 @pytest.mark.parametrize("kind", ["whole", "padded"])
-def test_only_active_experts_count(kind, method):
-    model, batch = build_decoder("qwen2_moe", method), build_batch(kind)
+@pytest.mark.parametrize("experts", ["eager", "grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("architecture", EXPERTS)
+def test_only_active_experts_count(architecture, experts, kind, method):
+    model, batch = build_decoder(architecture, method), build_batch(kind)
+    model.set_experts_implementation(experts)
     counted = ModelFlops.from_model(model).count(batch.document_lengths, batch.tokens, 0, rows=batch.rows)
     assert relative_error(counted.hardware, measure_flops(lambda: batch.step(model))) < 0.005
+
+
+def test_grouped_products_as_worked_out_by_hand():
+    """7 rows of 8 with the weights (8, 16) of 3 groups: 2 * 7 * 8 * 16, and the same for each gradient."""
+    rows, weights = torch.randn(7, 8, requires_grad=True), torch.randn(3, 8, 16, requires_grad=True)
+    ends = torch.tensor([2, 2, 7], dtype=torch.int32)
+    assert measure_flops(lambda: torch._grouped_mm(rows, weights, offs=ends).square().sum().backward()) == 3 * 1792
+    fallback = torch.ops.transformers.grouped_mm_fallback
+    assert measure_flops(lambda: fallback(rows, weights, ends).square().sum().backward()) == 3 * 1792
+    assert count_grouped((3, 4, 8), (3, 8, 16)) == 3 * 2 * 4 * 8 * 16  # two stacks: a batched product
+    assert count_grouped((3, 4, 8), (8, 16)) == 2 * 4 * 8 * 16  # the groups share out the 16 columns
 
 
 def test_reentrant_checkpointing_recomputes_the_whole_layer():

@@ -236,18 +236,40 @@ def _attention_costs(found: Matmuls, executed: Matmuls, *, flash: bool) -> tuple
 def measure_flops(fn: Callable[[], Any], *, flash_recompute: bool = True) -> int:
     """Run `fn` (a forward and backward) under torch's `FlopCounterMode` and return the FLOPs it executed.
 
-    torch's counter is corrected in its two known deviations, and completed in one:
+    torch's counter is corrected in its two known deviations, and completed in two:
     1. it takes causal attention for full: here `is_causal` counts `n (n + 1) / 2` pairs (plus the window, in varlen
     kernels);
     2. its flash backward has five products, one of them the scores computed again: kept by default, as the machine
     does it
        (compare with `StepFlops.hardware`), left out with `flash_recompute=False` (compare with `StepFlops.model`);
-    3. it does not know the CPU flash kernel at all: here it is counted like the others.
+    3. it does not know the CPU flash kernel at all: here it is counted like the others;
+    4. nor the grouped products that experts are computed with, torch's and the one that transformers has instead.
     Runs everything once at reduced speed: a check for now and then, not a counter for each step.
     """
-    with FlopCounterMode(display=False, custom_mapping=_attention_formulas(flash_recompute)) as counter:
+    formulas = _attention_formulas(flash_recompute) | _grouped_formulas()
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         fn()
     return counter.get_total_flops()
+
+
+def _grouped_formulas() -> dict[Any, Callable[..., int]]:
+    """Of the products of rows with the weights of the group that they lie in, as far as they are registered."""
+    aten, hf = torch.ops.aten, torch.ops.transformers
+    known: dict[str, tuple[Any, Callable[..., int]]] = {
+        "_grouped_mm": (aten, count_grouped),
+        "_scaled_grouped_mm": (aten, count_grouped),
+        "grouped_mm_fallback": (hf, count_grouped),
+        "grouped_mm_fallback_backward": (hf, lambda *shapes, **kwargs: 2 * count_grouped(*shapes)),
+    }
+    return {getattr(space, name): formula for name, (space, formula) in known.items() if hasattr(space, name)}
+
+
+def count_grouped(a_shape: Sequence[int], b_shape: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    """FLOPs of one grouped product of `a` with `b`. Whichever axis the groups share out (rows of a, columns of b, or
+    the one summed over), each element of it belongs to one group only; two stacks are a batched product."""
+    *batch, rows, inner = a_shape
+    groups = batch[0] if batch and len(b_shape) == 3 else 1
+    return 2 * groups * rows * inner * b_shape[-1]
 
 
 def _attention_formulas(flash_recompute: bool) -> dict[Any, Callable[..., int]]:

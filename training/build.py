@@ -44,6 +44,7 @@ from training.data.dataset import RowDataset, build_datasets
 from training.data.loader import LoaderOptions, StoreBatches, TrainBatches, build_batching, choose_num_workers
 from training.data.resume_check import describe_order
 from training.data.streaming import StreamBatches, read_first_rows, read_validation_rows
+from training.data.token_bytes import count_token_bytes
 from training.launch import World, count_cores
 from training.metrics.calibration import Calibrator
 from training.metrics.flops import ModelFlops
@@ -192,6 +193,7 @@ def build_trainer(
         pad_to_multiple_of=config.data.pad_to_multiple_of,
         packing=config.data.packing,
         varlen=takes_varlen(model),
+        token_bytes=count_token_bytes(tokenizer),
     )
     with explain_setup_errors("training"):
         trainer = ProfiledTrainer(

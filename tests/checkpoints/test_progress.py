@@ -11,7 +11,7 @@ def refuse(token):
 
 
 def test_a_sum_that_is_not_finite_is_null(tmp_path):
-    Progress([1.5, math.nan], 3, 40, 2.0, 7, {"seed": 1}).write(tmp_path)
+    Progress([1.5, math.nan], 3, 40, position=7).write(tmp_path)
     read = json.loads((tmp_path / "progress.json").read_text(), parse_constant=refuse)
     assert read["loss_sums"] == [1.5, None]
     assert Progress.read(tmp_path).loss_sums == [1.5, None]

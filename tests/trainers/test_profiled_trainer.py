@@ -12,18 +12,21 @@ from training.callbacks.run_events import RunEvents
 from training.checkpoints.progress import Progress
 from training.run_dir import RunDir
 from training.trainers.profiled_trainer import ProfiledTrainer, _ProgressKeeper
+from training.trainers.text_counter import TextCounter
 
 
 @pytest.mark.parametrize(("sums", "loss", "last_logged"), [([4.5], 4.5, 8), ([math.nan], 0.0, 10), ([None], 0.0, 10)])
 def test_a_running_loss_that_is_not_finite_is_not_taken_up(sums, loss, last_logged):
     trainer: Any = SimpleNamespace(
-        _resumed_progress=Progress(sums, 8, 100, 1.0, 20), _tr_loss=torch.tensor(0.0), _globalstep_last_logged=10,
+        _resumed_progress=Progress(sums, 8, 100, unlogged=[6, 20]), _text=TextCounter(),
+        _tr_loss=torch.tensor(0.0), _globalstep_last_logged=10,
         _build_sinks=lambda steps: [], train_batches=SimpleNamespace(epoch=0.0), meter=None,
     )  # fmt: skip
     state = SimpleNamespace(global_step=10, max_steps=20, log_history=[{"loss": math.nan}], best_metric=math.inf)
     args: Any = SimpleNamespace(world_size=1, process_index=0)
     _ProgressKeeper(trainer).on_train_begin(args, state, SimpleNamespace())
     assert (trainer._tr_loss.item(), trainer._globalstep_last_logged) == (loss, last_logged)
+    assert (trainer._text.tokens, trainer._text.text_bytes) == (6, 20)
     assert (state.log_history, state.best_metric) == ([{"loss": None}], None)
 
 

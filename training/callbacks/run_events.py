@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from training.data.token_bytes import fingerprint_cuts
 from training.run_dir import RunDir
 
 logger = logging.getLogger("redline.train")
@@ -32,6 +33,7 @@ class RunEvents(TrainerCallback):
             max_steps=state.max_steps,
             unigram_entropy_nats=self._entropy,
             peak=asdict(peak) if peak else None,
+            tokenizer_cuts=fingerprint_cuts(self._trainer.processing_class),
         )
         if self._trainer.is_deepspeed_enabled:
             self._run_dir.write_json(self._run_dir.ds_config, self._trainer.deepspeed.config)

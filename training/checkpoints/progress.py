@@ -22,7 +22,8 @@ PROGRESS = "progress.json"
 class Progress:
     """`loss_sums[r]`: rank r's losses since `last_logged_step`; `tokens`: over all ranks, without padding.
 
-    A sum that is not finite, as an older Redline may have left one, is null and stands for none.
+    `text_bytes`: those that the tokens with a loss spell, over all ranks; `unlogged`: such tokens and their bytes since
+    the last logged step. A sum that is not finite, as an older Redline may have left one, is null and stands for none.
     `position` is where the data stands: for a store the number of rows done, over all ranks and epochs. It means
     something in one `order` only (`training/data/resume_check.py`).
     """
@@ -30,6 +31,8 @@ class Progress:
     loss_sums: list[float | None] = field(default_factory=list)
     last_logged_step: int = 0
     tokens: int = 0
+    text_bytes: int = 0
+    unlogged: list[int] = field(default_factory=lambda: [0, 0])
     seconds: float = 0.0
     position: Any = None
     order: dict[str, Any] = field(default_factory=dict)

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_prep.errors import UserError
 from training.comparing.intervals import ALPHA, MIN_WINDOWS_PER_PART, PARTS, RUN_TO_RUN, Interval, find_interval
-from training.comparing.losses import AXES, LossComparison, compare_losses
+from training.comparing.losses import LossComparison, compare_losses
 from training.comparing.settings import Difference, describe_mixture, find_differences
 from training.comparing.sides import (
     OF_PEAK,
@@ -27,12 +27,13 @@ from training.comparing.sides import (
     has_one_peak,
     one_value,
 )
+from training.comparing.units import BITS, NATS, explain_units
 from training.metrics import names
 from training.run_dir import keep_finite
 
 QUESTIONS = 3
 RUN_TO_RUN_CPU = 0.05  # twice 12 runs of one recipe on one machine: 0.050 in step time (docs/compare.md)
-LOSS_ROWS = len(AXES) + 1
+LOSS_ROWS = len(NATS.axes) + 1  # bits per byte beside nats per token are the same losses in another unit
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _compare_metric(a: Side, b: Side, key: str, alpha: float, paired: bool, skip
 
 def _find_notes(sides: Sequence[Side]) -> list[str]:
     """What limits the comparison, one sentence each."""
-    notes = []
+    notes = [sentence] if (sentence := explain_units(sides)) else []
     alone = [side.name for side in sides if len(side.runs) == 1]
     allowance = find_allowance(sides, names.PERF_STEP_MS)
     if alone:
@@ -155,6 +156,10 @@ def find_allowance(sides: Sequence[Side], key: str) -> float:
     return RUN_TO_RUN_CPU if is_time and not on_gpu else RUN_TO_RUN
 
 
+def name_unit(loss_key: str) -> str:
+    return NATS.name if loss_key in (NATS.train_key, NATS.eval_key) else BITS.name
+
+
 def is_phase(row: Row) -> bool:
     return row.key in PHASE_KEYS
 
@@ -165,7 +170,11 @@ def _pair_as_json(pair: Pair) -> dict[str, Any]:
         "b": pair.b.name,
         "metrics": [{**keep_finite(asdict(row)), "differs": row.interval.differs} for row in pair.rows],
         "losses": [
-            {**keep_finite(asdict(one)), "differs": one.interval.differs if one.interval else not one.equal}
+            {
+                **keep_finite(asdict(one)),
+                "unit": name_unit(one.key),
+                "differs": one.interval.differs if one.interval else not one.equal,
+            }
             for one in pair.losses
         ],
         "settings": [asdict(one) for one in pair.settings],

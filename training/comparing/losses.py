@@ -5,12 +5,14 @@ since the one before, so curves are compared by their means over the same stretc
 
 - the table: each run's mean over the `TABLE_SHARE` of the common range (or the `TABLE_RECORDS` records of the run that
   logs least) that end at 25, 50, 75 and 100 % of what all runs have reached;
-- the difference that is judged, B less A in nats per token: the mean over the last quarter of that range.
+- the difference that is judged, B less A: the mean over the last quarter of that range.
+
+In nats per token, and beside them in bits per byte; of runs with other tokenizers in bits per byte alone (`units.py`).
 
 With repeats its interval is that of runs. With one run on each side it follows the rule of `intervals.py` on the
 *difference of the curves* along the whole range but its first tenth: what one recipe with another seed does to a curve
-comes and goes along it, and a quarter is taken to say as much as another; and where a seed ends, by RUN_TO_RUN_NATS at
-least, is in no curve. Losses that are equal in every digit at every
+comes and goes along it, and a quarter is taken to say as much as another; and where a seed ends, by the unit's
+allowance at least, is in no curve. Losses that are equal in every digit at every
 common step are said to be so. Evaluation losses are compared at the last evaluation that all runs have.
 """
 
@@ -18,20 +20,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from training.comparing.intervals import Interval, Windows, find_interval
 from training.comparing.sides import Side, one_value
+from training.comparing.units import NATS, LossUnit, choose_units
 from training.metrics import names
 from training.reporting.run_reader import Run
 from training.reporting.statistics import smooth
 
-AXES = {"tokens": "equal tokens", "time_s": "equal training time"}
 SHARES = (0.25, 0.5, 0.75, 1.0)
 LATE_SHARE = 0.75
 EARLY_SHARE = 0.1
-RUN_TO_RUN_NATS = 0.01  # by which another seed may end elsewhere: a standard deviation that one run cannot show
 TABLE_SHARE = 0.05
 TABLE_RECORDS = 5
 MAX_WINDOWS = 2000
@@ -39,7 +41,7 @@ MAX_WINDOWS = 2000
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss of one run: `x` (n,) increasing tokens or seconds, `y` (n,) nats per token, each since the x before."""
+    """A loss of one run: `x` (n,) increasing tokens or seconds, `y` (n,) in its unit, each since the x before."""
 
     x: np.ndarray
     y: np.ndarray
@@ -81,9 +83,13 @@ def load_curve(run: Run, axis: str, key: str = names.TRAIN_LOSS) -> Curve | None
 
 
 def compare_losses(a: Side, b: Side, *, alpha: float, paired: bool = False) -> list[LossComparison]:
-    """Training loss along each axis, then the evaluation loss by tokens; what was not measured is left out."""
-    found = [_compare_training(a, b, axis, alpha, paired) for axis in AXES]
-    return [one for one in [*found, _compare_evaluation(a, b, alpha, paired)] if one is not None]
+    """In each unit the training loss along each axis, then the evaluation loss; what was not measured is left out."""
+    found: list[LossComparison | None] = []
+    for unit in choose_units((a, b)):
+        judging = _Judging(unit, alpha, paired)
+        found += [_compare_training(a, b, axis, judging) for axis in unit.axes]
+        found.append(_compare_evaluation(a, b, judging))
+    return [one for one in found if one is not None]
 
 
 def is_equal(a: Side, b: Side, key: str) -> bool:
@@ -99,8 +105,16 @@ def is_equal(a: Side, b: Side, key: str) -> bool:
     )
 
 
-def _compare_training(a: Side, b: Side, axis: str, alpha: float, paired: bool) -> LossComparison | None:
-    curves_a, curves_b = ([load_curve(run, axis) for run in side.runs] for side in (a, b))
+@dataclass(frozen=True)
+class _Judging:
+    unit: LossUnit
+    alpha: float
+    paired: bool
+
+
+def _compare_training(a: Side, b: Side, axis: str, judging: _Judging) -> LossComparison | None:
+    unit = judging.unit
+    curves_a, curves_b = ([load_curve(run, axis, unit.train_key) for run in side.runs] for side in (a, b))
     known_a, known_b = ([curve for curve in curves if curve] for curves in (curves_a, curves_b))
     if len(known_a) < len(a.runs) or len(known_b) < len(b.runs):
         return None
@@ -115,9 +129,10 @@ def _compare_training(a: Side, b: Side, axis: str, alpha: float, paired: bool) -
         tuple(float(np.mean([curve.means(stretch) for curve in side])) for stretch in stretches)
         for side in (known_a, known_b)
     )
-    equal = axis == "tokens" and is_equal(a, b, names.TRAIN_LOSS)
-    interval = None if equal else judge_curves(known_a, known_b, alpha=alpha, paired=paired)
-    return LossComparison(names.TRAIN_LOSS, axis, tuple(points.tolist()), values_a, values_b, interval, equal)
+    equal = axis != "time_s" and is_equal(a, b, unit.train_key)
+    judged: Any = {"alpha": judging.alpha, "paired": judging.paired, "allowance": unit.allowance}
+    interval = None if equal else judge_curves(known_a, known_b, **judged)
+    return LossComparison(unit.train_key, axis, tuple(points.tolist()), values_a, values_b, interval, equal)
 
 
 def _find_range(curves: Sequence[Curve]) -> tuple[float, float]:
@@ -137,27 +152,33 @@ def _find_edges(curves: Sequence[Curve], begin: float, end: float) -> np.ndarray
     return edges[chosen.round().astype(int)]
 
 
-def judge_curves(a: Sequence[Curve], b: Sequence[Curve], *, alpha: float, paired: bool = False) -> Interval:
+def judge_curves(
+    a: Sequence[Curve],
+    b: Sequence[Curve],
+    *,
+    alpha: float,
+    paired: bool = False,
+    allowance: float = NATS.allowance,
+) -> Interval:
     """B less A over the last quarter of the range that all of them have. The range must not be empty."""
     begin, end = _find_range([*a, *b])
     edges = _find_edges([*a, *b], begin, end)
     weights = np.diff(edges)
     late = edges[1:] > begin + LATE_SHARE * (end - begin)
     if len(a) == len(b) == 1:
-        return _judge_single(b[0].means(edges) - a[0].means(edges), weights, late, alpha)
+        return _judge_single(Windows(b[0].means(edges) - a[0].means(edges), weights), late, alpha, allowance)
     sides = [
         [one_value(float(np.average(curve.means(edges)[late], weights=weights[late]))) for curve in side]
         for side in (a, b)
     ]
-    return find_interval(*sides, alpha=alpha, paired=paired, absolute=True, allowance=RUN_TO_RUN_NATS)
+    return find_interval(*sides, alpha=alpha, paired=paired, absolute=True, allowance=allowance)
 
 
-def _judge_single(difference: np.ndarray, weights: np.ndarray, late: np.ndarray, alpha: float) -> Interval:
-    """The mean of the `late` part of `difference` (n,), with the spread of the whole of it. weights: (n,) widths."""
-    along = Windows(difference, weights)
-    nothing = Windows(np.zeros_like(difference), along.weights)
-    found = find_interval([nothing], [along], alpha=alpha, absolute=True, allowance=RUN_TO_RUN_NATS)
-    shift = float(np.average(difference[late], weights=weights[late])) - found.estimate
+def _judge_single(along: Windows, late: np.ndarray, alpha: float, allowance: float) -> Interval:
+    """The mean of the `late` part of a difference along a curve, with the spread of the whole of it."""
+    nothing = Windows(np.zeros_like(along.values), along.weights)
+    found = find_interval([nothing], [along], alpha=alpha, absolute=True, allowance=allowance)
+    shift = float(np.average(along.values[late], weights=along.weights[late])) - found.estimate
     if found.low is None or found.high is None:
         return Interval(found.estimate + shift, None, None, None, None, True)
     return Interval(
@@ -165,8 +186,9 @@ def _judge_single(difference: np.ndarray, weights: np.ndarray, late: np.ndarray,
     )
 
 
-def _compare_evaluation(a: Side, b: Side, alpha: float, paired: bool) -> LossComparison | None:
-    curves_a, curves_b = ([load_curve(run, "tokens", names.EVAL_LOSS) for run in side.runs] for side in (a, b))
+def _compare_evaluation(a: Side, b: Side, judging: _Judging) -> LossComparison | None:
+    unit, axis = judging.unit, judging.unit.axes[0]
+    curves_a, curves_b = ([load_curve(run, axis, unit.eval_key) for run in side.runs] for side in (a, b))
     known_a, known_b = ([curve for curve in curves if curve] for curves in (curves_a, curves_b))
     if len(known_a) < len(a.runs) or len(known_b) < len(b.runs):
         return None
@@ -174,9 +196,9 @@ def _compare_evaluation(a: Side, b: Side, alpha: float, paired: bool) -> LossCom
     if end < max(curve.x[0] for curve in known_a + known_b):
         return None
     last = [[float(curve.at(np.array([end]))[0]) for curve in side] for side in (known_a, known_b)]
-    equal = is_equal(a, b, names.EVAL_LOSS)
+    equal = is_equal(a, b, unit.eval_key)
     sides = [[one_value(value) for value in side] for side in last]
-    judged = {"alpha": alpha, "paired": paired, "absolute": True, "allowance": RUN_TO_RUN_NATS}
+    judged: Any = {"alpha": judging.alpha, "paired": judging.paired, "absolute": True, "allowance": unit.allowance}
     interval = None if equal else find_interval(*sides, **judged)
     mean_a, mean_b = (float(np.mean(side)) for side in last)
-    return LossComparison(names.EVAL_LOSS, "tokens", (float(end),), (mean_a,), (mean_b,), interval, equal)
+    return LossComparison(unit.eval_key, axis, (float(end),), (mean_a,), (mean_b,), interval, equal)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from training.comparing.comparison import Comparison, Pair, Row, is_phase
+from training.comparing.comparison import Comparison, Pair, Row, is_phase, name_unit
 from training.comparing.intervals import Interval
-from training.comparing.losses import AXES, SHARES, LossComparison
+from training.comparing.losses import SHARES, LossComparison
 from training.comparing.sides import SPEED, STEP_WITHOUT_PERIODIC, find_windows
+from training.comparing.units import AXES, choose_units, explain_units
 from training.metrics import names
 from training.reporting.formatting import format_duration, format_large, format_significant, format_table
 
@@ -18,6 +19,7 @@ TOO_NOISY = 0.5  # what runs could not even show this relative difference of, th
 TOO_MUCH_NOISE = "not told: varies too much"
 EQUAL = "equal in every digit"
 NEEDS_REPEATS = "not told: needs repeats"  # one value a run: its spread is not in it
+AXIS_UNITS = {"tokens": "tokens", "text_bytes": "bytes of text"}
 HOW_TO_READ = """\
 Ratios are {b} / {a}, each with its interval: all intervals of this page hold together 95 times in 100. "Could show" is
 the smallest true change that such runs show 8 times in 10; what is smaller may be there unseen."""
@@ -45,7 +47,8 @@ def _format_pair(pair: Pair) -> list[str]:
     if phases:
         lines += ["", f"### Phases, {b} against {a}", "", *_format_metrics(phases, a, b, share=True)]
     if pair.losses:
-        lines += ["", f"### Loss, {b} less {a}, nats per token", "", *_format_losses(pair.losses, a, b)]
+        units = " and ".join(dict.fromkeys(name_unit(loss.key) for loss in pair.losses))
+        lines += ["", f"### Loss, {b} less {a}, {units}", "", *_format_losses(pair.losses, a, b)]
     lines += ["", f"### Settings, {b} against {a}", "", *_format_settings(pair, a, b)]
     return lines
 
@@ -63,6 +66,8 @@ def describe_verdict(pair: Pair) -> list[str]:
         lines.append(f"tokens/s: {_describe_row(rate, pair.b.name)}")
     for loss in pair.losses:
         lines.append(f"{_name_loss(loss)}: {_judge_loss(loss, pair.b.name)}")
+    if not choose_units((pair.a, pair.b)):
+        lines.append(f"loss: cannot be compared. {explain_units((pair.a, pair.b))}")
     lines.append(f"everything else: {_sum_up([row for row in pair.rows if row.key not in SPEED], pair.b.name)}")
     return lines
 
@@ -125,7 +130,7 @@ def _format_losses(losses: Sequence[LossComparison], a: str, b: str) -> list[str
     for loss in losses:
         shares = SHARES if len(loss.x) > 1 else (1.0,)
         for share, x, value_a, value_b in zip(shares, loss.x, loss.a, loss.b, strict=True):
-            where = f"{format_large(x)} tokens" if loss.axis == "tokens" else format_duration(x)
+            where = format_duration(x) if loss.axis == "time_s" else f"{format_large(x)} {AXIS_UNITS[loss.axis]}"
             values = (f"{value_a:.4f}", f"{value_b:.4f}", f"{value_b - value_a:+.4f}")
             cells.append([loss.key, f"{where} ({share:.0%})" if len(loss.x) > 1 else where, *values])
     lines = format_table(cells)

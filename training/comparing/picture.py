@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from training.comparing.comparison import Comparison, Pair
-from training.comparing.losses import AXES, load_curve
+from training.comparing.losses import load_curve
 from training.comparing.sides import PHASE_KEYS, Side
+from training.comparing.units import AXES, NATS, LossUnit, choose_units
 from training.metrics import names
 from training.reporting.charts import MAX_POINTS, draw_legend, style_axes
 from training.reporting.palette import STACKING, light, phase_colour
@@ -21,7 +22,7 @@ from training.reporting.statistics import downsample_min_max, find_upper_limit, 
 
 SIDE_COLOURS = ("blue", "orange", "green", "purple", "sky", "red")
 MAX_RATIO = 3.0
-AXIS_LABELS = {"tokens": "tokens", "time_s": "seconds of training"}
+AXIS_LABELS = {"tokens": "tokens", "text_bytes": "bytes of text", "time_s": "seconds of training"}
 
 
 def draw_comparison(comparison: Comparison) -> bytes:
@@ -31,8 +32,13 @@ def draw_comparison(comparison: Comparison) -> bytes:
     grid = figure.add_gridspec(3, 2, height_ratios=(0.24 * rows, 3.2, 3.2))
     draw_ratios(figure.add_subplot(grid[0, 0]), comparison.pairs)
     draw_phases(figure.add_subplot(grid[0, 1]), comparison)
-    for column, axis in enumerate(AXES):
-        draw_losses(figure.add_subplot(grid[1, column]), comparison.sides, axis)
+    unit = next(iter(choose_units(comparison.sides)), None)
+    for column, axis in enumerate((unit or NATS).axes):
+        ax = figure.add_subplot(grid[1, column])
+        if unit is None:
+            _say_why_not(ax)
+        else:
+            draw_losses(ax, comparison.sides, axis, unit)
     draw_steps(figure.add_subplot(grid[2, :]), comparison.sides)
     title = ", ".join(side.describe() for side in comparison.sides).replace("$", r"\$")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold", color=light("ink"))
@@ -81,13 +87,19 @@ def draw_phases(ax: Axes, comparison: Comparison) -> None:
         draw_legend(ax, columns=5)
 
 
-def draw_losses(ax: Axes, sides: Sequence[Side], axis: str) -> None:
+def _say_why_not(ax: Axes) -> None:
+    text = "Losses of other tokenizers cannot be compared:\nno byte count"
+    ax.text(0.5, 0.5, text, ha="center", va="center", color=light("muted"), transform=ax.transAxes)
+    ax.set_axis_off()
+
+
+def draw_losses(ax: Axes, sides: Sequence[Side], axis: str, unit: LossUnit) -> None:
     """Each run's smoothed training loss; the raw loss pale where a side has one run."""
-    style_axes(ax, f"train/loss at {AXES[axis]}", AXIS_LABELS[axis])
+    style_axes(ax, f"{unit.train_key} at {AXES[axis]}", AXIS_LABELS[axis])
     for place, side in enumerate(sides):
         colour = light(SIDE_COLOURS[place % len(SIDE_COLOURS)])
         for number, run in enumerate(side.runs):
-            curve = load_curve(run, axis)
+            curve = load_curve(run, axis, unit.train_key)
             if curve is None:
                 continue
             if len(side.runs) == 1:

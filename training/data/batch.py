@@ -21,7 +21,8 @@ class BatchInfo:
     `tokens` is `rows * seq_len` with padding; `useful_tokens` leaves padding out; `loss_tokens` is the number of
     predictions that enter the loss (labels after the shift); `document_lengths` are the lengths of the pieces that
     attend to themselves only, without padding, and sum to `useful_tokens`; `row_ids` name the rows, as
-    `TrainBatches.describe_rows` knows them (none in evaluation).
+    `TrainBatches.describe_rows` knows them (none in evaluation); `loss_bytes` are the UTF-8 bytes of the text that the
+    tokens with a loss spell (`token_bytes.py`), 0 where they are not counted.
     """
 
     rows: int
@@ -31,6 +32,7 @@ class BatchInfo:
     loss_tokens: int
     document_lengths: list[int]
     row_ids: tuple[Any, ...] = ()
+    loss_bytes: int = 0
 
 
 def padded_width(length: Lengths, multiple: int, seq_len: int) -> Lengths:

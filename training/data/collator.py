@@ -31,7 +31,7 @@ class Collator:
 
     Packed rows also have, with `varlen`, the documents of the batch as if its rows were one: `cu_seq_lens_q` and `_k`
     (int32, (documents + 1,), their boundaries, padding included) and `max_length_q` and `_k` (ints, the longest).
-    Rows that are padded without packing have `attention_mask`.
+    Rows that are padded without packing have `attention_mask`. `token_bytes`: bytes of text by token id, to count.
     """
 
     pad_token_id: int
@@ -39,6 +39,7 @@ class Collator:
     pad_to_multiple_of: int
     packing: Packing
     varlen: bool = True
+    token_bytes: NDArray[np.int32] | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         packed = self.packing != "none"
@@ -58,13 +59,16 @@ class Collator:
         else:
             positions[:] = np.arange(width)
             batch |= _mask(lengths, width)
+        targets = labels[:, 1:]
+        with_loss = targets != NO_LOSS
         batch[BATCH_INFO] = BatchInfo(
             rows=len(rows),
             seq_len=width,
             tokens=len(rows) * width,
             useful_tokens=int(lengths.sum()),
-            loss_tokens=int(np.count_nonzero(labels[:, 1:] != NO_LOSS)),
+            loss_tokens=int(np.count_nonzero(with_loss)),
             document_lengths=[length for row in rows for length in row.document_lengths],
+            loss_bytes=0 if self.token_bytes is None else int(self.token_bytes[targets[with_loss]].sum()),
         )
         return batch
 

@@ -8,7 +8,9 @@ TRAIN_LOSS = "train/loss"
 TRAIN_GRAD_NORM = "train/grad_norm"
 TRAIN_LEARNING_RATE = "train/learning_rate"
 TRAIN_SKIPPED_STEPS = "train/skipped_steps"
+TRAIN_BITS_PER_BYTE = "train/bits_per_byte"
 EVAL_LOSS = "eval/loss"
+EVAL_BITS_PER_BYTE = "eval/bits_per_byte"
 
 PERF_STEP_MS = "perf/step_ms"
 

@@ -102,6 +102,8 @@ class RunFacts:
     loss_last: float | None = None
     eval_loss_first: float | None = None
     eval_loss_last: float | None = None
+    bits_per_byte_last: float | None = None
+    eval_bits_per_byte_last: float | None = None
     unigram_entropy_nats: float | None = None
     streamed: bool = False
     tokens_per_second: float | None = None
@@ -174,6 +176,7 @@ class RunFacts:
 
 _NUMBERS = (
     "steps", "epochs", "tokens", "train_seconds", "loss_first", "loss_last", "eval_loss_first", "eval_loss_last",
+    "bits_per_byte_last", "eval_bits_per_byte_last",
     "unigram_entropy_nats", "tokens_per_second", "mfu_pct", "mfu_palm_pct", "hfu_pct", "step_ms", "peak_memory_gib",
     "parameters", "trainable_parameters",
 )  # fmt: skip
@@ -214,6 +217,8 @@ def facts_from_run(run: Run) -> RunFacts:
         "loss_last": float(loss[-1]) if len(loss) else None,
         "eval_loss_first": float(evaluation[0]) if len(evaluation) else None,
         "eval_loss_last": float(evaluation[-1]) if len(evaluation) else None,
+        "bits_per_byte_last": run.series(names.TRAIN_BITS_PER_BYTE).last(),
+        "eval_bits_per_byte_last": run.series(names.EVAL_BITS_PER_BYTE).last(),
         "unigram_entropy_nats": as_number(run.recorded("unigram_entropy_nats")),
         "tokens_per_second": mean_rate(run.series(names.PERF_TOKENS_PER_SECOND)),
         "mfu_pct": mean_rate(run.series(names.PERF_MFU_PCT)),

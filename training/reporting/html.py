@@ -98,10 +98,15 @@ def _style() -> Markup:
 def _build_cards(run: Run, facts: RunFacts) -> list[Card]:
     return [
         Card("Status", facts.status, _describe_progress(facts), _status_tone(facts.status)),
-        Card("Training loss", _arrow(facts.loss_first, facts.loss_last), "first to last, nats per token"),
+        Card(
+            "Training loss",
+            _arrow(facts.loss_first, facts.loss_last),
+            "first to last, nats per token" + _in_bits(facts.bits_per_byte_last),
+        ),
         Card(
             "Validation loss",
             format_number(facts.eval_loss_last, digits=3),
+            f"nats per token{_in_bits(facts.eval_bits_per_byte_last)}; "
             f"unigram entropy {format_number(facts.unigram_entropy_nats, digits=3)}",
             {True: "good", False: "bad", None: ""}[facts.is_below_unigram],
         ),
@@ -127,6 +132,10 @@ def _describe_progress(facts: RunFacts) -> str:
 
 def _status_tone(status: str) -> str:
     return {"finished": "good", "failed": "bad", "interrupted": "warn"}.get(status, "")
+
+
+def _in_bits(bits_per_byte: float | None) -> str:
+    return "" if bits_per_byte is None else f"; last {bits_per_byte:.3f} bits per byte"
 
 
 def _arrow(first: float | None, last: float | None) -> str:
@@ -218,7 +227,7 @@ def _find_bad_records(run: Run) -> list[str]:
 
 def _describe_event(event: Mapping[str, Any]) -> str:
     message = str(event.get("message") or "")
-    on_cards = {"max_steps", "unigram_entropy_nats", "peak", "ceiling"}
+    on_cards = {"max_steps", "unigram_entropy_nats", "peak", "ceiling", "tokenizer_cuts"}
     known = {"time", "step", "kind", "message"} | on_cards
     rest = {key: value for key, value in event.items() if key not in known}
     return " ".join(filter(None, (message, ", ".join(f"{key}={_to_line(value)}" for key, value in rest.items()))))

@@ -69,8 +69,8 @@ def format_summary(summary: Mapping[str, Any], run_dir: Path | str) -> str:
         _row("peak memory", format_number(facts.peak_memory_gib, "GiB", 2)),
         *([_row("planned", facts.memory_plan.describe())] if facts.memory_plan else []),
         _row("parameters", _describe_parameters(facts)),
-        _row("loss", f"{_loss(facts.loss_first)} -> {_loss(facts.loss_last)} (first -> last, nats per token)"),
-        _row("eval loss", f"{_loss(facts.eval_loss_last)} (unigram entropy {_loss(facts.unigram_entropy_nats)})"),
+        _row("loss", _describe_loss(facts)),
+        _row("eval loss", _describe_evaluation(facts)),
         _row("", facts.entropy_sentence()),
         _row("sample", "" if facts.sample_text is not None else "none was written"),
         *_format_sample(facts),
@@ -123,6 +123,17 @@ def _describe_parameters(facts: RunFacts) -> str:
 
 def _loss(value: float | None) -> str:
     return format_number(value, digits=4)
+
+
+def _describe_loss(facts: RunFacts) -> str:
+    bits = "" if facts.bits_per_byte_last is None else f"; last {_loss(facts.bits_per_byte_last)} bits per byte"
+    return f"{_loss(facts.loss_first)} -> {_loss(facts.loss_last)} (first -> last, nats per token{bits})"
+
+
+def _describe_evaluation(facts: RunFacts) -> str:
+    bits = facts.eval_bits_per_byte_last
+    known = "" if bits is None else f" nats per token, {_loss(bits)} bits per byte"
+    return f"{_loss(facts.eval_loss_last)}{known} (unigram entropy {_loss(facts.unigram_entropy_nats)})"
 
 
 def _row(label: str, text: str, wrap: bool = True) -> str:

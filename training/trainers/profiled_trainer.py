@@ -55,6 +55,7 @@ from training.trainers.setup_errors import explain_setup_errors
 from training.trainers.skipped_steps import SkippedSteps
 from training.trainers.smoothed_loss import build_loss
 from training.trainers.step_timing import time_step
+from training.trainers.text_counter import TextCounter, find_bits_per_byte
 
 logger = logging.getLogger("redline.train")
 
@@ -64,6 +65,7 @@ TRAINER_KEYS = {
     "grad_norm": names.TRAIN_GRAD_NORM,
     "learning_rate": names.TRAIN_LEARNING_RATE,
     "eval_loss": names.EVAL_LOSS,
+    "eval_bits_per_byte": names.EVAL_BITS_PER_BYTE,
 }
 
 
@@ -113,7 +115,8 @@ class ProfiledTrainer(Trainer):
         self._started = 0.0
         self._last_measured_step = 0
         self._step_tokens = 0  # of this rank, since the last record of progress
-        self._eval_batches: list[tuple[float, int]] = []
+        self._text = TextCounter()
+        self._eval_batches: list[tuple[float, int, int]] = []
         self._finite = FiniteCheck(self)
         self._skipped = SkippedSteps(self)
         super().__init__(*args, **kwargs)
@@ -184,12 +187,13 @@ class ProfiledTrainer(Trainer):
 
     def _count(self, info: BatchInfo) -> None:
         if not self._is_training:
-            self._eval_batches.append((0.0, info.loss_tokens))
+            self._eval_batches.append((0.0, info.loss_tokens, info.loss_bytes))
             return
         if not self._finite.infos:
             self._skipped.begin_step()
         self._finite.begin(info)
         self._step_tokens += info.useful_tokens
+        self._text.add(info)
         if self.meter:
             self.meter.add(
                 info.document_lengths,
@@ -255,6 +259,8 @@ class ProfiledTrainer(Trainer):
             super().log(logs, start_time)
             self.state.log_history[-1] = keep_finite(self.state.log_history[-1])  # trainer_state.json is JSON
             self.add_to_record({TRAINER_KEYS[key]: value for key, value in logs.items() if key in TRAINER_KEYS})
+            if "loss" in logs and not self.args.label_smoothing_factor:  # smoothed, it is no length of a code
+                self.add_to_record(self._text.take_record(logs["loss"], self.args.device))
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         step = self.state.global_step
@@ -288,6 +294,7 @@ class ProfiledTrainer(Trainer):
                 "epoch": self.train_batches.passes,
                 "time_s": self.progress.seconds,
                 "tokens": self.progress.tokens,
+                **({"text_bytes": self.progress.text_bytes} if self.progress.text_bytes else {}),
             }
             for sink in self._sinks:
                 sink.write({**head, **record})
@@ -296,7 +303,10 @@ class ProfiledTrainer(Trainer):
         now = time.monotonic()
         self.progress.seconds += now - self._started
         self._started = now
-        self.progress.tokens += int(sum_over_ranks([float(self._step_tokens)], self.args.device)[0])
+        done = [float(self._step_tokens), float(self._text.take_bytes())]
+        tokens, text_bytes = sum_over_ranks(done, self.args.device)
+        self.progress.tokens += int(tokens)
+        self.progress.text_bytes += int(text_bytes)
         self._step_tokens = 0
 
     # ---- data ----
@@ -381,7 +391,7 @@ class ProfiledTrainer(Trainer):
         num_batches = len(self._eval_batches)
         outputs = super().prediction_step(*args, **kwargs)
         if len(self._eval_batches) > num_batches and outputs[0] is not None:
-            self._eval_batches[-1] = (outputs[0].item(), self._eval_batches[-1][1])
+            self._eval_batches[-1] = (outputs[0].item(), *self._eval_batches[-1][1:])
         return outputs
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -390,24 +400,28 @@ class ProfiledTrainer(Trainer):
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         if self._eval_batches and output.metrics and f"{prefix}_loss" in output.metrics:
-            output.metrics[f"{prefix}_loss"] = self._mean_eval_loss()
+            output.metrics[f"{prefix}_loss"], bits_per_byte = self._mean_eval_loss()
+            if bits_per_byte is not None and not self.args.label_smoothing_factor:
+                output.metrics[f"{prefix}_bits_per_byte"] = bits_per_byte
         return output
 
-    def _mean_eval_loss(self) -> float:
-        """Mean over tokens and ranks.
+    def _mean_eval_loss(self) -> tuple[float, float | None]:
+        """Mean over tokens and ranks, and the same losses in bits per byte of their text, None where none is counted.
 
         A model that takes `num_items_in_batch` returns, on rank r, its sum of losses x ranks / tokens of the batch on
         all ranks; any other returns its own mean. Either way the weights below give back the sum of losses.
         """
-        tokens = [float(count) for _, count in self._eval_batches]
+        tokens = [float(count) for _, count, _ in self._eval_batches]
+        text_bytes = float(sum(count for *_, count in self._eval_batches))
         gets_tokens = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
         if gets_tokens and self.args.average_tokens_across_devices:
             weights = [total / self.args.world_size for total in sum_over_ranks(tokens, self.args.device)]
         else:
             weights = tokens  # a batch of padding rows alone has no mean, and no weight
-        losses = sum(loss * weight for (loss, _), weight in zip(self._eval_batches, weights, strict=True) if weight)
-        loss_sum, token_sum = sum_over_ranks([losses, sum(tokens)], self.args.device)
-        return loss_sum / token_sum if token_sum else float("nan")
+        losses = sum(batch[0] * weight for batch, weight in zip(self._eval_batches, weights, strict=True) if weight)
+        loss_sum, token_sum, byte_sum = sum_over_ranks([losses, sum(tokens), text_bytes], self.args.device)
+        mean = loss_sum / token_sum if token_sum else float("nan")
+        return mean, find_bits_per_byte(loss_sum, byte_sum)
 
     # ---- checkpoints ----
 
@@ -441,6 +455,7 @@ class ProfiledTrainer(Trainer):
         self._update_progress()
         self.progress.loss_sums = [*gather_floats(float(self._tr_loss.item()), self.args.device)]
         self.progress.last_logged_step = self._globalstep_last_logged
+        self.progress.unlogged = self._text.sum_unlogged(self.args.device)
         self.progress.position, self.progress.order = self.train_batches.position, self._order
         if self.args.should_save:
             self.progress.write(checkpoint)
@@ -487,9 +502,11 @@ class _ProgressKeeper(TrainerCallback):
         if trainer._resumed_progress is not None:
             progress = trainer._resumed_progress
             trainer.progress = progress
+            if args.process_index == 0:
+                trainer._text.restore(progress.unlogged)
             state.log_history, state.best_metric = keep_finite(state.log_history), keep_finite(state.best_metric)
-            sums = progress.loss_sums
-            if not all(value is not None and math.isfinite(value) for value in sums):
+            sums = [value for value in progress.loss_sums if value is not None and math.isfinite(value)]
+            if len(sums) < len(progress.loss_sums):
                 logger.warning("the running loss of the checkpoint is not finite: the next one logged begins with it")
             elif len(sums) == args.world_size:
                 trainer._tr_loss.fill_(sums[args.process_index])

@@ -13,6 +13,7 @@ at most 20,000 spread evenly. `--verify` shows nothing, but holds every shard ag
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
 
+from data_prep.command import run_command, with_exit_code
 from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
 from data_prep.examples import BRACKETS, COLOURS, describe_example, find_pieces, load_examples, mark_loss
@@ -38,7 +40,8 @@ LOOKED_AT = 20_000
 LEAST_TOKENS = 8  # in shorter documents neither measure of oddness says much
 
 
-def main(argv: list[str], console: Console | None = None) -> int:
+@with_exit_code
+def main(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_prep.inspect", description="Show what a token store holds.")
     parser.add_argument("store", type=Path, help="directory that data_prep.prepare printed")
     parser.add_argument("--documents", type=int, default=3, help="decoded documents to show")
@@ -47,12 +50,8 @@ def main(argv: list[str], console: Console | None = None) -> int:
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     console = console or Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    try:
-        store = Store.open(options.store)
-        verify(store, console) if options.verify else inspect(store, options.split, options.documents, console)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    store = Store.open(options.store)
+    verify(store, console) if options.verify else inspect(store, options.split, options.documents, console)
     return 0
 
 
@@ -184,4 +183,4 @@ def _print_bad_records(console: Console, store: Store, shown: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main, prints=True))

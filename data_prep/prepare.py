@@ -12,7 +12,7 @@ one builds, the others find it. Bad records stop the build or, with `data.on_bad
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 from data_prep.assembly import assemble_store
 from data_prep.build import BuildSpec
 from data_prep.chunks import Content
+from data_prep.command import run_command, with_exit_code
 from data_prep.contents import find_contents
 from data_prep.control_tokens import ControlTokens
 from data_prep.documents import Document, LeftOut, find_source_shape, read_documents
@@ -260,16 +261,15 @@ overrides     section.key=value, --section.key value, or --key value; `-` and `_
 """
 
 
-def main(argv: list[str]) -> int:
+@with_exit_code
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     if "--help" in argv or "-h" in argv:
         print(USAGE + describe_sections({**DATA_SECTIONS, "data.sources": SourceSection}))
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         prepared = prepare(*load_data_recipe(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("stopped; finished parts are kept: run again to go on", file=sys.stderr)
         return 130
@@ -278,4 +278,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main, prints=False))

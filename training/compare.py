@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.command import run_command, with_exit_code
 from data_prep.errors import UserError
 from training.comparing.comparison import compare
 from training.comparing.page import format_page
@@ -23,23 +23,20 @@ from training.comparing.writing import write_comparison
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+@with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 with one line on stderr when something named is no run."""
     args = _parse(argv)
-    try:
-        sides = _load_sides(args)
-        if args.paired and len({len(side.runs) for side in sides}) > 1:
-            counts = ", ".join(f"{side.name} has {len(side.runs)}" for side in sides)
-            raise UserError(f"--paired: {counts} runs; name the runs of each round on both sides")
-        if args.skip_steps is not None and args.skip_steps < 0:
-            raise UserError(f"--skip_steps {args.skip_steps}: name 0 or more")
-        comparison = compare(sides, paired=args.paired, skip_steps=args.skip_steps)
-        if args.output:
-            write_comparison(comparison, args.output)
-        print(json.dumps(comparison.as_json(), indent=1) if args.json else format_page(comparison))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    sides = _load_sides(args)
+    if args.paired and len({len(side.runs) for side in sides}) > 1:
+        counts = ", ".join(f"{side.name} has {len(side.runs)}" for side in sides)
+        raise UserError(f"--paired: {counts} runs; name the runs of each round on both sides")
+    if args.skip_steps is not None and args.skip_steps < 0:
+        raise UserError(f"--skip_steps {args.skip_steps}: name 0 or more")
+    comparison = compare(sides, paired=args.paired, skip_steps=args.skip_steps)
+    if args.output:
+        write_comparison(comparison, args.output)
+    print(json.dumps(comparison.as_json(), indent=1) if args.json else format_page(comparison))
     return 0
 
 
@@ -69,5 +66,4 @@ def _load_sides(args: argparse.Namespace) -> list[Side]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… | head` ends it without a word, as any tool
-    sys.exit(main())
+    sys.exit(run_command(main, prints=True))

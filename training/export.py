@@ -14,11 +14,13 @@ import logging
 import sys
 from pathlib import Path
 
+from data_prep.command import run_command, with_exit_code
 from data_prep.errors import UserError
 
 logger = logging.getLogger("redline.export")
 
 
+@with_exit_code
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.export", description="Export a trained model directory.")
     parser.add_argument("model_dir", type=Path)
@@ -27,11 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with an adapter's base")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        export(args.model_dir, args.out, args.format, trust_remote_code=args.trust_remote_code)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    export(args.model_dir, args.out, args.format, trust_remote_code=args.trust_remote_code)
     return 0
 
 
@@ -80,4 +78,4 @@ def _copy_tokenizer(source: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, prints=False))

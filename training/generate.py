@@ -14,15 +14,14 @@ the speed goes to stderr. `--chat` puts the prompt into the model's chat templat
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.command import run_command, with_exit_code
 from data_prep.errors import UserError
 from training.prompts import Messages, Prompt, check_prompt, read_prompts
 
@@ -30,24 +29,12 @@ if TYPE_CHECKING:
     from training.answering import Answerer
 
 
+@with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     for name in ("transformers", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a model may write what a terminal's encoding does not have
-    try:
-        _run(args)
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read has seen enough; the interpreter must not flush into the pipe again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
+    _run(args)
     return 0
 
 
@@ -128,4 +115,4 @@ def _talk(answerer: Answerer, system: Messages) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, prints=True))

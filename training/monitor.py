@@ -10,14 +10,16 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rich.console import Console
 from rich.live import Live
 
-from data_prep.errors import UserError
+from data_prep.command import run_command, with_exit_code
 from training.reporting.dashboard import Dashboard
 
 
+@with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 with one line on stderr when RUN is no run directory."""
     parser = argparse.ArgumentParser(prog="python -m training.monitor", description="Watch a run in the terminal.")
@@ -27,16 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     console = Console()
     dashboard = Dashboard(args.run)
-    try:
-        if args.once:
-            console.print(dashboard.render(console.width))
-        else:
-            _watch(dashboard, console, max(args.every, 0.1))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        pass
+    if args.once:
+        console.print(dashboard.render(console.width))
+        return 0
+    with suppress(KeyboardInterrupt):  # the usual way to leave it
+        _watch(dashboard, console, max(args.every, 0.1))
     return 0
 
 
@@ -48,4 +45,4 @@ def _watch(dashboard: Dashboard, console: Console, every: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, prints=True))

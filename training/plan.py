@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from data_prep.command import run_command, with_exit_code
 from data_prep.errors import UserError
 from training.comparing.sides import STEP_WITHOUT_PERIODIC, find_windows
 from training.config import load_config
@@ -48,25 +49,22 @@ class PlanFlags:
         return {"world_size": self.world_size, "device": self.device}
 
 
+@with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan; the exit code."""
-    try:
-        flags, rest = split_flags(list(sys.argv[1:] if argv is None else argv))
-        if {"-h", "--help"} & set(rest):
-            print(__doc__)
-        loaded = load_config(rest, flags.world_size)
-        rate = read_rate(flags.like) if flags.like else None
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # theirs to follow
+    flags, rest = split_flags(list(sys.argv[1:] if argv is None else argv))
+    if {"-h", "--help"} & set(rest):
+        print(__doc__)
+    loaded = load_config(rest, flags.world_size)
+    rate = read_rate(flags.like) if flags.like else None
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # theirs to follow
 
-        # torch comes in after everything that can fail without it
-        from training.memory.run_plan import plan_run
-        from training.models.planned import build_planned_model
+    # torch comes in after everything that can fail without it
+    from training.memory.run_plan import plan_run
+    from training.models.planned import build_planned_model
 
-        plan = plan_run(loaded, partial(build_planned_model, loaded.config), rate=rate, **flags.target)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    plan = plan_run(loaded, partial(build_planned_model, loaded.config), rate=rate, **flags.target)
     print(json.dumps(dataclasses.asdict(plan), indent=2) if flags.as_json else format_plan(plan))
     return 0
 
@@ -177,4 +175,4 @@ def _duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, prints=True))

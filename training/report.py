@@ -9,22 +9,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data_prep.errors import UserError
+from data_prep.command import run_command, with_exit_code
 from training.reporting.html import build_report
 
 
+@with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 with one line on stderr when RUN is no run directory."""
     parser = argparse.ArgumentParser(prog="python -m training.report", description="Build plots and report.html.")
     parser.add_argument("run", metavar="RUN", help="a run directory, such as runs/NAME")
     args = parser.parse_args(argv)
-    try:
-        print(build_report(args.run))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(build_report(args.run))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, prints=True))

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 if __package__ in (None, ""):  # run as a script: its folder is on the path, the project's root is not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from data_prep.command import describe_refusal, run_command
 from data_prep.errors import UserError
 from data_prep.options import HUB_PREFIX
 from training.config import load_config
 from training.config.optimizer_table import takes_bitsandbytes
 from training.config.trackers import check_trackers
-from training.launch import configure_logging, leave_out, read_world, set_environment
+from training.launch import World, configure_logging, leave_out, read_world, set_environment
 
 logger = logging.getLogger("redline.train")
 
@@ -60,14 +61,22 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
 
         run_training(loaded, world, finish)
     except UserError as error:
-        message = loaded.located(str(error)) if loaded else str(error)
-        print(f"error: {message}" if world.is_main else f"error on rank {world.rank}: {message}", file=sys.stderr)
-        return 2
+        return _refuse(world, loaded.located(str(error)) if loaded else str(error))
+    except OSError as error:
+        refusal = describe_refusal(error)
+        if refusal is None:
+            raise
+        return _refuse(world, refusal)
     except KeyboardInterrupt:
         print("error: stopped by Ctrl-C; --resume auto goes on from the latest checkpoint", file=sys.stderr)
         return 130
     return 0
 
 
+def _refuse(world: World, message: str) -> int:
+    print(f"error: {message}" if world.is_main else f"error on rank {world.rank}: {message}", file=sys.stderr)
+    return 2
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, prints=False))

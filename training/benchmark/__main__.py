@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from data_prep.command import run_command
+
 # name -> module with `main(argv)`, what it does
 BENCHMARKS = {
     "advise": ("training.benchmark.advise.command", "what would make a configuration faster: levers tried on it"),
@@ -28,4 +30,4 @@ def main(argv: list[str]) -> int:
 
 # Worker processes are spawned and import this module again, under another name.
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(lambda: main(sys.argv[1:]), prints=False))

@@ -1,0 +1,132 @@
+"""What every command shares: errors of one line, and output that may be closed, full or unable to show a character.
+
+1. `with_exit_code` turns what the user or the machine has to mend into `error: …` on stderr and exit code 2.
+2. `run_command` is what stands under `if __name__ == "__main__"`. It puts a `Guarded` stream under stdout and stderr:
+   characters that the encoding lacks are escaped, and a stream that cannot be written ends nothing by itself. A command
+   whose product is its output (`prints=True`) ends there: silently when its reader has gone (`… | head`), with code 2
+   otherwise. One whose product lies on disk goes on to its end.
+"""
+
+import errno
+import functools
+import io
+import os
+import select
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, TextIO
+
+from data_prep.errors import UserError
+
+P = ParamSpec("P")
+
+# What a machine refuses; any other OSError is a fault of this code and keeps its traceback.
+_REFUSALS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.EMFILE,
+    errno.ENFILE, errno.EIO, errno.ESTALE,
+}  # fmt: skip
+_READER_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ESHUTDOWN)
+INTERRUPTED = 130
+
+
+def describe_refusal(error: OSError) -> str | None:
+    """One line on what the machine refused, or None when the error is none of that kind."""
+    if error.errno not in _REFUSALS:
+        return None
+    advice = {errno.ENOSPC: ": free space there, or name another place", errno.EMFILE: ": raise `ulimit -n`"}
+    file = f"{error.filename}: " if error.filename else ""
+    return f"{file}{os.strerror(error.errno or 0)}{advice.get(error.errno or 0, '')}"
+
+
+def with_exit_code(main: Callable[P, int]) -> Callable[P, int]:
+    """`main` with one line on stderr and code 2 for a UserError or a refusal of the machine, 130 for Ctrl-C."""
+
+    @functools.wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            message = str(error)
+        except OSError as error:
+            refusal = describe_refusal(error)
+            if refusal is None:
+                raise
+            message = refusal
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return INTERRUPTED
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+
+    return run
+
+
+class Guarded(io.RawIOBase):
+    """The bytes of a standard stream. The first failure to write is kept in `failure`; what follows goes nowhere."""
+
+    def __init__(self, descriptor: int, prints: bool) -> None:
+        self._descriptor = descriptor
+        self._prints = prints
+        self.failure: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: Any, /) -> int:
+        if self.failure is None:
+            try:
+                return os.write(self._descriptor, data)
+            except BlockingIOError:  # another program made the pipe or terminal non-blocking: wait for it
+                select.select([], [self._descriptor], [], 1.0)
+                return 0
+            except OSError as error:
+                self.failure = error
+                if self._prints:
+                    raise SystemExit(self.exit_code()) from None
+                if self._descriptor == 1:
+                    print(f"redline | stdout: {error.strerror}: what follows is not shown", file=sys.stderr)
+        return len(data)
+
+    def exit_code(self) -> int:
+        """0 while all was written, and when the reader has read enough; else 2, with a line on stderr."""
+        if self.failure is None or self.failure.errno in _READER_GONE:
+            return 0
+        print(f"error: stdout: {self.failure.strerror}", file=sys.stderr)
+        return 2
+
+
+def guard_output(*, prints: bool) -> None:
+    """Put a `Guarded` stream under stdout (if `prints`, one whose failure ends the process) and under stderr."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: the next file that is opened would be taken for it
+            os.open(os.devnull, os.O_RDWR)
+    sys.stderr = _guard(sys.stderr, 2, prints=False)
+    sys.stdout = _guard(sys.stdout, 1, prints=prints)
+
+
+def _guard(stream: TextIO | None, descriptor: int, *, prints: bool) -> TextIO:
+    raw = Guarded(descriptor, prints)
+    if stream is not None:
+        stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=getattr(stream, "encoding", None) or "utf-8",
+        errors="backslashreplace",
+        line_buffering=True,
+    )
+
+
+def run_command(main: Callable[[], int], *, prints: bool) -> int:
+    """`main()` over guarded output; the exit code. prints: whether what it prints is all that it makes."""
+    guard_output(prints=prints)
+    code = main()
+    sys.stdout.flush()
+    return code

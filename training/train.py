@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
         if loaded.config.model.path is None and not takes_bitsandbytes(loaded.config.argument("optim")):
             leave_out("bitsandbytes")
         if world.is_main:  # alone among the ranks it has trackers
-            check_trackers(loaded.config.training)
+            check_trackers(loaded.config.training.get("report_to"), loaded.config.monitor)
         if not any(source.path.startswith(HUB_PREFIX) for source in loaded.config.data.sources):
             leave_out("datasets")
         # torch comes in here, after everything that can fail without it; a wrong model is found before data is prepared

@@ -5,23 +5,40 @@ Generic over pydantic section models, so that `data_prep` reads its own two sect
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from data_prep.errors import UserError
 from data_prep.options import DataSection, TokenizerSection
-from data_prep.recipe.command_line import Grammar, Synonym, apply
-from data_prep.recipe.layers import RECIPE_DIR, did_you_mean, find_file, load_recipe, merge, set_value
+from data_prep.recipe.command_line import Grammar, apply
+from data_prep.recipe.data_names import DATA_NAMES
+from data_prep.recipe.layers import (
+    MODEL_REPLACES,
+    RECIPE_DIR,
+    Replaces,
+    either,
+    find_file,
+    load_recipe,
+    merge,
+    set_value,
+)
 from data_prep.recipe.sections import Refused, Sections, check_sections, dump_sections
+from data_prep.recipe.spelling import did_you_mean
+from data_prep.recipe.synonym import Names, Synonym, translate
 from data_prep.recipe.yaml_file import COMMAND_LINE, DEFAULT, KeyPath, Layer, Origin, read_yaml, shown_path
 
 __all__ = [
     "COMMAND_LINE",
+    "DATA_NAMES",
     "DEFAULT",
+    "MODEL_REPLACES",
     "RECIPE_DIR",
     "Grammar",
     "KeyPath",
     "Layer",
+    "Names",
     "Origin",
     "Refused",
+    "Replaces",
     "Sections",
     "Synonym",
     "UserError",
@@ -29,6 +46,7 @@ __all__ = [
     "check_sections",
     "did_you_mean",
     "dump_sections",
+    "either",
     "find_file",
     "load_data_recipe",
     "load_recipe",
@@ -36,6 +54,7 @@ __all__ = [
     "read_yaml",
     "set_value",
     "shown_path",
+    "translate",
     "with_tokenizer_of_model",
 ]
 
@@ -47,10 +66,11 @@ def load_data_recipe(argv: Sequence[str]) -> tuple[DataSection, TokenizerSection
 
     Raises UserError as `load_recipe`, `Grammar.parse` and `check_sections` do.
     """
-    arguments = Grammar(DATA_SECTIONS, {"config": "config"}).parse(argv)
+    arguments = Grammar(DATA_SECTIONS, {"config": "config"}, DATA_NAMES).parse(argv)
     name = arguments.options.get("config")
-    layer = load_recipe(name)[0] if name else Layer()
-    layer = with_tokenizer_of_model(merge(layer, apply(layer, arguments, DATA_SECTIONS)))
+    read = partial(translate, sections=DATA_SECTIONS, names=DATA_NAMES)
+    layer = load_recipe(name, translate=read)[0] if name else Layer()
+    layer = with_tokenizer_of_model(merge(layer, apply(layer, arguments, DATA_SECTIONS), MODEL_REPLACES))
     layer.values = {name: values for name, values in layer.values.items() if name in DATA_SECTIONS}
     sections = check_sections(layer, DATA_SECTIONS)
     return sections["data"], sections["tokenizer"]

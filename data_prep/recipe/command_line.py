@@ -5,33 +5,20 @@ and `_` in keys are the same; a flag of a boolean key needs no value. A value is
 that takes text gets it as typed. Of two values for one key the later holds.
 """
 
-import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel
 
 from data_prep.errors import UserError
-from data_prep.recipe.layers import did_you_mean, set_value
 from data_prep.recipe.sections import Refused, Sections, accepts, field_type
-from data_prep.recipe.yaml_file import COMMAND_LINE, KeyPath, Layer, parse_value, walk_paths
+from data_prep.recipe.spelling import did_you_mean
+from data_prep.recipe.synonym import Names, Synonym, assign, expand
+from data_prep.recipe.yaml_file import COMMAND_LINE, KeyPath, Layer, parse_value
 
 _OVERRIDE = re.compile(r"([A-Za-z][\w-]*(?:\.[\w-]+)+)=(.*)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Synonym:
-    """A flag that people know, and the keys it stands for.
-
-    `expand` gets the value (bool for `switch`, list of texts for `many`) and returns dotted keys with values; the
-    part `*` of `list.*.key` stands for every entry of the list. It raises UserError for a value that it does not take.
-    """
-
-    takes: Literal["switch", "one", "many"]
-    expand: Callable[[Any], Mapping[str, Any]]
 
 
 @dataclass
@@ -46,13 +33,13 @@ class Arguments:
 class Grammar:
     """What a command takes.
 
-    options: flag -> name of the option (several flags may share one). synonyms: flag -> dotted key or Synonym.
-    refused: dotted key, or flag, -> reason.
+    options: flag -> name of the option (several flags may share one). names: foreign flags. refused: dotted key ->
+    reason.
     """
 
     sections: Sections
     options: Mapping[str, str]
-    synonyms: Mapping[str, str | Synonym] = field(default_factory=dict)
+    names: Names = field(default_factory=Names)
     refused: Refused = field(default_factory=dict)
 
     def parse(self, argv: Sequence[str]) -> Arguments:
@@ -64,6 +51,8 @@ class Grammar:
             if token.startswith("--") and len(token) > 2:
                 name, equals, value = token[2:].partition("=")
                 self._flag(arguments, _normal(name), value if equals else None, rest)
+            elif override and self._without_section(_normal(override[1])) != _normal(override[1]):
+                self._flag(arguments, _normal(override[1]), override[2], rest)
             elif override:
                 path = self._path(_normal(override[1]), token)
                 arguments.assignments.append((path, read_value(self.sections, path, override[2])))
@@ -75,18 +64,30 @@ class Grammar:
         if name in self.options:
             arguments.options[self.options[name]] = _one(name, value, rest)
             return
-        synonym = self.synonyms.get(name)
-        if isinstance(synonym, Synonym):
-            given = {"switch": _switch, "one": _one, "many": _many}[synonym.takes](name, value, rest)
-            arguments.assignments += [(_split(k), v) for k, v in synonym.expand(given).items()]
+        name = self._without_section(name)
+        if name in self.names.refused:
+            raise UserError(f"command line: --{name}: {self.names.refused[name]}")
+        target = self.names.synonyms.get(name)
+        if isinstance(target, Synonym):
+            given = {"switch": _switch, "one": _one, "word": _word, "many": _many}[target.takes](name, value, rest)
+            keys = expand(target, given, f"command line: --{name}")
+            arguments.assignments += [(_split(key), item) for key, item in keys.items()]
             return
-        path = _split(synonym) if synonym else self._path(name, f"--{name}")
-        annotation = field_type(self.sections[str(path[0])], path[1:]) if path[0] in self.sections else None
+        targets = (target,) if isinstance(target, str) else target
+        paths = [_split(key) for key in targets] if targets else [self._path(name, f"--{name}")]
+        annotation = field_type(self.sections[str(paths[0][0])], paths[0][1:]) if paths[0][0] in self.sections else None
         if bool in (annotation, *get_args(annotation)):
             given = _switch(name, value, rest)
         else:
-            given = read_value(self.sections, path, _one(name, value, rest))
-        arguments.assignments.append((path, given))
+            given = read_value(self.sections, paths[0], _one(name, value, rest))
+        arguments.assignments += [(path, given) for path in paths]
+
+    def _without_section(self, name: str) -> str:
+        """`training.lr` is `lr`: a foreign name counts in any section that has no key of that name."""
+        section, _, key = name.partition(".")
+        foreign = key in self.names.synonyms or key in self.names.refused
+        known = section in self.sections and key in self.sections[section].model_fields
+        return key if section in self.sections and foreign and not known else name
 
     def _path(self, name: str, typed: str) -> KeyPath:
         if name in self.refused:
@@ -110,37 +111,13 @@ class Grammar:
         if reasons:
             raise UserError(f"command line: {typed}: {reasons[0]}")
         keys = {key for model in self.sections.values() for key in model.model_fields}
-        near = did_you_mean(name, {*keys, *self.synonyms, *self.options}).replace("mean ", "mean --")
+        near = did_you_mean(name, {*keys, *self.names.synonyms, *self.options}).replace("mean ", "mean --")
         raise UserError(f"command line: unknown flag {typed}{near or ': --help lists all keys'}")
 
 
 def apply(layer: Layer, arguments: Arguments, sections: Sections) -> Layer:
     """The command line as one layer, to be merged over `layer`, in which `*` finds its lists."""
-    result = Layer()
-    for path, value in arguments.assignments:
-        if "*" in path:
-            result = _set_in_entries(result, layer, path, value, sections)
-        else:
-            result = set_value(result, path, value, COMMAND_LINE)
-    return result
-
-
-def _set_in_entries(result: Layer, below: Layer, path: KeyPath, value: Any, sections: Sections) -> Layer:
-    """Set `list.*.key` in every entry of the list as it stands; the rest of each entry keeps its origin."""
-    star = path.index("*")
-    owner = next((layer for layer in (result, below) if layer.get(path[:star]) is not None), Layer())
-    entries = copy.deepcopy(owner.get(path[:star])) or _default(sections, path[:star])
-    for entry in entries:
-        entry[path[-1]] = value
-    changed = set_value(result, path[:star], entries, COMMAND_LINE)
-    for here in walk_paths(entries, path[:star]):
-        changed.origins[here] = COMMAND_LINE if here[-1] == path[-1] else owner.origin(here)
-    return changed
-
-
-def _default(sections: Sections, path: KeyPath) -> list[Any]:
-    model: BaseModel = sections[str(path[0])].model_validate({})
-    return model.model_dump(mode="json")[str(path[1])]
+    return assign(Layer(), layer, [(path, value, COMMAND_LINE) for path, value in arguments.assignments], sections)
 
 
 def read_value(sections: Sections, path: KeyPath, text: str) -> Any:
@@ -177,6 +154,12 @@ def _one(name: str, value: str | None, rest: list[str]) -> str:
     if not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
         raise UserError(f"command line: --{name} needs a value")
     return rest.pop(0)
+
+
+def _word(name: str, value: str | None, rest: list[str]) -> str:
+    if value is None and rest and not rest[0].startswith("-") and not _OVERRIDE.fullmatch(rest[0]):
+        value = rest.pop(0)
+    return "true" if value is None else value.lower() if value in ("True", "False") else value
 
 
 def _many(name: str, value: str | None, rest: list[str]) -> list[str]:

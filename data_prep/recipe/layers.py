@@ -1,27 +1,45 @@
 """Layers of a recipe: what it extends < the recipe itself < the command line.
 
-Mappings merge key by key, anything else is replaced whole (a list too). A layer that sets one key of an exclusive
-group (`max_steps` or `num_train_epochs`) removes the others from the layers below, so that the later word holds;
-two of them in the same layer stay and are left to the caller to refuse.
+Mappings merge key by key, anything else is replaced whole (a list too). A layer that sets one key may remove others
+from the layers below (`Replaces`), so that the later word holds: `max_steps` removes `num_train_epochs`, a `model.path`
+the shape of a model from scratch. Two such keys in the same layer stay and are left to the caller to refuse.
 
-Two keys are the loader's own: `extends: NAME | [NAMES]`, where later names win, and `alone:`, values that count only
-when the file is the recipe that was asked for, not when another one extends it.
+Two keys are the loader's own: `extends: NAME | [NAMES]`, where later names win, and `alone:`, what a profile brings
+where no recipe beside it has a model. It lies below all other values, and counts when the file is asked for by its
+name and when it is extended, unless another name in the same `extends` sets something of `model`.
 """
 
 import copy
-import difflib
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.recipe.spelling import did_you_mean
 from data_prep.recipe.yaml_file import KeyPath, Layer, Origin, read_yaml, shown_path, walk_paths
 
 RECIPE_DIR = Path(__file__).resolve().parents[2] / "configs"
 PREFIXES = ("", "minigpt_")  # `--config medium` is configs/minigpt_medium.yaml
 
-ExclusiveGroups = Sequence[tuple[KeyPath, ...]]
-_NOT_SET = (None, False, -1)  # a value of an exclusive key that claims nothing; -1 is how HF writes "no max_steps"
+Replaces = Sequence[tuple[KeyPath, KeyPath]]  # a layer that sets the first removes the second from those below
+Translate = Callable[[Layer, str], Layer]
+Loaded = tuple[Layer, Path]
+_NOT_SET = (None, False, -1)  # a value that claims nothing; -1 is how HF writes "no max_steps"
+
+# Weights bring their shape and their tokenizer, another architecture its own shape.
+MODEL_REPLACES: Replaces = (
+    (("model", "path"), ("model", "kind")),
+    (("model", "path"), ("model", "config")),
+    (("model", "path"), ("tokenizer", "vocab_size")),
+    (("model", "config", "model_type"), ("model", "kind")),
+    (("model", "config", "model_type"), ("model", "config")),
+)
+
+
+def either(*keys: KeyPath) -> Replaces:
+    """Keys of which only one holds: each removes the others."""
+    return tuple(itertools.permutations(keys, 2))
 
 
 def find_file(name: str, directories: Iterable[Path], suffix: str, what: str) -> Path:
@@ -41,32 +59,36 @@ def find_file(name: str, directories: Iterable[Path], suffix: str, what: str) ->
     raise UserError(f"{what} {name!r} is neither a file nor one of: {', '.join(there)}{did_you_mean(name, there)}")
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`: did you mean X?`, or nothing when no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f": did you mean {near[0]}?" if near else ""
-
-
-def load_recipe(name: str, exclusive: ExclusiveGroups = ()) -> tuple[Layer, Path]:
-    """The merged layers of a recipe and its file.
+def load_recipe(name: str, replaces: Replaces = MODEL_REPLACES, translate: Translate = lambda own, _: own) -> Loaded:
+    """The merged layers of a recipe and its file. translate: applied to the layer of each file, with the file as shown.
 
     Raises UserError: no such file, unreadable, an `extends` that closes a circle.
     """
     file = find_file(name, [RECIPE_DIR], ".yaml", "recipe")
-    return _load(file, (), exclusive), file
+    layer, alone = _load(file, (), replaces, translate)
+    return merge(alone, layer, replaces), file
 
 
-def _load(file: Path, chain: tuple[Path, ...], exclusive: ExclusiveGroups) -> Layer:
+def _load(file: Path, chain: tuple[Path, ...], replaces: Replaces, translate: Translate) -> tuple[Layer, Layer]:
+    """A file merged with what it extends, and its `alone`."""
     own = read_yaml(file)
-    alone = _pop_mapping(own, "alone")
-    merged = Layer()
+    alone = translate(_pop_mapping(own, "alone"), shown_path(file))
+    parents = []
     for parent, origin in _parents(own, file):
         if parent.resolve() in (*(c.resolve() for c in chain), file.resolve()):
             circle = " -> ".join(shown_path(c) for c in (*chain, file, parent))
             raise UserError(f"{origin}: extends closes a circle: {circle}")
-        merged = merge(merged, _load(parent, (*chain, file), exclusive), exclusive)
-    merged = merge(merged, own, exclusive)
-    return merged if chain else merge(merged, alone, exclusive)
+        parents.append(_load(parent, (*chain, file), replaces, translate))
+    brings_model = [bool(layer.get(("model",))) for layer, _ in parents]
+    below = [
+        parent_alone
+        for number, (_, parent_alone) in enumerate(parents)
+        if not any(brings_model[:number] + brings_model[number + 1 :])
+    ]
+    merged = Layer()
+    for layer in (*below, *(layer for layer, _ in parents), translate(own, shown_path(file))):
+        merged = merge(merged, layer, replaces)
+    return merged, alone
 
 
 def _parents(own: Layer, file: Path) -> list[tuple[Path, Origin]]:
@@ -93,13 +115,12 @@ def _pop_mapping(layer: Layer, key: str) -> Layer:
     return Layer(values or {}, {path[1:]: o for path, o in layer.origins.items() if path[0] == key and len(path) > 1})
 
 
-def merge(lower: Layer, upper: Layer, exclusive: ExclusiveGroups = ()) -> Layer:
+def merge(lower: Layer, upper: Layer, replaces: Replaces = ()) -> Layer:
     """A new layer in which `upper` wins."""
     result = Layer(copy.deepcopy(lower.values), dict(lower.origins))
-    for group in exclusive:
-        claimed = {path for path in group if upper.get(path) not in _NOT_SET}
-        for path in (p for p in group if claimed and p not in claimed):
-            _remove(result, path)
+    for setter, replaced in replaces:
+        if upper.get(setter) not in (*_NOT_SET, lower.get(setter)):
+            _remove(result, replaced)
     _merge_into(result, result.values, upper.values, (), upper)
     return result
 
@@ -124,6 +145,13 @@ def _merge_into(result: Layer, into: dict[str, Any], values: dict[str, Any], pat
         into[key] = copy.deepcopy(value)
         for below in [here, *walk_paths(value, here)]:
             result.origins[below] = upper.origin(below)
+
+
+def remove_value(layer: Layer, path: KeyPath) -> Layer:
+    """A new layer without the value at `path`."""
+    result = Layer(copy.deepcopy(layer.values), dict(layer.origins))
+    _remove(result, path)
+    return result
 
 
 def _remove(layer: Layer, path: KeyPath) -> None:

@@ -11,10 +11,12 @@ from data_prep.recipe import (
     COMMAND_LINE,
     Grammar,
     Layer,
+    Names,
     Origin,
     apply,
     check_sections,
     dump_sections,
+    either,
     load_data_recipe,
     load_recipe,
     merge,
@@ -82,10 +84,43 @@ def test_later_layers_win(tmp_path: Path) -> None:
     assert file.name == "c.yaml"
 
 
-def test_alone_counts_only_for_the_recipe_asked_for(tmp_path: Path) -> None:
-    profile = write(tmp_path, "p.yaml", "data: {seed: 1}\nalone:\n  data: {seq_len: 64}\n")
-    assert load_recipe(profile)[0].values == {"data": {"seed": 1, "seq_len": 64}}
-    assert load_recipe(write(tmp_path, "r.yaml", "extends: p\n"))[0].values == {"data": {"seed": 1}}
+PROFILE = (
+    "data: {seed: 1}\nalone:\n  model: {kind: minigpt, config: {hidden_size: 8}}\n  data: {seq_len: 64, seed: 9}\n"
+)
+SMALL = {"kind": "minigpt", "config": {"hidden_size": 8}}
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "seq_len"),
+    [
+        (None, SMALL, 64),  # asked for by its name
+        ("extends: p\n", SMALL, 64),
+        ("extends: [p, q]\n", SMALL, 64),  # q is a profile, too
+        ("extends: [q, p]\n", SMALL, 64),
+        ("extends: [p, m]\n", {"kind": "minigpt"}, None),  # m is a recipe with a model
+        ("extends: [m, p]\n", {"kind": "minigpt"}, None),
+        ("extends: p\ndata: {seq_len: 32}\n", SMALL, 32),  # one's own keys lie over it
+        ("extends: p\nmodel: {dtype: float32}\n", {**SMALL, "dtype": "float32"}, 64),
+        ("extends: p\nmodel: {path: org/x}\n", {"path": "org/x"}, 64),  # weights bring their shape
+        ("extends: p\nmodel: {config: {model_type: qwen2}}\n", {"config": {"model_type": "qwen2"}}, 64),
+        ("extends: between\n", SMALL, 64),  # between extends p
+    ],
+)
+def test_a_profile_brings_its_model_where_no_recipe_beside_it_does(tmp_path, text, model, seq_len) -> None:
+    profile = write(tmp_path, "p.yaml", PROFILE)
+    write(tmp_path, "q.yaml", "data: {store_dir: s}\n")
+    write(tmp_path, "m.yaml", "model: {kind: minigpt}\n")
+    write(tmp_path, "between.yaml", "extends: p\n")
+    values = load_recipe(profile if text is None else write(tmp_path, "r.yaml", text))[0].values
+    assert values["model"] == model
+    assert values["data"].get("seq_len") == seq_len
+    assert values["data"]["seed"] == 1
+
+
+def test_weights_replace_the_tokenizer_that_a_profile_trains(tmp_path: Path) -> None:
+    write(tmp_path, "p.yaml", "alone:\n  tokenizer: {vocab_size: 1024}\n")
+    recipe = write(tmp_path, "r.yaml", "extends: p\nmodel: {path: org/x}\n")
+    assert load_data_recipe(["--config", recipe])[1].path == "org/x"
 
 
 def test_extends_in_a_circle(tmp_path: Path) -> None:
@@ -119,7 +154,7 @@ def test_a_list_is_replaced_whole_and_forgets_its_lines() -> None:
 
 
 def test_exclusive_keys_replace_each_other_across_layers_only() -> None:
-    group = [(("t", "a"), ("t", "b"))]
+    group = either(("t", "a"), ("t", "b"))
     lower, upper = parse_yaml("t: {a: 1}", "low"), parse_yaml("t: {b: 2}", "up")
     assert merge(lower, upper, group).values == {"t": {"b": 2}}
     assert merge(lower, parse_yaml("t: {b: -1}", "up"), group).values == {"t": {"a": 1, "b": -1}}
@@ -168,7 +203,8 @@ def test_dump_loads_again(tree: dict) -> None:
 
 
 def grammar() -> Grammar:
-    return Grammar(SECTIONS, {"config": "config"}, {"length": "data.seq_len"}, {"data.num_proc": "is not for you"})
+    names = Names({"length": "data.seq_len"})
+    return Grammar(SECTIONS, {"config": "config"}, names, {"data.num_proc": "is not for you"})
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,15 @@ import importlib.util
 from collections.abc import Callable, Iterator
 
 from data_prep.errors import UserError
-from data_prep.recipe import KeyPath, Layer
+from data_prep.recipe import MODEL_REPLACES, Layer, Replaces, either
 from training.config.sections import Config
 
 # Keys of which a later layer's choice replaces an earlier one's; both in one layer is a contradiction.
-EXCLUSIVE: tuple[tuple[KeyPath, ...], ...] = (
-    (("training", "max_steps"), ("training", "num_train_epochs")),
-    (("training", "bf16"), ("training", "fp16")),
-    (("data", "num_workers"), ("training", "dataloader_num_workers")),
+REPLACES: Replaces = (
+    *either(("training", "max_steps"), ("training", "num_train_epochs")),
+    *either(("training", "bf16"), ("training", "fp16")),
+    *either(("data", "num_workers"), ("training", "dataloader_num_workers")),
+    *MODEL_REPLACES,
 )
 
 Broken = Iterator[tuple[tuple[str, ...], str]]  # the keys at odds, and what to do
@@ -73,6 +74,9 @@ def _adapter(config: Config) -> Broken:
     for name in ("load_in_4bit", "dora", "rslora"):
         if getattr(adapter, name) and adapter.method == "none":
             yield (f"adapter.{name}",), "needs adapter.method: lora"
+    unused = sorted(adapter.model_fields_set - {"load_in_4bit", "dora", "rslora", "double_quant"})
+    if unused and "method" not in unused:
+        yield (f"adapter.{unused[0]}",), "needs adapter.method: lora (--use_peft)"
     if adapter.method == "lora" and not config.model.path:
         yield ("adapter.method",), "LoRA needs pretrained weights: set model.path"
     if adapter.load_in_4bit and config.argument("fsdp"):

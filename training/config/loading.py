@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from data_prep.recipe import (
     dump_sections,
     load_recipe,
     merge,
+    translate,
     with_tokenizer_of_model,
 )
-from training.config.contradictions import EXCLUSIVE, check_contradictions
+from training.config.contradictions import REPLACES, check_contradictions
 from training.config.deepspeed_blocks import describe_filled, fill_in
 from training.config.deepspeed_json import (
     DEEPSPEED_DIR,
@@ -51,13 +53,13 @@ from training.config.sections import (
     MonitorSection,
     PerfSection,
 )
-from training.config.synonyms import REFUSED_FLAGS, SYNONYMS
+from training.config.synonyms import NAMES
 from training.config.training_fields import DEFAULTS, refused, training_section
 from training.config.usage import usage
 
 OPTIONS = {
     "config": "config", "deepspeed": "deepspeed", "deepspeed_config": "deepspeed", "resume": "resume",
-    "local_rank": "local_rank",
+    "local_rank": "local_rank", "resume_from_checkpoint": "resume", "ds_config": "deepspeed",
 }  # fmt: skip
 
 
@@ -105,20 +107,20 @@ def load_config(argv: Sequence[str], world_size: int | None = None) -> LoadedCon
     """
     known = sections()
     if "--help" in argv or "-h" in argv:
-        print(usage(known, SYNONYMS))
+        print(usage(known, NAMES.synonyms))
         raise SystemExit(0)
-    arguments = Grammar(known, OPTIONS, SYNONYMS, {**refused(), **REFUSED_FLAGS}).parse(argv)
+    arguments = Grammar(known, OPTIONS, NAMES, refused()).parse(argv)
     options = arguments.options
 
     recipe, name = Layer(), "default"
     if "config" in options:
-        recipe, file = load_recipe(options["config"], EXCLUSIVE)
+        recipe, file = load_recipe(options["config"], REPLACES, partial(translate, sections=known, names=NAMES))
         name = file.stem
     json_name, json_origin = _pop_deepspeed(recipe, options.get("deepspeed"))
     deepspeed, path = read_deepspeed(json_name) if json_name else (None, None)
 
-    layer = merge(_defaults(name, deepspeed), recipe, EXCLUSIVE)
-    layer = merge(layer, apply(layer, arguments, known), EXCLUSIVE)
+    layer = merge(_defaults(name, deepspeed), recipe, REPLACES)
+    layer = merge(layer, apply(layer, arguments, known), REPLACES)
     layer = with_tokenizer_of_model(layer)
     config = _build(layer, known)
     check_contradictions(config, layer)
@@ -143,7 +145,7 @@ def _defaults(name: str, deepspeed: Layer | None) -> Layer:
         return Layer.of({"training": values}, DEFAULT)
     for field in replaced_fields(deepspeed):
         values.pop(field, None)
-    return merge(Layer.of({"training": values}, DEFAULT), as_training_layer(deepspeed), EXCLUSIVE)
+    return merge(Layer.of({"training": values}, DEFAULT), as_training_layer(deepspeed), REPLACES)
 
 
 def _pop_deepspeed(recipe: Layer, flag: str | None) -> tuple[str | None, Origin]:
@@ -155,8 +157,9 @@ def _pop_deepspeed(recipe: Layer, flag: str | None) -> tuple[str | None, Origin]
 
 
 def _resume(text: str | None) -> str:
-    if text is None or text in ("auto", "never"):
-        return text or "never"
+    text = {"true": "auto", "false": "never"}.get((text or "never").lower(), text or "never")
+    if text in ("auto", "never"):
+        return text
     if not Path(text).is_dir():
         raise UserError(f"command line: --resume = {text!r}: must be auto, never or a checkpoint directory")
     return text

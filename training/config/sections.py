@@ -113,6 +113,12 @@ class MonitorSection(Section):
         description="optimizer steps between two loss-curve PNGs (after the first, 0.05 % of the time at most); "
         "checkpoints get theirs besides; 0: only at the end",
     )
+    wandb_project: str | None = Field(default=None, description="absent: WANDB_PROJECT, else redline")
+    wandb_entity: str | None = Field(default=None, description="user or team; absent: WANDB_ENTITY, else your default")
+    wandb_group: str | None = Field(default=None, description="runs that W&B shows together; absent: WANDB_RUN_GROUP")
+    wandb_mode: Literal["online", "offline", "disabled"] | None = Field(
+        default=None, description="offline: kept in the run directory for `wandb sync`; absent: WANDB_MODE"
+    )
     sample_prompt: str | None = Field(default=None, description="what the trained model continues at the end")
 
 

@@ -1,39 +1,100 @@
-"""Flags that people coming from other training scripts type, and what they mean here.
+"""Names that people coming from other training scripts type, and what they mean here: transformers (also names that
+it has removed), TRL, LLaMA-Factory, axolotl, nanoGPT and Lightning.
 
-A synonym only stands for keys of ours; where a flag asks for something that Redline does not do, it is refused with
-the reason, never taken and ignored.
+A synonym only stands for keys of ours. A name for something that Redline does not do, or whose value means another
+thing in another program, is refused with the reason and what to use, never taken and ignored. Names of data, tokenizer
+and the model's path are in `data_prep.recipe.data_names`.
 """
 
 from typing import Any
 
-from data_prep.errors import UserError
-from data_prep.recipe import Synonym
+from data_prep.recipe import DATA_NAMES, Names, Synonym
 
+_FP16 = {"training.fp16": True, "training.bf16": False}
+_BF16 = {"training.bf16": True, "training.fp16": False}
+_FP32 = {"training.fp16": False, "training.bf16": False}
 PRECISIONS = {
-    "16-mixed": {"training.fp16": True, "training.bf16": False},
-    "bf16-mixed": {"training.bf16": True, "training.fp16": False},
-    "32": {"training.fp16": False, "training.bf16": False},
+    "16-mixed": _FP16, "bf16-mixed": _BF16, "32": _FP32, "16": _FP16, "fp16": _FP16, "bf16": _BF16, "fp32": _FP32,
+    "32-true": _FP32, "no": _FP32,
+}  # fmt: skip
+FLASH_ATTENTION = {"auto": "auto", "fa2": "flash_attention_2", "fa3": "flash_attention_3", "sdpa": "sdpa"}
+FLASH_ATTENTION |= {"disabled": "eager", "true": "flash_attention_2", "false": "sdpa"}
+ADAPTERS = {
+    "lora": {"adapter.method": "lora"},
+    "qlora": {"adapter.method": "lora", "adapter.load_in_4bit": True},
+    "dora": {"adapter.method": "lora", "adapter.dora": True},
+    "full": {"adapter.method": "none"},
+    "none": {"adapter.method": "none"},
 }
+LONGEST_WARMUP_RATIO = 1.0
+
+
+def _one_of(table: dict[str, Any], text: str) -> Any:
+    if text.lower() not in table:
+        raise ValueError(f"must be one of {', '.join(table)}")
+    return table[text.lower()]
 
 
 def _precision(text: str) -> dict[str, Any]:
-    if text not in PRECISIONS:
-        raise UserError(f"command line: --precision = {text!r}: must be one of {', '.join(PRECISIONS)}")
-    return PRECISIONS[text]
+    return _one_of(PRECISIONS, text)
 
 
-def _documents(text: str) -> dict[str, Any]:
-    if not text.replace("_", "").isdigit():
-        raise UserError(f"command line: --max_data_size = {text!r}: must be a number of documents")
-    return {"data.sources.*.max_documents": int(text)}
+def _flash_attention(text: str) -> dict[str, Any]:
+    return {"model.attn_implementation": _one_of(FLASH_ATTENTION, text)}
+
+
+def _adapter(text: str) -> dict[str, Any]:
+    return _one_of(ADAPTERS, text)
+
+
+def _quantization(text: str) -> dict[str, Any]:
+    if text != "4":
+        raise ValueError("must be 4 (adapter.load_in_4bit): other widths are not built")
+    return {"adapter.load_in_4bit": True}
+
+
+def _target_modules(texts: list[str]) -> dict[str, Any]:
+    names = [name.strip() for text in texts for name in text.strip("[]").split(",") if name.strip()]
+    return {"adapter.target_modules": "all-linear" if names in (["all"], ["all-linear"]) else names}
+
+
+def _warmup_ratio(text: str) -> dict[str, Any]:
+    try:
+        ratio = float(text)
+    except ValueError:
+        raise ValueError("must be a number") from None
+    if not 0 <= ratio < LONGEST_WARMUP_RATIO:
+        raise ValueError("must be a share of all steps below 1; a number of steps is training.warmup_steps")
+    return {"training.warmup_steps": ratio}
+
+
+def _steps(key: str) -> Synonym:
+    def expand(text: str) -> dict[str, Any]:
+        if not text.isdigit():
+            raise ValueError(f"must be a number of optimizer steps ({key}; below 1 that key is a share of all steps)")
+        return {key: int(text)}
+
+    return Synonym("one", expand)
+
+
+def _micro_batch_size(text: str) -> dict[str, Any]:
+    if text in ("auto", "recipe"):
+        return {"perf.micro_batch_size": text}
+    if not text.isdigit():
+        raise ValueError("must be a number of rows a device, or auto")
+    return {"training.per_device_train_batch_size": int(text)}
+
+
+def _device(text: str) -> dict[str, Any]:
+    return {"training.use_cpu": _one_of({"cpu": True, "cuda": False, "gpu": False}, text)}
+
+
+def _tracker(name: str) -> Synonym:
+    return Synonym("switch", lambda on: {"training.report_to": name if on else "none"})
 
 
 def _whole_data(on: bool) -> dict[str, Any]:
     return {"data.sources.*.max_documents": None, "data.sources.*.max_tokens": None} if on else {}
-
-
-def _files(paths: list[str]) -> dict[str, Any]:
-    return {"data.sources": [{"path": path} for path in paths]}
 
 
 def _thin_monitoring(on: bool) -> dict[str, Any]:
@@ -42,34 +103,146 @@ def _thin_monitoring(on: bool) -> dict[str, Any]:
     return {"monitor.train_every": 50, "monitor.gpu_every": 500, "monitor.plot_every": 0, "perf.log_every": 100}
 
 
-SYNONYMS: dict[str, str | Synonym] = {
-    "batch_size": "training.per_device_train_batch_size",
-    "compile_model": "training.torch_compile",
-    "data_files": Synonym("many", _files),
-    "dataloader_workers": "data.num_workers",
+# Key, or keys that get the one value -> the other names for it.
+_SAME_VALUE: dict[str | tuple[str, ...], str] = {
+    ("training.seed", "data.seed"): "seed random_seed seed_everything",
+    "training.learning_rate": "lr max_lr base_lr",
+    "training.num_train_epochs": "epochs num_epochs max_epochs n_epochs train_epochs num_train_epoch",
+    "training.max_steps": "max_iters num_steps total_steps train_steps num_train_steps max_train_steps max_iterations",
+    "training.per_device_train_batch_size": "batch_size per_device_batch_size per_gpu_train_batch_size "
+    "device_batch_size per_gpu_batch_size",
+    "training.per_device_eval_batch_size": "eval_batch_size per_gpu_eval_batch_size val_batch_size valid_batch_size",
+    "training.gradient_accumulation_steps": "grad_accum_steps grad_accumulation_steps gradient_accumulation "
+    "gradient_accumulation_iters accumulate_grad_batches accumulation_steps grad_accum",
+    "training.max_grad_norm": "grad_clip clip_grad clip_grad_norm gradient_clipping gradient_clip_val max_norm",
+    "training.weight_decay": "wd",
+    "training.adam_beta1": "beta1",
+    "training.adam_beta2": "beta2",
+    "training.adam_epsilon": "adam_eps eps",
+    "training.warmup_steps": "warmup_iters num_warmup_steps",
+    "training.lr_scheduler_type": "lr_scheduler scheduler scheduler_type lr_schedule",
+    "training.optim": "optimizer optimizer_type",
+    "training.eval_strategy": "evaluation_strategy",
+    "training.use_cpu": "no_cuda cpu",
+    "training.output_dir": "out_dir save_dir output output_path default_root_dir",
+    "training.run_name": "name wandb_name wandb_run_name exp_name experiment_name",
+    "training.save_steps": "save_interval save_every save_freq checkpoint_every",
+    "training.ddp_backend": "backend xpu_backend",
+    "training.torch_compile": "compile compile_model enable_compile",
+    "training.gradient_checkpointing": "use_gradient_checkpointing enable_gradient_checkpointing",
+    "training.use_liger_kernel": "enable_liger_kernel use_liger liger_kernel",
+    "training.dataloader_pin_memory": "pin_memory",
+    "training.label_smoothing_factor": "label_smoothing",
+    "training.neftune_noise_alpha": "neftune_alpha noise_alpha",
+    "model.revision": "model_revision",
+    "model.dtype": "torch_dtype model_dtype",
+    "model.attn_implementation": "attn_impl attention_implementation",
+    "model.config.model_type": "model_type",
+    "model.config.num_hidden_layers": "n_layer n_layers num_layers num_hidden_layers",
+    "model.config.num_attention_heads": "n_head n_heads num_heads num_attention_heads",
+    "model.config.hidden_size": "n_embd d_model hidden_size dim",
+    "adapter.r": "lora_r lora_rank",
+    "adapter.alpha": "lora_alpha",
+    "adapter.dropout": "lora_dropout",
+    "adapter.dora": "use_dora lora_use_dora peft_use_dora",
+    "adapter.rslora": "use_rslora lora_use_rslora peft_use_rslora",
+    "adapter.double_quant": "use_bnb_nested_quant bnb_4bit_use_double_quant double_quantization",
+    "data.num_workers": "dataloader_workers",
+    "monitor.train_every": "logging_steps log_interval log_every_n_steps log_steps",
+}
+
+SYNONYMS = {
+    **DATA_NAMES.synonyms,
+    **{name: keys for keys, names in _SAME_VALUE.items() for name in names.split()},
+    "micro_batch_size": Synonym("one", _micro_batch_size),
+    "warmup_ratio": Synonym("one", _warmup_ratio),
+    "eval_interval": _steps("training.eval_steps"),
+    "eval_every": _steps("training.eval_steps"),
+    "val_check_interval": _steps("training.eval_steps"),
+    **dict.fromkeys(("precision", "mixed_precision"), Synonym("one", _precision)),
+    "fp32": Synonym("switch", lambda on: _FP32 if on else {}),
+    **dict.fromkeys(
+        ("flash_attn", "flash_attention", "use_flash_attention", "use_flash_attention_2", "use_flash_attn"),
+        Synonym("word", _flash_attention),
+    ),
+    "use_peft": Synonym("switch", lambda on: ADAPTERS["lora" if on else "none"]),
+    "use_lora": Synonym("switch", lambda on: ADAPTERS["lora" if on else "none"]),
+    "qlora": Synonym("switch", lambda on: ADAPTERS["qlora" if on else "none"]),
+    **dict.fromkeys(("finetuning_type", "adapter", "peft_type", "train_type", "tuner_type"), Synonym("one", _adapter)),
+    "quantization_bit": Synonym("one", _quantization),
+    **dict.fromkeys(("lora_target", "lora_target_modules"), Synonym("many", _target_modules)),
+    "lora_target_linear": Synonym("switch", lambda on: {"adapter.target_modules": "all-linear"} if on else {}),
+    "device": Synonym("one", _device),
+    **dict.fromkeys(("wandb", "use_wandb", "wandb_log"), _tracker("wandb")),
+    **dict.fromkeys(("tensorboard", "use_tensorboard"), _tracker("tensorboard")),
     "disable_metrics_monitoring": Synonym("switch", lambda on: {"perf.enabled": not on}),
     "disable_monitoring": Synonym("switch", lambda on: _thin_monitoring(on) | {"perf.enabled": not on}),
-    "enable_compile": "training.torch_compile",
     "fast_detection": Synonym("switch", _thin_monitoring),
-    "logging_steps": "monitor.train_every",
-    "max_data_size": Synonym("one", _documents),
-    "max_sequence_length": "data.seq_len",
-    "pin_memory": "training.dataloader_pin_memory",
     "plot_loss": Synonym("switch", lambda on: {"monitor.plot_every": 200 if on else 0}),
-    "precision": Synonym("one", _precision),
-    "tokenizer_vocab_size": "tokenizer.vocab_size",
-    "use_dynamic_padding": Synonym("switch", lambda on: {"data.packing": "none" if on else "best_fit"}),
     "use_full_data": Synonym("switch", _whole_data),
 }
 
-_NOT_YET = "is not built yet"
-REFUSED_FLAGS = {
-    "devices": "the launcher decides: torchrun --nproc_per_node=N training/train.py … or deepspeed --num_gpus N …",
-    "disable_optimizations": "name what to switch off: --torch_compile false, --attn_implementation eager, "
-    "--packing none, --optim adamw_torch",
-    "max_cpu": f"a limit on CPU use {_NOT_YET}; --num_threads bounds it",
-    "max_memory": f"a limit on memory {_NOT_YET}; `python -m training.plan` says what a run needs",
-    "retrain_tokenizer": "the tokenizer is trained anew whenever its sources or options change; "
-    "to force it, point --store_dir at an empty directory",
-    "tokenizer_samples": "the text a tokenizer is trained on is bounded in bytes: --sample_bytes",
+_NOT_BUILT = "is not built here"
+_LAUNCHER = "the launcher decides: torchrun --nproc_per_node=N training/train.py … or deepspeed --num_gpus N …"
+_PER_DEVICE = "rows are named per device: --per_device_train_batch_size x --gradient_accumulation_steps x ranks"
+_GENERATE = "is of python -m training.generate"
+_PREFERENCES = f"preference training {_NOT_BUILT}: of a preference pair the chosen answer is trained"
+_MIN_RATE = "write --lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs '{min_lr: 1e-5}' (or min_lr_rate: 0.1)"
+_RESUME = "use --resume auto|PATH|never"
+_WHOLE_EVALUATION = "evaluation takes all documents that are held out: data.validation_share"
+_ZERO = "use --deepspeed zero2_bf16 (ds_configs/ has the others)"
+
+# Reason and what to use -> the names that it holds for.
+_REASONS = {
+    _LAUNCHER: "devices num_devices gpus num_gpus n_gpu n_gpus nproc_per_node num_processes nnodes num_nodes "
+    "device_map world_size",
+    f"{_LAUNCHER}; {_ZERO}": "strategy accelerator distributed_type zero_stage",
+    "set the environment variable CUDA_VISIBLE_DEVICES": "gpu_ids gpu_id visible_devices",
+    _PER_DEVICE: "train_batch_size global_batch_size total_batch_size effective_batch_size",
+    "name which: adapter.dropout (--lora_dropout) or model.config.attention_dropout": "dropout",
+    "name what to switch off: --torch_compile false, --attn_implementation eager, --packing none": (
+        "disable_optimizations"
+    ),
+    "a limit on CPU use is not built; --num_threads bounds it": "max_cpu",
+    "a limit on memory is not built; `python -m training.plan` says what a run needs": "max_memory",
+    "the records decide (text is pretrained on, chats on their answers, docs/data.md): leave it out": "stage task",
+    _PREFERENCES: "rl rlhf_type dpo_beta pref_beta pref_loss ref_model",
+    "the schedule runs over all steps: use --max_steps": "lr_decay_iters lr_decay_steps",
+    _MIN_RATE: "min_lr min_learning_rate cosine_min_lr_ratio min_lr_ratio decay_lr",
+    "use --resume auto|PATH|never; weights to start from: --model.path": "init_from load_from_checkpoint ckpt_path",
+    _RESUME: "auto_resume_from_checkpoints resume_from",
+    "an older run at this place is moved aside by itself, --resume auto goes on with it: leave it out": (
+        "overwrite_output_dir"
+    ),
+    "everything of a run is below training.output_dir": "log_dir tensorboard_dir",
+    "use training.fp16 or training.bf16": "fp16_opt_level fp16_backend half_precision_backend amp apex",
+    "parameters that train are held in float32 and computed in bf16; model.dtype: bfloat16 holds them so": "pure_bf16",
+    f"8-bit weights: {_NOT_BUILT}: use --load_in_4bit with --use_peft": "load_in_8bit",
+    "4-bit weights are always NF4, computed in the type of training.bf16": (
+        "bnb_4bit_quant_type bnb_4bit_compute_dtype quantization_method quantization_type"
+    ),
+    f"{_NOT_BUILT}: adapters train the factors of adapter.target_modules": "modules_to_save lora_modules_to_save "
+    "additional_target lora_bias loraplus_lr_ratio lora_task_type freeze_trainable_layers layers_to_transform",
+    f"{_NOT_BUILT}": "use_unsloth unsloth use_galore use_badam use_adam_mini early_stopping_patience swa ema "
+    "tensor_parallel_size pipeline_parallel_size context_parallel_size sequence_parallel_size",
+    "use model.config for a model from scratch (model_type and its fields); weights bring their own: model.path": (
+        "config_name config_overrides rope_scaling"
+    ),
+    "set the environment variable HF_TOKEN": "token use_auth_token hf_token",
+    "weights are always loaded so": "low_cpu_mem_usage",
+    _WHOLE_EVALUATION: "eval_iters limit_val_batches num_sanity_val_steps",
+    "use --max_samples or --max_steps": "limit_train_batches overfit_batches",
+    "extend your recipe by the profile debug: `extends: [RECIPE, debug]`": "fast_dev_run",
+    "use --eval_strategy epoch": "check_val_every_n_epoch evals_per_epoch",
+    "use --save_strategy epoch, or --save_steps": "saves_per_epoch always_save_checkpoint enable_checkpointing",
+    "use --save_total_limit N, or --load_best_model_at_end with --metric_for_best_model": "save_top_k keep_best",
+    _GENERATE: "predict_with_generate max_new_tokens do_sample temperature top_p top_k prompt",
+    "weights are not uploaded to trackers": "wandb_log_model wandb_watch",
+    "a resumed run keeps its id by itself": "wandb_run_id wandb_id",
+    "use --report_to wandb or tensorboard": "logger use_swanlab use_mlflow use_comet tracker",
 }
+REFUSED_FLAGS = {
+    **DATA_NAMES.refused,
+    **{name: reason for reason, names in _REASONS.items() for name in names.split()},
+}
+NAMES = Names(SYNONYMS, REFUSED_FLAGS)

@@ -55,6 +55,7 @@ REFUSED = {
     "logging_steps": "use monitor.train_every",
     "logging_strategy": "logs are by step: use monitor.train_every",
     "parallelism_config": "it is a Python object; parallelism comes from the launcher and --deepspeed",
+    "project": "is Trackio's; W&B's is monitor.wandb_project",
     "prediction_loss_only": "evaluation computes the loss alone",
     "push_to_hub": "it would upload the whole run directory: after the run, `hf upload REPO RUN/final`",
     "restore_callback_states_from_checkpoint": "no callback keeps a state there; what a run counts is always restored",
@@ -66,6 +67,7 @@ REFUSED = {
     "trackio_static_space_id": "trackio is not offered: training.report_to takes wandb and tensorboard",
     "train_sampling_strategy": "rows come in a random order of data.seed: use data.group_by_length",
 }
+# Removed in transformers 5; those that have a key here are synonyms.
 REMOVED = {
     "adafactor": "use training.optim: adafactor",
     "bf16_opt_level": "use training.bf16",
@@ -93,14 +95,6 @@ REMOVED = {
     "evaluation_strategy": "use training.eval_strategy",
     "fp16_backend": "use training.fp16",
     "group_by_length": "use data.packing: best_fit (or data.group_by_length)",
-    "half_precision_backend": "use training.fp16 or training.bf16",
-    "no_cuda": "use training.use_cpu",
-    "overwrite_output_dir": "a run directory is continued with --resume auto",
-    "per_gpu_train_batch_size": "use training.per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "use training.per_device_eval_batch_size",
-    "tokenizer": "use the section tokenizer",
-    "warmup_ratio": "use training.warmup_steps with a fraction below 1",
-    "xpu_backend": "use training.ddp_backend",
 }
 
 # What the empty recipe trains with where it differs from TrainingArguments: MiniGPT from scratch on a CPU or one GPU.

@@ -72,13 +72,11 @@ REMOVED = {
     "adafactor": "use training.optim: adafactor",
     "bf16_opt_level": "use training.bf16",
     "dispatch_batches": "every rank reads its own rows",
-    "fp16_opt_level": "use training.fp16",
     "include_inputs_for_metrics": "evaluation computes the loss alone",
     "include_tokens_per_second": "perf/tokens_per_second is always measured",
     "jit_mode_eval": "use training.torch_compile",
     "mp_parameters": "use --deepspeed",
     "past_index": "it was of models that keep a memory between batches",
-    "per_gpu_batch_size": "use training.per_device_train_batch_size",
     "push_to_hub_model_id": "after the run, `hf upload REPO RUN/final`",
     "push_to_hub_organization": "after the run, `hf upload REPO RUN/final`",
     "push_to_hub_token": "set the environment variable HF_TOKEN",
@@ -92,8 +90,6 @@ REMOVED = {
     "use_ipex": "torch has it built in",
     "use_legacy_prediction_loop": "evaluation computes the loss alone",
     "use_mps_device": "the device is found by itself",
-    "evaluation_strategy": "use training.eval_strategy",
-    "fp16_backend": "use training.fp16",
     "group_by_length": "use data.packing: best_fit (or data.group_by_length)",
 }
 

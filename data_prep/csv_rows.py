@@ -18,8 +18,8 @@ from data_prep.delimiters import EXCEL_MARK, sniff_delimiter
 from data_prep.files import READ_ERRORS, BadRecord, Reading, Record, find_text_fault
 from data_prep.lines import read_line_blocks
 
-LONGEST_NAME = 80  # characters of the name of a column; what is longer, or of as many words, is a text
-MOST_WORDS = 7
+LONGEST_NAME = 80  # characters of the name of a column; what is longer, or has as many spaces, is a text
+MOST_SPACES = 5
 SENTENCE_ENDS = (".", "?", "!", "\u3002", "\uff1f", "\uff01")
 # A quoted field, or one that does not begin with a quote, and what ends it; over and over, and never back.
 WHOLE_FIELDS = r'(?:(?:"(?:[^"]++|"")*+"|[^"{0}\r\n][^{0}\r\n]*+)?+(?:{0}|\r?\n))*+'
@@ -65,9 +65,9 @@ def _find_header_fault(names: list[str], delimiter: str) -> str | None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         return f"the header names {', '.join(map(repr, twice))} twice"
     for name in names:
-        if len(name) > LONGEST_NAME or name.count(" ") >= MOST_WORDS or name.rstrip().endswith(SENTENCE_ENDS):
+        if len(name) > LONGEST_NAME or name.count(" ") >= MOST_SPACES or name.rstrip().endswith(SENTENCE_ENDS):
             what = f"{name[:30]}…" if len(name) > 30 else name
-            return f"the first row reads like data ({what!r}), not like names of columns: put a header line before it"
+            return f"the first row reads like data, not like column names ({what!r}): add a header, or rename it"
     others = {"semicolons": ";", "tabs": "\t", "bars": "|", "commas": ","}
     for what, other in others.items():
         if len(names) == 1 and other != delimiter and other in names[0]:

@@ -70,7 +70,7 @@ def find_source_shape(item: Input, skip_bad_records: bool = False) -> Shape:
             reasons.append(str(record))
             continue
         try:
-            shape = find_shape(record.value, section.kind, section.text_key, section.columns.named())
+            shape = find_shape(record.value, section.kind, section.text_key, section.named_columns)
             shape = replace(shape, records_key=section.records_key, delimiter=section.delimiter)
         except RecordError as error:
             reasons.append(str(_refuse(record, error)))
@@ -85,7 +85,7 @@ def find_source_shape(item: Input, skip_bad_records: bool = False) -> Shape:
         kind,
         section.text_key,
         item.max_record_bytes,
-        section.columns.named(),
+        section.named_columns,
         section.records_key,
         section.delimiter,
     )

@@ -44,7 +44,7 @@ def describe_contents(inputs: Sequence[Input], hashes: Sequence[Sequence[str]]) 
         {
             "kind": item.section.kind,
             "text_key": item.section.text_key,
-            "columns": item.section.columns.named(),
+            "columns": item.section.named_columns,
             "records_key": item.section.records_key,
             "delimiter": item.section.delimiter,
             "max_documents": item.section.max_documents,

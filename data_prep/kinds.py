@@ -86,13 +86,14 @@ def _as_object(value: Any) -> Any:
 
 
 def _settle_label(value: dict[str, Any], columns: Columns) -> Columns:
-    """With a label that cannot mean good or bad left out: a class by number or name is no preference."""
+    """With the key of a label that says good or bad, which then each record must have. One that cannot mean that is
+    left out: a class by number or name is no preference."""
     if "label" in dict(columns):
         return columns
     key = next((key for key in value if str(key).strip().casefold() in LABELS), None)
-    if key is None or value[key] is None or read_label(value[key]) is not None:
+    if key is None or value[key] is None:
         return columns
-    return (*columns, ("label", ""))
+    return (*columns, ("label", "" if read_label(value[key]) is None else key))
 
 
 def _holds_message(value: dict[str, Any]) -> bool:
@@ -109,6 +110,8 @@ def _find_strong_text(value: dict[str, Any]) -> str | None:
 def _find_text_key(value: dict[str, Any]) -> str:
     if key := _find_strong_text(value):
         return key
+    if bytes_key := next((key for key in TEXT_COLUMNS if isinstance(value.get(key), bytes)), None):
+        raise RecordError(f"{bytes_key!r} holds bytes that are no UTF-8")
     texts = [key for key, item in value.items() if isinstance(item, str)]
     inner = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)]
     if len(texts) == 1 and inner:

@@ -138,6 +138,6 @@ def _guess_json(lines: list[bytes], found: GuessedFormat) -> GuessedFormat:
         return "json" if first[:1] == b"[" else found
     if len(lines) == 2:
         return "jsonl" if isinstance(value, dict | list) else found
-    # One line alone: an array of records, unless it is the turns of one conversation.
+    # One line alone: records in an array or below an object, unless it is the turns of one conversation.
     is_turns = isinstance(value, list) and bool(value) and all(find_turn_keys(turn)[0] is not None for turn in value)
-    return "jsonl" if is_turns else "json" if isinstance(value, list) else found
+    return "jsonl" if is_turns or not isinstance(value, dict | list) else "json"

@@ -89,8 +89,8 @@ class SourceSection(Section):
     )
     kind: Kind = Field("auto", description="what a record is; auto: found from the first records and logged")
     text_key: str | None = Field(None, description="key or column that holds the text of a `text` record")
-    columns: ColumnsSection = Field(
-        ColumnsSection.model_validate({}), description="which key is what, where the names are none that are known"
+    columns: ColumnsSection | None = Field(
+        None, description="which key is what, where the names are none that are known; absent: by their names"
     )
     records_key: str | None = Field(
         None,
@@ -113,9 +113,14 @@ class SourceSection(Section):
             raise ValueError(f"format: {self.format} is of files, {self.path} has its own: leave it out")
         return self
 
+    @property
+    def named_columns(self) -> tuple[tuple[str, str], ...]:
+        """What `columns` says, as (what, key)."""
+        return () if self.columns is None else self.columns.named()
+
     @model_validator(mode="after")
     def _check_columns(self) -> "SourceSection":
-        named = dict(self.columns.named())
+        named = dict(self.named_columns)
         if self.text_key and named.get("text", self.text_key) != self.text_key:
             raise ValueError(f"text_key: {self.text_key} and columns.text: {named['text']} differ: keep one")
         is_text = self.text_key is not None or self.kind == "text"

@@ -129,7 +129,9 @@ class Pieces:
             return found
         if isinstance(value, dict) and find_turn_keys(value)[0] is not None:
             value = [value]
-        is_turns = isinstance(value, list) and not any(isinstance(turn, str) for turn in value)
+        if not isinstance(value, list):
+            return None
+        is_turns = not value or any(find_turn_keys(turn, self.turn_names)[0] is not None for turn in value)
         return self._turns_of(value, self.layout.keys[target]) if is_turns else None
 
     def _parse_json_turns(self, text: str) -> Conversation | None:

@@ -92,6 +92,8 @@ def _suggest(path: KeyPath, sections: Sections) -> str:
     near = did_you_mean(key, siblings)
     if near:
         return near.replace("mean ", f"mean {prefix}.")
+    if len(path) > 2 and siblings:  # a mapping within a section: few keys, and no other section has them
+        return f": {prefix} takes {', '.join(siblings)}"
     return did_you_mean(key, [f"{name}.{k}" for name, model in sections.items() for k in model.model_fields])
 
 

@@ -201,7 +201,7 @@ def is_header(row: list[str]) -> bool:
     if len(set(row)) < len(row):
         return False
     ends = (".", "?", "!", "。", "？", "！")
-    return not any(len(name) > 80 or name.count(" ") > 6 or name.rstrip().endswith(ends) for name in row)
+    return not any(len(name) > 80 or name.count(" ") > 4 or name.rstrip().endswith(ends) for name in row)
 
 
 def parse_row(lines: list[bytes], at: int, delimiter: str) -> tuple[list[str] | None, int]:

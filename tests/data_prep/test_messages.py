@@ -1,0 +1,115 @@
+from typing import Any
+
+import pytest
+
+from data_prep.conversation import RecordError
+from data_prep.kinds import Shape, parse_record
+from data_prep.messages import parse_turns
+from data_prep.tool_calls import parse_tools
+
+USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+CALLED, RESULT = {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "r"}
+
+
+def typed(role: str, *parts: dict[str, Any]) -> dict[str, Any]:
+    return {"role": role, "content": list(parts)}
+
+
+SPELLINGS = [
+    ([{"from": "human", "value": "q"}, {"role": "assistant", "text": "a"}], [USER, ASSISTANT]),
+    ([{"role": "Prompter", "text": "q"}, {"author": "model", "content": "a"}], [USER, ASSISTANT]),
+    (["q", "a"], [USER, ASSISTANT]),
+    ([{"user": "q", "assistant": "a"}, {"human": "q", "bot": "a"}], [USER, ASSISTANT] * 2),
+    ([{"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}}], [CALLED]),
+    ([{"role": "assistant", "content": "", "tool_calls": '[{"name": "f", "parameters": {"x": 1}}]'}], [CALLED]),
+    ([{"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'}], [CALLED]),
+    ([{"role": "function", "name": "f", "content": "r"}], [{**RESULT, "name": "f"}]),
+    ([{"role": role, "content": "r"} for role in ("ipython", "environment", "tool_response", "observation")],
+     [RESULT] * 4),
+    ([{"role": "tool", "content": {"t": [1, None]}}], [{"role": "tool", "content": '{"t":[1,null]}'}]),
+    ([{**ASSISTANT, "reasoning": "t"}], [{**ASSISTANT, "reasoning_content": "t"}]),
+    ([{**ASSISTANT, "thinking": "t", "reasoning_content": "t"}], [{**ASSISTANT, "reasoning_content": "t"}]),
+    ([typed("user", {"type": "input_text", "text": "q"})], [USER]),
+    ([typed("assistant", {"type": "reasoning", "value": "t"}, {"type": "text", "value": "a"})],
+     [{**ASSISTANT, "reasoning_content": "t"}]),
+    ([typed("assistant", {"type": "think", "think": "t"}, {"type": "output_text", "text": "a"})],
+     [{**ASSISTANT, "reasoning_content": "t"}]),
+    ([typed("assistant", {"type": "tool_call", "value": '{"name": "f", "arguments": {"x": 1}}'})], [CALLED]),
+    ([typed("assistant", {"type": "text", "text": ""},
+            {"id": "7", "type": "tool_use", "name": "f", "input": {"x": 1}})],
+     [{**CALLED, "tool_calls": [{"id": "7", **CALL}]}]),
+    ([typed("user", {"type": "tool_result", "tool_use_id": "7", "content": [{"type": "text", "text": "r"}]},
+            {"type": "text", "text": "q"})], [{**RESULT, "tool_call_id": "7"}, USER]),
+    ([typed("user", {"type": "tool_result", "tool_use_id": "7", "content": "r"})], [{**RESULT, "tool_call_id": "7"}]),
+    ([typed("tool", {"type": "text", "value": "r"})], [RESULT]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("turns", "messages"), SPELLINGS)
+def test_every_spelling_becomes_one_form(turns: list[Any], messages: list[dict[str, Any]]):
+    assert parse_turns(turns).messages == messages
+
+
+REFUSED = [
+    (typed("user", {"type": "image_url", "value": "cat.png"}), "a part of type 'image_url': the model reads text only"),
+    (typed("user", {"type": "input_audio", "input_audio": {}}), "'input_audio': the model reads text only"),
+    (typed("user", {"type": "file", "file": {}}), "'file': the model reads text only"),
+    (typed("user", {"inline_data": {"data": "x"}}), "'inline_data': the model reads text only"),
+    ({**USER, "images": ["cat.png"]}, "comes with 'images': the model reads text only"),
+    (typed("user", {"type": "hologram", "text": "x"}), "a part of type 'hologram' in a turn of role user"),
+    (typed("user", {"type": "reasoning", "text": "x"}), "type 'reasoning' in a turn of role user"),
+    (typed("user", {"type": "text", "text": 3}), "a part that is no text"),
+    (typed("assistant", {"type": "text", "text": "a"}, {"type": "reasoning", "text": "t"}), "reasoning stands behind"),
+    (typed("assistant", {"type": "tool_use", "name": "f", "input": {}}, {"type": "text", "text": "a"}), "text stands"),
+    ({**ASSISTANT, "reasoning": "t", "thinking": "u"}, "two different reasonings"),
+    ({**USER, "reasoning": "t"}, "reasoning in a turn of role user"),
+    ({**ASSISTANT, "tool_calls": [CALL], "function_call": CALL}, "calls of tools in two places"),
+    ({**USER, "tool_calls": [CALL]}, "a call of a tool in a turn of role user"),
+    ({"role": "assistant"}, "no content"),
+    ({**ASSISTANT, "mask": 1}, "what 'mask' leaves out is not clear"),
+    ({**ASSISTANT, "train": True, "weight": 0}, "train|weight contradict"),
+]
+
+
+@pytest.mark.parametrize(("turn", "reason"), REFUSED)
+def test_what_is_not_text_or_not_certain_is_refused_by_name(turn: dict[str, Any], reason: str):
+    with pytest.raises(RecordError, match=f"^message 2: .*({reason})"):
+        parse_turns([USER, turn])
+
+
+@pytest.mark.parametrize("key", ["images", "image", "videos", "audios"])
+def test_a_record_that_comes_with_media_is_refused(key: str):
+    record = {"messages": [USER, ASSISTANT]}
+    with pytest.raises(RecordError, match=f"it comes with '{key}': the model reads text only"):
+        parse_record({**record, key: ["cat.png"]}, Shape("messages"))
+    for nothing in ([], None, ""):
+        assert parse_record({**record, key: nothing}, Shape("messages"))
+
+
+@pytest.mark.parametrize(
+    ("mark", "without_loss"),
+    [
+        ({"weight": 0}, {1}), ({"loss_weight": 0.0}, {1}), ({"train": False}, {1}), ({"training": False}, {1}),
+        ({"loss": False}, {1}), ({"masked": True}, {1}), ({"masked": False}, set()), ({"train": True}, set()),
+    ],
+)  # fmt: skip
+def test_marks_of_turns_without_loss(mark: dict[str, Any], without_loss: set[int]):
+    parsed = parse_turns([USER, {**ASSISTANT, **mark}])
+    assert parsed.without_loss == without_loss
+    assert parsed.messages == [USER, ASSISTANT]
+
+
+def test_bare_functions_become_tools():
+    bare = {"name": "f", "description": "d"}
+    wrapped = {"type": "function", "function": bare}
+    assert parse_tools([bare, wrapped]) == [wrapped, wrapped]
+    assert parse_tools('[{"name": "f", "description": "d"}]') == [wrapped]
+    anthropic = parse_tools([{"name": "f", "input_schema": {"type": "object"}}])
+    assert anthropic == [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    assert parse_tools([]) is None and parse_tools("") is None
+
+
+def test_a_list_as_python_prints_it_is_told_from_damaged_json():
+    with pytest.raises(RecordError, match="'messages': a list as Python prints it, not JSON: write it with json.dumps"):
+        parse_turns("[{'role': 'user', 'content': 'q'}]")

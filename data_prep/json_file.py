@@ -6,58 +6,24 @@ taken from under a key where that is certain: the object is no record itself, an
 Costs a second scan of such a file (120 to 250 MB/s).
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
-from data_prep.columns import PAIRS, PREFERENCES, TEXT_COLUMNS, TURN_COLUMNS
 from data_prep.files import BOM, BadRecord, Reading, Record, open_binary, read_blocks
-from data_prep.json_array import MEMBER_KEY, Frame, read_elements
+from data_prep.json_array import Frame, read_elements
+from data_prep.json_outline import Member, Outline, outline_object, read_from
 from data_prep.json_scan import split_elements, split_values
+from data_prep.known_columns import PAIRS, PREFERENCES, TEXT_COLUMNS, TURN_COLUMNS
 from data_prep.lines import find_json_fault
 from data_prep.messages import find_turn_keys
 from data_prep.nested_records import expand
 
-HEAD_BYTES = 2**16
-MAX_MEMBERS = 1000
 COLUMNS_ADVICE = "columns, not records (pandas writes records with orient='records', lines=True)"
 SERVER_ROWS = {"rows", "features"}  # of the Hugging Face datasets server
-
-
-@dataclass
-class Member:
-    """A value under a key of the outer object: where it begins in the file, and its first bytes."""
-
-    key: str
-    start: int
-    line: int
-    head: bytes
-
-    @property
-    def opens(self) -> bytes:
-        """The value's first byte: `[`, `{`, `"`, …"""
-        return self.head[:1]
-
-    @property
-    def first(self) -> bytes:
-        """The first byte of the value's first element."""
-        return self.head[1:].lstrip()[:1]
-
-
-@dataclass
-class Outline:
-    """The members of an object (the first MAX_MEMBERS), whether all of them are objects, and what stands behind it."""
-
-    members: list[Member] = field(default_factory=list)
-    count: int = 0
-    all_objects: bool = True
-    behind: bytes = b""
-
-    def find(self, test: Callable[[Member], bool]) -> list[str]:
-        return [member.key for member in self.members if test(member)]
 
 
 @dataclass(frozen=True)
@@ -100,12 +66,12 @@ def _read_object(reading: Reading, offset: int, line: int) -> Iterator[Record | 
         yield found
     elif isinstance(found, _Choice):
         with open_binary(reading.span.path) as file:
-            elements = split_elements(_read_from(file, found.start))
+            elements = split_elements(read_from(file, found.start))
             frame = Frame(found.path, found.is_object)
             yield from expand(read_elements(reading, elements, found.line, frame), found.within)
     elif found.behind in (b"{", b"["):
         with open_binary(reading.span.path) as file:
-            values = _end_values(split_values(_read_from(file, offset - 1)))
+            values = _end_values(split_values(read_from(file, offset - 1)))
             yield from expand(read_elements(reading, values, line, Frame(in_row=True)), ())
     elif found.behind == b",":
         yield reading.refuse("objects with commas between them and no brackets around: put [ and ] around all", line)
@@ -121,7 +87,7 @@ def _find_records(
     `wanted` is the rest of the recipe's `records_key` below `path`.
     """
     with open_binary(reading.span.path) as file:
-        outline = _outline(_read_from(file, offset), offset, line)
+        outline = outline_object(read_from(file, offset), offset, line)
     if wanted is None and not path and outline.behind in (b"{", b"["):
         return outline
     chosen = _choose(reading, outline, wanted)
@@ -196,7 +162,7 @@ def _are_columns(reading: Reading, objects: list[Member]) -> bool:
     if not objects:
         return False
     with open_binary(reading.span.path) as file:
-        rows = _outline(_read_from(file, objects[0].start + 1), objects[0].start + 1, objects[0].line)
+        rows = outline_object(read_from(file, objects[0].start + 1), objects[0].start + 1, objects[0].line)
     keys = [member.key for member in rows.members]
     return bool(keys) and keys == [str(number) for number in range(len(keys))]
 
@@ -205,7 +171,7 @@ def _load_first(reading: Reading, member: Member) -> Any:
     """The first element of a list; None where it cannot be parsed."""
     pieces: list[bytes] = []
     with open_binary(reading.span.path) as file:
-        for piece, end in split_elements(_read_from(file, member.start + 1)):
+        for piece, end in split_elements(read_from(file, member.start + 1)):
             pieces.append(piece)
             if end or sum(map(len, pieces)) > reading.limit:
                 break
@@ -213,47 +179,6 @@ def _load_first(reading: Reading, member: Member) -> Any:
         return orjson.loads(b"".join(pieces))
     except orjson.JSONDecodeError:
         return None
-
-
-def _outline(blocks: Iterable[bytes], offset: int, line: int) -> Outline:
-    """The members of an object from behind its bracket at `offset`."""
-    outline = Outline()
-    head, start, at_line, is_over = b"", offset, line, False
-    for piece, end in split_elements(blocks):
-        if is_over:
-            outline.behind = outline.behind or piece.lstrip()[:1]
-            if outline.behind:
-                break
-            continue
-        head += piece[: HEAD_BYTES - len(head)]
-        offset += len(piece) + len(end)
-        line += piece.count(b"\n")
-        if end:
-            _add_member(outline, head, start, at_line)
-            head, start, at_line = b"", offset, line
-        is_over = end in (b"}", b"]")
-    if not is_over:
-        _add_member(outline, head, start, at_line)
-    return outline
-
-
-def _add_member(outline: Outline, head: bytes, start: int, line: int) -> None:
-    key = MEMBER_KEY.match(head)
-    if key is None:
-        return
-    member = Member(key[1].decode(errors="replace"), start + key.end(), line + key[0].count(b"\n"), head[key.end() :])
-    outline.count += 1
-    outline.all_objects = outline.all_objects and member.opens == b"{"
-    if len(outline.members) < MAX_MEMBERS:
-        outline.members.append(member)
-
-
-def _read_from(file: BinaryIO, offset: int) -> Iterator[bytes]:
-    """Blocks from a byte of the decompressed file on."""
-    for block in read_blocks(file):
-        if offset < len(block):
-            yield block[offset:]
-        offset = max(0, offset - len(block))
 
 
 def _end_values(values: Iterable[tuple[bytes, bool]]) -> Iterator[tuple[bytes, bytes]]:

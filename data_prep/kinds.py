@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.columns import (
-    LABELS,
-    TEXT_COLUMNS,
     Columns,
     Layout,
     explain_unknown,
@@ -20,6 +18,7 @@ from data_prep.columns import (
 from data_prep.content_parts import MEDIA
 from data_prep.conversation import Content, Conversation, LabelledFalse, Preference, RecordError
 from data_prep.files import MAX_RECORD_BYTES
+from data_prep.known_columns import LABELS, TEXT_COLUMNS
 from data_prep.messages import ROLES, find_turn_keys
 from data_prep.options import Kind
 from data_prep.pieces import Pieces, check_conversation, check_text, read_label

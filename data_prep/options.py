@@ -133,6 +133,7 @@ class DataSection(Section):
     """What to train on and how it becomes rows of `seq_len` tokens."""
 
     sources: list[SourceSection] = Field([SourceSection.model_validate({})], min_length=1)
+    columns: ColumnsSection | None = Field(None, description="columns of every source that has none of its own")
     seq_len: int = Field(512, ge=8, description="tokens in a row")
     packing: Packing = Field("best_fit", description="best_fit: whole documents; wrapped: one stream cut in rows; none")
     long_documents: LongDocuments = Field("split", description="what happens to documents over seq_len (not wrapped)")
@@ -196,6 +197,14 @@ class DataSection(Section):
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="processes of each rank that prepare batches; auto: 0 on a CPU, half of its cores on a GPU"
     )
+
+    def list_sources(self) -> list[SourceSection]:
+        """The sources with `columns` where they have none of their own."""
+        return [
+            source if source.columns is not None or source.text_key or source.kind == "text" or source.path == EMBEDDED
+            else source.model_copy(update={"columns": self.columns})
+            for source in self.sources
+        ]  # fmt: skip
 
     @model_validator(mode="after")
     def _check_left_out(self) -> "DataSection":

@@ -91,7 +91,7 @@ def prepare(data: DataSection, tokenizer: TokenizerSection) -> Prepared:
         return _prepare_stream(data, tokenizer)
     started = time.perf_counter()
     root = Path(data.store_dir)
-    inputs = find_inputs(data.sources, data.max_record_bytes)
+    inputs = find_inputs(data.list_sources(), data.max_record_bytes)
     files = [find_contents(item, root) for item in inputs]
     hashes = [[content.hash for content in contents] for contents in files]
     plan = _Plan(inputs, describe_contents(inputs, hashes), files, data.on_bad_record == "skip")
@@ -104,7 +104,7 @@ def _prepare_stream(data: DataSection, options: TokenizerSection) -> Prepared:
     """The tokenizer, and what a stream is read by. Reads a sample of the sources, whatever their size."""
     started = time.perf_counter()
     root = Path(data.store_dir)
-    inputs = find_inputs(data.sources, data.max_record_bytes, streaming=True)
+    inputs = find_inputs(data.list_sources(), data.max_record_bytes, streaming=True)
     plan = _Plan(inputs, [], [], data.on_bad_record == "skip")
     texts = [] if options.path is not None else sample_texts(plan.inputs, plan.shapes, options.sample_bytes)
     contents = [{"sample": texts}]

@@ -4,6 +4,7 @@ import pytest
 
 from data_prep.columns import find_layout, find_unused, take
 from data_prep.kinds import Conversation, LabelledFalse, RecordError, Shape, find_shape, parse_record
+from data_prep.options import DataSection
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM, CONTEXT = {"role": "system", "content": "s"}, {"role": "user", "content": "q\nc"}
@@ -153,6 +154,28 @@ def test_a_class_is_no_such_label(label: object):
     off = (("label", ""),)
     shape = find_shape({**record, "label": 1}, "auto", None, off)
     assert isinstance(parse_record({**record, "label": 0}, shape), Conversation)
+
+
+def test_columns_of_all_sources_are_for_those_that_have_none_of_their_own():
+    section = {"path": "a.jsonl"}
+    sources = [section, {**section, "columns": {"prompt": "q"}}, {**section, "text_key": "t"}, {"path": "embedded"}]
+    data = DataSection.model_validate({"sources": sources, "columns": {"prompt": "x", "completion": "y"}})
+    named = [source.named_columns for source in data.list_sources()]
+    assert named == [(("prompt", "x"), ("completion", "y")), (("prompt", "q"),), (), ()]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ({"text_key": "a", "columns": {"text": "b"}}, "text_key: a and columns.text: b differ"),
+        ({"kind": "text", "columns": {"prompt": "b"}}, "a source of texts has no columns for prompt"),
+        ({"columns": {"promt": "b"}}, "promt"),
+        ({"delimiter": ", "}, "delimiter"),
+    ],
+)
+def test_options_that_contradict_each_other(source: dict[str, Any], reason: str):
+    with pytest.raises(ValueError, match=reason):
+        DataSection.model_validate({"sources": [{"path": "a", **source}]})
 
 
 def test_a_dotted_key_leads_into_objects_unless_it_is_one():

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from data_prep import json_file, json_outline
 from data_prep.listing import guess_format
 from data_prep.records import BadRecord, Record, Span, read_records
 
@@ -95,6 +96,14 @@ def test_a_file_far_over_the_limit_is_a_stream_of_records(tmp_path: Path):
     assert [record.value for record in found if isinstance(record, Record)] == rows
     [one] = read(write(tmp_path / "b.json", {"text": "word " * 1000}, None), limit=2048)
     assert isinstance(one, BadRecord) and "over data.max_record_bytes" in one.reason
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_blocks_of_any_size_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int):
+    for module in (json_file, json_outline):
+        monkeypatch.setattr(module, "read_blocks", lambda file: iter(lambda: file.read(size), b""))
+    for value, key, rows in OPENED:
+        assert [getattr(record, "value", record) for record in read(write(tmp_path / "a.json", value, 1), key)] == rows
 
 
 @pytest.mark.parametrize("between", ["", "\n", " \n\n"])

@@ -47,8 +47,10 @@ def parse_content(content: Any, role: str, where: str) -> Parts:
 
 
 def _is_parts(content: Any) -> bool:
+    """Whether what a tool returned is parts of a message, and not data of its own."""
     parts = content if isinstance(content, list) else [content]
-    return bool(parts) and all(isinstance(part, str) or (isinstance(part, dict) and _type_of(part)) for part in parts)
+    typed = [part for part in parts if isinstance(part, dict) and _type_of(part)]
+    return bool(typed) and all(isinstance(part, str) or part in typed for part in parts)
 
 
 def _type_of(part: dict[str, Any]) -> str | None:

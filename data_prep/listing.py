@@ -139,5 +139,8 @@ def _guess_json(lines: list[bytes], found: GuessedFormat) -> GuessedFormat:
     if len(lines) == 2:
         return "jsonl" if isinstance(value, dict | list) else found
     # One line alone: records in an array or below an object, unless it is the turns of one conversation.
-    is_turns = isinstance(value, list) and bool(value) and all(find_turn_keys(turn)[0] is not None for turn in value)
-    return "jsonl" if is_turns or not isinstance(value, dict | list) else "json"
+    if isinstance(value, list):
+        is_turns = bool(value) and all(find_turn_keys(turn)[0] is not None for turn in value)
+        return "jsonl" if is_turns else "json"
+    holds_more = isinstance(value, dict) and any(isinstance(item, list | dict) for item in value.values())
+    return "json" if holds_more else found

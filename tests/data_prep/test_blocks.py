@@ -1,5 +1,6 @@
 """The stream reads what a build would: the same documents, splits and refusals."""
 
+from collections import Counter
 from pathlib import Path
 
 import orjson
@@ -45,6 +46,26 @@ def test_the_documents_and_splits_are_those_of_a_store(tmp_path: Path, recipe):
     assert len(read) > len(streamed.stream.units) > 5
     assert max(block.text_bytes for block in read) < 2 * stream.UNIT_BYTES
     assert sum(block.counts["documents"] for block in read) == 400
+
+
+def test_answers_that_their_label_calls_bad_are_counted_and_in_no_block(tmp_path: Path, recipe):
+    """Also with duplicates among them, whose numbers are those of the good documents."""
+    texts = make_texts(60)
+    rows = [{"prompt": text, "completion": "a", "label": i % 3 > 0} for i, text in enumerate(texts)]
+    data, tokenizer = recipe(write_jsonl(tmp_path / "a.jsonl", [*rows, *rows[:9]]), {"streaming": True})
+    plan = prepare(data, tokenizer).stream
+    assert plan is not None
+    train, read = split_of(plan, "train")
+    assert sum((block.counts for block in read), Counter())["labelled_false"] == 23
+    built = data.model_copy(update={"streaming": False})
+    store = prepare(built, tokenizer).store_dir
+    assert store is not None
+    assert train == store_split(store, "train")
+    exact = prepare(built.model_copy(update={"deduplicate": "exact"}), tokenizer).store_dir
+    assert exact is not None
+    manifest = Store.open(exact).manifest
+    assert (manifest.num_documents, manifest.duplicates, manifest.labelled_false) == (40, 6, 23)
+    assert manifest.num_records == 69 and manifest.sources[0].labelled_false == 23
 
 
 def test_every_block_has_its_share_of_each_source(tmp_path: Path, recipe, monkeypatch):

@@ -28,6 +28,7 @@ SPELLINGS = [
     ([{"role": role, "content": "r"} for role in ("ipython", "environment", "tool_response", "observation")],
      [RESULT] * 4),
     ([{"role": "tool", "content": {"t": [1, None]}}], [{"role": "tool", "content": '{"t":[1,null]}'}]),
+    ([{"role": "tool", "content": ["x", "y"]}], [{"role": "tool", "content": '["x","y"]'}]),
     ([{**ASSISTANT, "reasoning": "t"}], [{**ASSISTANT, "reasoning_content": "t"}]),
     ([{**ASSISTANT, "thinking": "t", "reasoning_content": "t"}], [{**ASSISTANT, "reasoning_content": "t"}]),
     ([typed("user", {"type": "input_text", "text": "q"})], [USER]),

@@ -237,6 +237,21 @@ def test_a_streamed_dataset_is_read_by_shard_and_kept_nowhere(hub: Path):
     assert not list((hub.parent / "cache").rglob("*.arrow"))
 
 
+def test_null_keys_of_objects_are_absent_in_a_streamed_dataset_and_in_what_is_kept_of_one(hub: Path, monkeypatch):
+    """The library gives every object the keys of all."""
+    rows = [{"call": {"x": 1}, "calls": [{"y": 2}]}, {"call": {"z": 1}, "calls": [{"w": None, "z": [None]}]}]
+    write_jsonl(hub / "train.jsonl", rows)
+    file = find_inputs([SourceSection(path=f"hf:{hub}")], streaming=True)[0].files[0]
+    expected = [rows[0], {"call": {"z": 1}, "calls": [{"z": [None]}]}]
+    found = list(read_records(Span(file.path, "hf_stream")))
+    assert [record.value for record in found if isinstance(record, Record)] == expected
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    merged = [{"call": {"x": 1, "z": None}}]
+    monkeypatch.setattr("datasets.load_dataset", lambda *names, **options: iter(merged))
+    [head] = find("hf:some/name", max_documents=1).files
+    assert [record.value for record in read_records(Span(head.path, "jsonl"))] == [{"call": {"x": 1}}]  # type: ignore[union-attr]
+
+
 def test_a_fault_in_a_streamed_dataset_is_a_bad_record(hub: Path):
     (hub / "train.jsonl").write_text('{"text": "one"}\n{"text": \n')
     file = find_inputs([SourceSection.model_validate({"path": f"hf:{hub}"})], streaming=True)[0].files[0]

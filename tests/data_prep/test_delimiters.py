@@ -51,6 +51,12 @@ def test_commas_within_texts_and_numbers_confuse_nothing(tmp_path: Path, text: s
     assert sniff_delimiter(str(tmp_path / "a.csv.gz"), "csv") == delimiter
 
 
+def test_of_two_that_fit_it_is_that_of_the_suffix(tmp_path: Path):
+    for format, delimiter in (("csv", ","), ("tsv", "\t")):
+        (tmp_path / f"a.{format}").write_text("a,b\tc\n1,2\t3\n")
+        assert sniff_delimiter(str(tmp_path / f"a.{format}"), format) == delimiter
+
+
 def test_the_delimiter_of_the_recipe_comes_first(tmp_path: Path):
     (tmp_path / "a.csv").write_text("a^b\n1^2\n")
     [record] = read(tmp_path / "a.csv", delimiter="^")

@@ -22,7 +22,7 @@ from data_prep.known_columns import (
     TURN_COLUMNS,
 )  # fmt: skip
 from data_prep.messages import ROLES, TurnNames, find_exchange_keys, find_turn_keys
-from data_prep.options import Kind
+from data_prep.options import Kind, find_named_kind
 
 Columns = tuple[tuple[str, str], ...]  # (target, key of the record) in a fixed order; "" leaves a target out
 
@@ -67,18 +67,6 @@ def find_layout(record: dict[str, Any], kind: Kind, columns: Columns) -> Layout 
     turn_names = (chosen.get("role") or None, chosen.get("content") or None)
     forms = tuple((key, _form_of(item, turn_names)) for key, item in values.items() if item is not None)
     return _find(forms, kind, columns)
-
-
-def find_named_kind(columns: Columns) -> Kind | None:
-    """The kind that the columns named in the recipe make of a record."""
-    targets = {target for target, key in columns if key}
-    if targets & {"chosen", "rejected"}:
-        return "preference"
-    if "messages" in targets:
-        return "messages"
-    if targets & {"prompt", "completion"}:
-        return "prompt_completion"
-    return "text" if "text" in targets else None
 
 
 def _form_of(item: Any, names: TurnNames) -> str:

@@ -12,7 +12,6 @@ from data_prep.columns import (
     Layout,
     explain_unknown,
     find_layout,
-    find_named_kind,
     take,
 )  # fmt: skip
 from data_prep.content_parts import MEDIA
@@ -20,7 +19,7 @@ from data_prep.conversation import Content, Conversation, LabelledFalse, Prefere
 from data_prep.files import MAX_RECORD_BYTES
 from data_prep.known_columns import LABELS, TEXT_COLUMNS
 from data_prep.messages import ROLES, find_turn_keys
-from data_prep.options import Kind
+from data_prep.options import Kind, find_named_kind
 from data_prep.pieces import Pieces, check_conversation, check_text, read_label
 
 __all__ = [

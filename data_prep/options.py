@@ -5,6 +5,7 @@ something; which of them name the store on disk is decided in `fingerprint.py` (
 store serves every row length).
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -49,6 +50,31 @@ class TokenizerSection(Section):
         if len(set(self.special_tokens)) != len(self.special_tokens) or "" in self.special_tokens:
             raise ValueError(f"special_tokens holds an empty or repeated token: {self.special_tokens}")
         return self
+
+
+TURN_TARGETS = ("role", "content", "system", "tools")
+PAIR_TARGETS = (*TURN_TARGETS, "prompt", "completion", "context", "history", "reasoning", "label")
+# What the records of a kind are made of, as `columns` calls it.
+TARGETS: dict[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "messages": (*TURN_TARGETS, "messages", "label"),
+    "sharegpt": (*TURN_TARGETS, "messages", "label"),
+    "alpaca": PAIR_TARGETS,
+    "prompt_completion": PAIR_TARGETS,
+    "preference": (*TURN_TARGETS, "chosen", "rejected", "prompt", "context", "messages"),
+}
+
+
+def find_named_kind(columns: Iterable[tuple[str, str]]) -> Kind | None:
+    """The kind that the columns of a recipe, (what, key), make of a record; None where they leave it open."""
+    targets = {target for target, key in columns if key}
+    if targets & {"chosen", "rejected"}:
+        return "preference"
+    if "messages" in targets:
+        return "messages"
+    if targets & {"prompt", "completion"}:
+        return "prompt_completion"
+    return "text" if "text" in targets else None
 
 
 class ColumnsSection(Section):
@@ -123,9 +149,10 @@ class SourceSection(Section):
         named = dict(self.named_columns)
         if self.text_key and named.get("text", self.text_key) != self.text_key:
             raise ValueError(f"text_key: {self.text_key} and columns.text: {named['text']} differ: keep one")
-        is_text = self.text_key is not None or self.kind == "text"
-        if is_text and (others := sorted(set(named) - {"text"})):
-            raise ValueError(f"a source of texts has no columns for {', '.join(others)}: leave out text_key or columns")
+        kind = self.kind if self.kind != "auto" else "text" if self.text_key else find_named_kind(named.items())
+        if kind is not None and (others := sorted(set(named) - set(TARGETS[kind]))):
+            takes = ", ".join(TARGETS[kind])
+            raise ValueError(f"records of kind {kind} have no {', '.join(others)} among their columns, but {takes}")
         return self
 
 

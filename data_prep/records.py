@@ -24,6 +24,7 @@ from data_prep.files import (
 from data_prep.huggingface import read_streamed
 from data_prep.json_file import read_json
 from data_prep.lines import read_corpus, read_jsonl, read_text, read_text_lines
+from data_prep.nested_records import expand
 from data_prep.tables import read_arrow, read_parquet
 
 __all__ = ["COMPRESSIONS", "READ_ERRORS", "BadRecord", "Format", "Record", "Span", "open_binary", "read_records"]
@@ -54,6 +55,8 @@ def read_records(
     `records_key` and `delimiter` are those of the recipe."""
     reading = Reading(span, max_record_bytes, column, records_key, delimiter)
     records = _READERS[span.format](reading)
+    if records_key and span.format == "jsonl":
+        records = expand(records, tuple(records_key.split(".")))
     try:
         first = next(records, None)
         if first is not None:

@@ -40,10 +40,25 @@ def find_inputs(
 
     With `streaming`, a dataset by name is not downloaded: it is one file of format `hf_stream`.
     """
-    return [
+    inputs = [
         Input(index, section, tuple(_find_files(section, f"data.sources.{index}", streaming)), max_record_bytes)
         for index, section in enumerate(sections)
     ]
+    for item in inputs:
+        _check_options(item)
+    return inputs
+
+
+def _check_options(item: Input) -> None:
+    """Raises UserError for an option that none of the source's files has a use for."""
+    formats = {file.format for file in item.files}
+    for name, value, taken_by in (
+        ("records_key", item.section.records_key, {"json", "jsonl"}),
+        ("delimiter", item.section.delimiter, {"csv", "tsv"}),
+    ):
+        if value is not None and not formats & taken_by:
+            what = f"is of {' and '.join(sorted(taken_by))} files, these are {', '.join(sorted(formats))}"
+            raise UserError(f"data.sources.{item.index}.{name}: {value!r} {what}: leave it out")
 
 
 def _find_files(section: SourceSection, key: str, streaming: bool) -> Iterator[SourceFile]:

@@ -168,7 +168,12 @@ def test_columns_of_all_sources_are_for_those_that_have_none_of_their_own():
     ("source", "reason"),
     [
         ({"text_key": "a", "columns": {"text": "b"}}, "text_key: a and columns.text: b differ"),
-        ({"kind": "text", "columns": {"prompt": "b"}}, "a source of texts has no columns for prompt"),
+        (
+            {"kind": "text", "columns": {"prompt": "b"}},
+            "kind text have no prompt among their columns, but text",
+        ),
+        ({"columns": {"messages": "a", "prompt": "b"}}, "records of kind messages have no prompt"),
+        ({"kind": "alpaca", "columns": {"chosen": "b"}}, "records of kind alpaca have no chosen"),
         ({"columns": {"promt": "b"}}, "promt"),
         ({"delimiter": ", "}, "delimiter"),
     ],

@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from data_prep import json_file, json_outline
+from data_prep.errors import UserError
 from data_prep.listing import guess_format
+from data_prep.options import SourceSection
 from data_prep.records import BadRecord, Record, Span, read_records
+from data_prep.sources import find_inputs
 
 ROWS = [{"instruction": f"q{i}", "output": '} ] "a'} for i in range(3)]
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -79,6 +82,20 @@ def test_what_is_not_certain_is_refused_with_the_keys(tmp_path: Path, value: Any
     [found] = read(write(tmp_path / "a.json", value, None), key)
     assert isinstance(found, BadRecord)
     assert reason in found.reason
+
+
+def test_a_key_leads_into_each_line_too(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"id": i, "turns": {"rows": ROWS[i:]}}) + "\n" for i in range(2)) + "{}\n")
+    *found, last = read_records(Span(str(path), "jsonl"), records_key="turns.rows")
+    expected = [{"id": i, **row} for i in range(2) for row in ROWS[i:]]
+    assert [record.value for record in found if isinstance(record, Record)] == expected
+    assert isinstance(last, BadRecord) and (last.number, last.unit) == (3, "line")
+    with pytest.raises(UserError, match=r"sources\.0\.delimiter: ';' is of csv and tsv files, these are jsonl"):
+        find_inputs([SourceSection(path=str(path), delimiter=";")])
+    (tmp_path / "b.csv").write_text("text\na\n")
+    with pytest.raises(UserError, match=r"sources\.0\.records_key: 'x' is of json and jsonl files, these are csv"):
+        find_inputs([SourceSection(path=str(tmp_path / "b.csv"), records_key="x")])
 
 
 def test_places_of_records_under_a_key(tmp_path: Path):

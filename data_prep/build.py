@@ -99,7 +99,7 @@ def build_part(part: Part, spec: BuildSpec) -> PartResult:
     """Write the shards of a part. Raises UserError at the first bad record unless those are to be skipped, and when the
     tokenizer gives ids that no vocabulary has; WriteError."""
     result = PartResult(part.index, part.source)
-    vocab_size = _find_encoder(spec).tokenizer.vocab_size
+    vocab_size = find_encoder(spec).tokenizer.vocab_size
     with ExitStack() as stack:
         splits: tuple[Split, ...] = (*SPLITS, *REJECTED_SPLITS)
         writers: dict[Split, ShardWriter] = {
@@ -138,7 +138,7 @@ class EncodedDocuments:
 def encode_part(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[EncodedDocuments]:
     """The documents of a part, a batch at a time, those of a split together; `result` gets what is left out. Raises
     UserError as `build_part`."""
-    encoder = _find_encoder(spec)
+    encoder = find_encoder(spec)
     dropped = np.array(part.dropped, np.int64)
     number = 0
     for batch in read_batches(part, spec, result):
@@ -162,7 +162,7 @@ def encode_part(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[Enc
 def read_batches(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[list[Document]]:
     """The good documents of a part within its limits, some at a time; `result` gets the bad records. Raises UserError
     as `build_part`, and at the end when a file changed since its content was named."""
-    encoder = _find_encoder(spec)
+    encoder = find_encoder(spec)
     template = build_template(spec.template, encoder.tokenizer, spec.on_dropped_content, spec.special_tokens_in_text)
     documents = read_documents(part.spans, spec.shapes[part.source], template, spec.train_on)
     batches = _batched(_take_good(documents, part.max_documents, result, spec.skip_bad_records))
@@ -229,7 +229,8 @@ def _encode_rejected(rejected: list[Document], chosen: EncodedDocuments, encoder
     return EncodedDocuments(table, np.char.add(chosen.splits, REJECTED), sizes)
 
 
-def _find_encoder(spec: BuildSpec) -> Encoder:
+def find_encoder(spec: BuildSpec) -> Encoder:
+    """What encodes a build's documents; the same one for all of a process."""
     in_text = spec.special_tokens_in_text
     return _load_encoder(spec.tokenizer_dir, spec.tokenizer_fingerprint, spec.encoder, in_text)
 

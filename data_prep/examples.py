@@ -9,22 +9,21 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from data_prep.chat import ChatTemplate
-from data_prep.documents import Document, find_unused_keys, read_documents
+from data_prep.build import BuildSpec, find_encoder, read_batches
+from data_prep.documents import Document, find_unused_keys
 from data_prep.encoding import Encoder
 from data_prep.files import Span, show_path
 from data_prep.kinds import Shape
-from data_prep.options import TrainOn
+from data_prep.parts import Part
+from data_prep.results import PartResult
 from data_prep.sources import Input
-from data_prep.tokenizer import LoadedTokenizer
 from data_prep.writing import write_atomically
 
 logger = logging.getLogger("redline.data")
@@ -55,17 +54,15 @@ class Example:
     dropped: dict[str, str] = field(default_factory=dict)
 
 
-def find_examples(
-    inputs: Sequence[Input], shapes: Sequence[Shape], tokenizer: LoadedTokenizer, template: str, train_on: TrainOn
-) -> list[Example]:
+def find_examples(inputs: Sequence[Input], spec: BuildSpec) -> list[Example]:
     """The first good record of each source that is not very long, else the beginning of the first."""
-    chat = ChatTemplate(template, tokenizer.special_tokens)
-    encoder = Encoder(tokenizer, "tokenizers")
+    encoder = find_encoder(spec)
+    skipping = replace(spec, skip_bad_records=True)  # refused when the store is built
     examples: list[Example] = []
-    for item, shape in zip(inputs, shapes, strict=True):
-        spans = [Span(file.path, file.format) for file in item.files]
-        records = islice(read_documents(spans, shape, chat, train_on), LOOKED_AT)
-        documents = [document for document in records if isinstance(document, Document)]
+    for item, shape in zip(inputs, spec.shapes, strict=True):
+        spans = tuple(Span(file.path, file.format) for file in item.files)
+        part = Part(item.index, item.index, spans, max_documents=LOOKED_AT)
+        documents = next(read_batches(part, skipping, PartResult(item.index, item.index)), [])
         if documents:
             document = next((one for one in documents if len(one.text) <= LONG_DOCUMENT), documents[0])
             examples.append(_make_example(item, shape, document, encoder))

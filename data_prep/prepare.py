@@ -114,7 +114,7 @@ def _prepare_stream(data: DataSection, options: TokenizerSection) -> Prepared:
     units = plan_units(plan.inputs)
     parts = [share.part for unit in units for share in unit]
     spec = _describe_build(data, plan, parts, root, tokenizer, fingerprint_tokenizer(directory), template)
-    log_examples(find_examples(plan.inputs, plan.shapes, tokenizer, template, data.train_on))
+    log_examples(find_examples(plan.inputs, spec))
     stream = plan_stream(plan.inputs, data, spec)
     size = sum(file.size for item in plan.inputs for file in item.files)
     logger.info("stream: %.1f MB of files in %d units, read while training; no store", size / 1e6, len(stream.units))
@@ -183,7 +183,7 @@ def _build_store(
     template = choose_template(data.chat_template, tokenizer, plan.shapes)
     parts = plan_parts(plan.inputs, plan.files)
     spec = _describe_build(data, plan, parts, directory, tokenizer, tokenizer_name, template)
-    examples = find_examples(plan.inputs, plan.shapes, tokenizer, template, data.train_on)
+    examples = find_examples(plan.inputs, spec)
     log_examples(examples)
     with explain_write_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)

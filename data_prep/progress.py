@@ -10,6 +10,7 @@ shown in MB and GB; any other is counted. Where steps are nested, the outer one 
 """
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -67,7 +68,8 @@ class _Step:
         self._over.set()
 
     def show(self) -> None:
-        if self._over.wait(SHOW_AFTER):
+        # of several ranks the first speaks
+        if self._over.wait(SHOW_AFTER) or os.environ.get("RANK", "0") not in ("", "0"):
             return
         if sys.stderr.isatty():
             self._show_bar()

@@ -38,6 +38,7 @@ from training.callbacks.profiler_window import ProfilerWindow
 from training.callbacks.run_events import RunEvents
 from training.callbacks.sinks import build_sinks
 from training.config import Config, LoadedConfig
+from training.config.deepspeed_blocks import OF_DEEPSPEED
 from training.config.trackers import find_trackers
 from training.data.collator import Collator
 from training.data.dataset import RowDataset, build_datasets
@@ -75,8 +76,6 @@ FORCED_ARGUMENTS: dict[str, Any] = {
 }
 
 
-# Named alike in torch, but built by DeepSpeed from its own.
-DEEPSPEED_OPTIMIZERS = {"adam", "adamw", "adagrad", "lion", "muon"}
 PREFETCH_FACTOR = 4  # batches that each worker prepares ahead
 
 
@@ -104,7 +103,7 @@ def build_training_arguments(
         raise UserError(f"training: {' '.join(str(error).split())}") from error
     if "scheduler" not in (loaded.deepspeed or {}):
         check_schedule(args)
-    check_json_classes(loaded.deepspeed or {})
+    check_json_optimizer(loaded.deepspeed or {})
     return args
 
 
@@ -124,25 +123,19 @@ def check_schedule(args: TrainingArguments) -> None:
         raise UserError(f"training.lr_scheduler_kwargs: {given} does not suit {name}: {reason}") from error
 
 
-def check_json_classes(deepspeed: Mapping[str, Any]) -> None:
-    """Build torch's own optimizer and schedule of a DeepSpeed JSON once for nothing, as `check_schedule`.
+def check_json_optimizer(deepspeed: Mapping[str, Any]) -> None:
+    """Build an optimizer of torch that a DeepSpeed JSON names once for nothing, as `check_schedule`.
 
-    Raises UserError when they do not take their `params`, or need more than those say.
+    Raises UserError when it does not take its `params`, or needs more than those say.
     """
-    optimizer: Any = torch.optim.SGD([torch.zeros(1)], lr=1e-3)
-    for block, home, subject in (
-        ("optimizer", torch.optim, [torch.nn.Parameter(torch.zeros(1))]),
-        ("scheduler", torch.optim.lr_scheduler, optimizer),
-    ):
-        given = deepspeed.get(block) or {}
-        kind = getattr(home, str(given.get("type")), None)
-        if kind is None or given["type"].lower() in DEEPSPEED_OPTIMIZERS:
-            continue
-        params = {key: value for key, value in given["params"].items() if value != "auto"}
-        try:
-            kind(subject, **params)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{block}.params: {given['type']}: {' '.join(str(error).split())}") from error
+    block = deepspeed.get("optimizer") or {}
+    if not block or block["type"].lower() in OF_DEEPSPEED:
+        return
+    params = {key: value for key, value in block["params"].items() if value != "auto"}
+    try:
+        getattr(torch.optim, block["type"])([torch.nn.Parameter(torch.zeros(1))], **params)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"optimizer.params: {block['type']}: {' '.join(str(error).split())}") from error
 
 
 def find_loader_arguments(config: Config, device: torch.device, world: World) -> dict[str, Any]:

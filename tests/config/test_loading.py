@@ -90,6 +90,7 @@ def test_origins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "gradient_accumulation_steps": "auto",
         "bf16": {"enabled": "auto"},
         "fp16": {"enabled": "auto"},
+        "zero_optimization": {"stage": 0},
     }
 
 

@@ -154,9 +154,10 @@ def _streaming(config: Config) -> Broken:
 def _depends(config: Config) -> Broken:
     """Arguments that only count beside another one."""
     argument = config.argument
-    if argument("lr_scheduler_type") == "reduce_lr_on_plateau" and argument("eval_strategy") == "no":
+    schedule = argument("lr_scheduler_type")
+    if schedule in ("reduce_lr_on_plateau", "greedy") and argument("eval_strategy") == "no":
         keys = ("training.lr_scheduler_type", "training.eval_strategy")
-        yield keys, "reduce_lr_on_plateau goes by the validation loss: set when to evaluate"
+        yield keys, f"{schedule} goes by the validation loss: set when to evaluate"
     if argument("fsdp_config") and not argument("fsdp"):
         yield ("training.fsdp_config",), "is of training.fsdp, which is not set"
     if argument("liger_kernel_config") and not argument("use_liger_kernel"):

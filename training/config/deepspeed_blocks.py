@@ -5,6 +5,7 @@ of warmup, a ZeRO-3 model that is not gathered when it is saved. Hugging Face fi
 key left out means "auto", and `describe_filled` says which were.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -41,6 +42,10 @@ OWN_RATES = {
     ("scheduler", "LRRangeTest"): ("lr_range_test_min_lr",),
     ("scheduler", "OneCycle"): ("cycle_max_lr",),
 }
+
+OF_DEEPSPEED = {"adam", "adamw", "adagrad", "lamb", "lion", "muon", "muadam", "muadamw", "musgd"}
+
+SCHEDULES_OF_DEEPSPEED = ("LRRangeTest", "OneCycle", "WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
 
 On = Callable[[Any], bool]
 
@@ -131,7 +136,7 @@ def check_blocks(layer: Layer) -> None:
         dotted = ".".join(path)
         if value == AUTO and dotted not in TAKE_AUTO:
             raise UserError(f'{layer.nearest_origin(path)}: {dotted} = "auto": nobody fills it in: leave the key out')
-    for broken, advice in (*_broken_zero(values), *_broken_schedule(values)):
+    for broken, advice in (*_broken_zero(values), *_broken_optimizer(values), *_broken_schedule(values)):
         path = tuple(broken.split("."))
         raise UserError(f"{layer.nearest_origin(path)}: {broken}: {advice}")
 
@@ -165,13 +170,26 @@ def _broken_zero(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"zero_optimization.{name}", "must be true: final/ would hold no weights"
 
 
+def _broken_optimizer(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    name = str((values.get("optimizer") or {}).get("type"))
+    zero = values.get("zero_optimization") or {}
+    of_torch = bool(values.get("optimizer")) and name.lower() not in OF_DEEPSPEED
+    if name.lower().startswith("mu") and name.lower() != "muon" and importlib.util.find_spec("mup") is None:
+        yield "optimizer.type", "needs a package that is not installed: pip install mup"
+    if name in ("LBFGS", "SparseAdam"):
+        yield "optimizer.type", "asks for closures or sparse gradients, which there are none of: name another one"
+    elif of_torch and zero.get("stage") and not values.get("zero_allow_untested_optimizer"):
+        advice = '"zero_allow_untested_optimizer": true beside it, or training.optim in its place'
+        yield "optimizer.type", f"{name} is torch's own: under ZeRO DeepSpeed wants {advice}"
+
+
 def _broken_schedule(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     block = values.get("scheduler") or {}
     params = block.get("params") or {}
     if block.get("type") == "OneCycle" and params.get("cycle_min_lr") is None:
         yield "scheduler.params", "OneCycle needs cycle_min_lr, the rate that a cycle begins with"
-    if block.get("type") in ("LambdaLR", "MultiplicativeLR", "ChainedScheduler", "SequentialLR", "ReduceLROnPlateau"):
-        yield "scheduler.type", "takes what a JSON cannot say: use training.lr_scheduler_type"
+    if block and block.get("type") not in SCHEDULES_OF_DEEPSPEED:
+        yield "scheduler.type", "torch's own schedules do not take DeepSpeed's optimizers: use training.lr_scheduler_type"
     warmup = params.get("warmup_num_steps")
     if isinstance(warmup, int | float) and warmup < 1:
         yield "scheduler.params.warmup_num_steps", f"is {warmup}: DeepSpeed wants 1 or more"
@@ -190,7 +208,8 @@ def fill_in(deepspeed: Mapping[str, Any], training: Mapping[str, Any], params: M
     for block, names in (("optimizer", OPTIMIZER_PARAMS), ("scheduler", SCHEDULER_PARAMS)):
         if filled.get(block):
             filled[block] = _fill_params(filled[block], block, names, training, params)
-    zero = filled.get("zero_optimization") or {}
+    zero = filled.get("zero_optimization") or {"stage": 0}
+    filled["zero_optimization"] = zero  # accelerate insists on the block
     if zero.get("stage") == 3 and not any(zero.get(name) is True for name in GATHER_NAMES):
         filled["zero_optimization"] = {**zero, GATHER: True}
     return filled

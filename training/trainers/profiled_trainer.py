@@ -248,6 +248,14 @@ class ProfiledTrainer(Trainer):
         with self.span(names.EVAL):
             return super().evaluate(*args, **kwargs)
 
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super()._evaluate(*args, **kwargs)
+        if self.state.global_step == 0:  # `eval_on_start`: its record is that of step 0, not of the first one
+            self.write_record()
+        elif self.state.global_step == self._initial_global_step:  # of a resumed run, whose record is there already
+            self._record.clear()
+        return metrics
+
     # ---- records ----
 
     def add_to_record(self, values: dict[str, float]) -> None:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from data_prep.errors import UserError
 
-_EXTENSION = "Error building extension"  # torch.utils.cpp_extension, of an operator that DeepSpeed compiles
+# of torch.utils.cpp_extension and of DeepSpeed, about an operator that is compiled when it is needed
+_EXTENSIONS = ("Error building extension", "Unable to JIT load")
 
 
 @contextmanager
@@ -26,4 +27,4 @@ def explain_setup_errors(what: str = "training: optimizer, schedule or DeepSpeed
 def _is_of_settings(error: Exception) -> bool:
     if isinstance(error, ImportError | NotImplementedError | ValueError | TypeError | AssertionError):
         return True
-    return type(error).__module__.startswith("deepspeed") or _EXTENSION in str(error)
+    return type(error).__module__.startswith("deepspeed") or any(text in str(error) for text in _EXTENSIONS)

@@ -43,6 +43,29 @@ def test_a_new_run_moves_each_older_one_aside_whole(run_dir):
     assert (first / "checkpoint-6" / "optimizer.pt").read_bytes() == b"\x06"
 
 
+@pytest.mark.parametrize("error", [UserError("wandb: no such project"), OSError("disk full")])
+def test_an_older_run_gets_its_name_back_when_a_tracker_does_not_start(run_dir, error):
+    def fail():
+        (run_dir.path / "wandb_id").write_text("x")
+        raise error
+
+    with pytest.raises(UserError):
+        open_run(load(), run_dir, ONE_RANK, None, fail)
+    assert [path.name for path in run_dir.path.parent.iterdir()] == ["run"]
+    assert json.loads(run_dir.summary.read_text()) == {"steps": 6}
+    assert not (run_dir.path / "wandb_id").exists()
+
+
+def test_a_resumed_run_is_not_cut_when_a_tracker_does_not_start(run_dir):
+    def fail():
+        raise UserError("wandb: no such project")
+
+    with pytest.raises(UserError):
+        open_run(load(), run_dir, ONE_RANK, run_dir.path / "checkpoint-3", fail)
+    assert len(run_dir.metrics.read_text().splitlines()) == 2
+    assert (run_dir.path / "checkpoint-6").is_dir() and run_dir.summary.exists()
+
+
 def test_an_empty_directory_is_nobody_s_run(tmp_path):
     (tmp_path / "run").mkdir()
     move_aside(RunDir(tmp_path / "run"))

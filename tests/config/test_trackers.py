@@ -22,8 +22,8 @@ def test_no_key_is_one_line_with_the_way_out(environ):
     with pytest.raises(UserError) as error:
         check(environ)
     assert str(error.value) == (
-        "training.report_to: wandb: no API key for https://api.wandb.ai: log in (wandb login, or WANDB_API_KEY), or set "
-        "WANDB_MODE=offline"
+        "training.report_to: wandb: no API key for https://api.wandb.ai: log in (wandb login, or WANDB_API_KEY), "
+        "or set WANDB_MODE=offline"
     )
 
 

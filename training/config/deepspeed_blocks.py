@@ -189,7 +189,7 @@ def _broken_schedule(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if block.get("type") == "OneCycle" and params.get("cycle_min_lr") is None:
         yield "scheduler.params", "OneCycle needs cycle_min_lr, the rate that a cycle begins with"
     if block and block.get("type") not in SCHEDULES_OF_DEEPSPEED:
-        yield "scheduler.type", "torch's own schedules do not take DeepSpeed's optimizers: use training.lr_scheduler_type"
+        yield "scheduler.type", "torch's own schedules do not take ZeRO's optimizers: use training.lr_scheduler_type"
     warmup = params.get("warmup_num_steps")
     if isinstance(warmup, int | float) and warmup < 1:
         yield "scheduler.params.warmup_num_steps", f"is {warmup}: DeepSpeed wants 1 or more"

@@ -119,10 +119,14 @@ def find_changes(checkpoint: Path, step: int, before: Mapping[str, Any] | None, 
 
     Raises UserError naming each key that cannot change, with both values.
     """
-    before = before if before is not None else _read_config(checkpoint.parent / "config.yaml")
     if before is None:
-        logger.warning("%s: keeps no settings (of an older Redline): what changed since is not known", checkpoint)
-        return []
+        known = _read_config(checkpoint.parent / "config.yaml")
+        logger.warning(
+            "%s: keeps no settings (of an older Redline): %s", checkpoint,
+            "compared with config.yaml beside it" if known else "what changed since is not known",
+        )  # fmt: skip
+        before = {key: value for key, value in known.items() if key in now}
+        now = {key: now[key] for key in before}
     changes, refused = [], []
     for key in sorted({*before, *now}):
         known = key in before and key in now
@@ -160,10 +164,10 @@ def _flatten(values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple
             yield ".".join(here), value
 
 
-def _read_config(file: Path) -> dict[str, Any] | None:
-    """The settings of a run whose checkpoints do not keep them: what its `config.yaml` states."""
+def _read_config(file: Path) -> dict[str, Any]:
+    """Of a run whose checkpoints keep no settings: what its `config.yaml` states, nothing without one."""
     try:
         values = parse_yaml(file.read_text(encoding="utf-8"), str(file)).values
     except (OSError, UserError):
-        return None
+        return {}
     return _keep_compared({name: values.get(name) or {} for name in ("model", "adapter", "training")})

@@ -10,8 +10,10 @@ from data_prep.errors import UserError
 from training.checkpoints.manifest import write_manifest
 from training.config import load_config
 from training.launch import World
+from training.on_ranks import on_each_node
+from training.opening import move_aside, open_run
 from training.run_dir import RunDir
-from training.session import find_start, move_aside, on_each_node, open_run
+from training.session import find_start
 
 ONE_RANK = World("python", 0, 0, 1, 1)
 

@@ -110,6 +110,7 @@ class ProfiledTrainer(Trainer):
         self.settings: dict[str, Any] | None = None  # what each checkpoint says it was trained with
         self.changed_options: dict[str, tuple[Any, Any]] = {}  # since the checkpoint that is resumed from: old, new
         self._as_built: AsBuilt | None = None
+        self._step_rate: float | None = None
         self._record: dict[str, Any] = {}
         self._resumed_progress: Progress | None = None
         self._started = 0.0
@@ -153,7 +154,13 @@ class ProfiledTrainer(Trainer):
             self._as_built = AsBuilt.of(self.optimizer, scheduler)
         return scheduler
 
+    def _get_learning_rate(self) -> float:
+        """Of the step that is logged: DeepSpeed has moved its own schedules on by then."""
+        return super()._get_learning_rate() if self._step_rate is None else self._step_rate
+
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+        if self.is_deepspeed_enabled:
+            self._step_rate = float(cast(Any, self.optimizer).param_groups[0]["lr"])
         return super().get_batch_samples(self._timed_batches(epoch_iterator), *args, **kwargs)
 
     def _get_num_items_in_batch(self, *args: Any, **kwargs: Any) -> Any:

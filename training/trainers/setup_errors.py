@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from data_prep.errors import UserError
 
 # of torch.utils.cpp_extension and of DeepSpeed, about an operator that is compiled when it is needed
-_EXTENSIONS = ("Error building extension", "Unable to JIT load")
+_EXTENSIONS = ("Error building extension", "Unable to JIT load", "Ninja is required", "CUDA_HOME")
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from training.config.sections import AdapterSection, ModelSection
 from training.models.build import build_model
@@ -17,6 +19,34 @@ SHAPE: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+
+
+CHAT_WORDS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "\n",
+    "user",
+    "assistant",
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|> {{ message.role }} {{ message.content }} <|im_end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
+)
+
+
+def chat_tokenizer(template: str | None = CHAT_TEMPLATE) -> Any:
+    """Words of CHAT_WORDS by their place in it, the first six special, then w9 to w127; eos and pad are number 0."""
+    words = [*CHAT_WORDS, *(f"w{number}" for number in range(len(CHAT_WORDS), VOCAB_SIZE))]
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="w9"))
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=words[0], pad_token=words[0])
+    tokenizer.add_special_tokens({"extra_special_tokens": words[1:6]})
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def tiny_minigpt(**fields: Any) -> Any:

@@ -20,11 +20,12 @@ and one line says so.
 
 from __future__ import annotations
 
+import json
 import logging
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import orjson
 from peft import PeftModel
 from transformers import CONFIG_MAPPING, GenerationConfig
 
@@ -41,8 +42,8 @@ def complete_files(directory: Path) -> None:
     for name, complete in ((CONFIG, complete_config), (TOKENIZER_CONFIG, complete_tokenizer_config)):
         path = directory / name
         if path.is_file():
-            completed = complete(orjson.loads(path.read_bytes()))
-            path.write_bytes(orjson.dumps(completed, option=orjson.OPT_INDENT_2) + b"\n")
+            completed = complete(json.loads(path.read_text(encoding="utf-8")))
+            path.write_text(json.dumps(completed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_generation_config(model: Any, directory: Path) -> None:
@@ -71,16 +72,12 @@ def make_savable(model: Any) -> None:
     if not generation.do_sample and SAMPLING_OPTIONS & set(generation.to_diff_dict()):
         generation.do_sample = True
     if _find_fault(generation) is None:
-        logger.warning(
-            "generation_config.json of the model: do_sample: true is added, which its options need (%s)", reason
-        )
+        logger.warning("generation_config.json of the model: do_sample: true is added, which its other options need")
         return
     kept = {key: getattr(generation, key, None) for key in KEPT_OPTIONS}
     kept = {key: value for key, value in kept.items() if not (isinstance(value, int) and value < 0)}
     find_base(model).generation_config = GenerationConfig(**kept)
-    logger.warning(
-        "generation_config.json of the model: all but its token ids is left out, it is not valid (%s)", reason
-    )
+    logger.warning("generation_config.json of the model: not valid, only its token ids are kept (%s)", reason)
 
 
 def _find_fault(generation: GenerationConfig) -> str | None:
@@ -97,7 +94,9 @@ def complete_config(saved: dict[str, Any]) -> dict[str, Any]:
     if model_type not in CONFIG_MAPPING:
         return saved  # the model brings its own code, which knows its own fields
     completed = {**_find_old_fields(saved, CONFIG_MAPPING[model_type]), **saved}
-    if _reads_the_same(CONFIG_MAPPING[model_type], saved, completed):
+    if _has_old_words(saved.get("rope_parameters") or {}) and _reads_the_same(
+        CONFIG_MAPPING[model_type], saved, completed
+    ):
         return dict(sorted(completed.items()))
     logger.warning(
         "config.json: no fields of transformers 4 say the rope_parameters of this %s: read it with transformers 5",
@@ -125,6 +124,13 @@ def _find_old_fields(saved: dict[str, Any], config_class: Any) -> dict[str, Any]
     return found
 
 
+def _has_old_words(parameters: dict[str, Any]) -> bool:
+    """Whether version 4 can say them: of kinds of layers only sliding ones beside full ones, and those plain."""
+    kinds = {kind: value for kind, value in parameters.items() if isinstance(value, dict)}
+    local = kinds.get("sliding_attention", {})
+    return kinds.keys() <= {"full_attention", "sliding_attention"} and local.get("rope_type", "default") == "default"
+
+
 def _find_old_rope(parameters: dict[str, Any]) -> dict[str, Any]:
     if isinstance(parameters.get("full_attention"), dict):
         found = _find_old_rope(parameters["full_attention"])
@@ -140,7 +146,7 @@ def _find_old_rope(parameters: dict[str, Any]) -> dict[str, Any]:
 def _reads_the_same(config_class: Any, saved: dict[str, Any], completed: dict[str, Any]) -> bool:
     """Whether every field that the saved file gives is the same when read from the completed one."""
     try:
-        before, after = (config_class.from_dict(dict(value)).to_dict() for value in (saved, completed))
+        before, after = (config_class.from_dict(deepcopy(value)).to_dict() for value in (saved, completed))
     except (ValueError, TypeError, KeyError):  # a check of the config class refuses a pair of fields
         return False
     return all(after.get(key) == value for key, value in before.items())

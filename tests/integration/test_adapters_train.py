@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from data_prep.prepare import prepare
 from data_prep.recipe import load_data_recipe
@@ -53,7 +53,8 @@ def sft_recipe(recipe, tmp_path_factory):
 @pytest.mark.parametrize("launcher", ["python", "deepspeed"])
 def test_adapters_train_save_reload_and_merge(launch_all, sft_recipe, tmp_path, launcher):
     json_file = ["--deepspeed", "zero2_bf16"] if launcher == "deepspeed" else []
-    runs = {"lora": ["adapter.dora=true", *json_file], "qlora": ["adapter.load_in_4bit=true", *json_file]}
+    saved = ["training.save_strategy=steps", "training.save_steps=6"]
+    runs = {"lora": ["adapter.dora=true", *saved, *json_file], "qlora": ["adapter.load_in_4bit=true", *json_file]}
     lora, qlora = launch_all(launcher, tmp_path, runs, config=sft_recipe).values()
     for finished in (lora, qlora):
         losses = finished.values(names.TRAIN_LOSS)
@@ -62,10 +63,19 @@ def test_adapters_train_save_reload_and_merge(launch_all, sft_recipe, tmp_path, 
         assert 0 < summary["trainable_parameters"] < 0.2 * summary["parameters"]
         final = finished.path / "final"
         assert (final / "adapter_model.safetensors").exists() and not (final / "model.safetensors").exists()
+        assert summary["sample"]["prompt"].endswith("<|im_start|>assistant\n")
+        assert summary["sample"]["stopped"] == summary["sample"]["text"].endswith(("<|im_end|>", "<|endoftext|>"))
+    for saved_dir in (lora.path / "checkpoint-6", lora.path / "final", qlora.path / "final"):
+        tokenizer = AutoTokenizer.from_pretrained(saved_dir)
+        assert tokenizer.eos_token == "<|im_end|>" and "<|im_start|>" in tokenizer.chat_template
+        generation = GenerationConfig.from_pretrained(saved_dir)
+        assert generation.eos_token_id == [tokenizer.eos_token_id, 0]
+        assert "extra_special_tokens" not in json.loads((saved_dir / "tokenizer_config.json").read_text())
     assert lora.output.count("trainable parameters:") == 2
     assert lora.output.count("logits equal those in memory") == 2
 
     export(lora.path / "final", tmp_path / "merged", "merged")
+    assert GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id == generation.eos_token_id
     ids = torch.arange(2, 34)[None]
     with torch.no_grad():
         adapted = load_trained(lora.path / "final", device=torch.device("cpu"), dtype=torch.float32)(ids).logits

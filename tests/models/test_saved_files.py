@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def build(name: str) -> Any:
     model_type, fields, _ = MODELS[name]
     shape = SHAPE | {"max_position_embeddings": 256, "initializer_range": 0.2, "pad_token_id": 0, "eos_token_id": 2}
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(shape | fields))).eval()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **deepcopy(shape | fields))).eval()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -81,7 +82,7 @@ def test_what_version_4_cannot_say_stays_and_is_told(caplog: pytest.LogCaptureFi
     """Version 4 has no name for the scaling of sliding layers alone."""
     full, local = {**LINEAR, "rope_theta": 1e6}, {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
     parameters = {"full_attention": full, "sliding_attention": local}
-    saved = {**AutoConfig.for_model("gemma3_text", **SHAPE).to_dict(), "rope_parameters": parameters}
+    saved = {**AutoConfig.for_model("gemma3_text", **SHAPE).to_dict(), "rope_parameters": deepcopy(parameters)}
     completed = complete_config(saved)
     assert completed == saved
     assert "no fields of transformers 4 say the rope_parameters of this gemma3_text" in caplog.text

@@ -26,9 +26,9 @@ from training.models.trained import measure_difference, take_generation_config
 
 PROBE_TOKENS = 64
 # Root mean square of the difference of logits over their standard deviation. In 16 bits a merged weight is rounded
-# once more, which a deep model amplifies.
+# once more, which a deep model amplifies (SmolLM2-135M in bf16: 0.05); a merge into a tied weight comes out above 1.
 LIMITS = {torch.float32: 1e-3, torch.float64: 1e-3}
-LIMIT_16_BIT = 0.1
+LIMIT_16_BIT = 0.2
 
 
 def merge_adapter(adapter_dir: Path, out: Path, *, trust_remote_code: bool = False) -> str:

@@ -136,7 +136,7 @@ class ChatTemplate:
 
     @cached_property
     def _closing(self) -> Closing:
-        return find_closing(self.renderer)
+        return find_closing(self.renderer, self.control.tokens)
 
     @cached_property
     def _frames(self) -> dict[bytes, "_Reading | None"]:

@@ -15,6 +15,7 @@ Where one of these does not hold the record is refused with the reason.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -47,10 +48,12 @@ class Closing:
         return found[0] if found else ""
 
 
-def find_closing(renderer: Renderer) -> Closing:
-    """Read off two exchanges of sentinels; a template that refuses them is taken to have no suffix."""
-    special = sorted(map(re.escape, renderer.special_tokens.values()), key=len, reverse=True)
-    mark = re.compile("|".join([*special, r"<[^<>\s]+>", r"\[/?[A-Z][A-Z_]*\]"]))
+def find_closing(renderer: Renderer, tokens: Sequence[str]) -> Closing:
+    """Read off two exchanges of sentinels; a template that refuses them is taken to have no suffix. `tokens` are marks
+    besides what looks like one."""
+    known = {re.escape(token) for token in (*renderer.special_tokens.values(), *tokens) if token.strip()}
+    special = sorted(known, key=len, reverse=True)
+    mark = re.compile("|".join([*special, r"<\|[^|<>]+\|>", r"<[^<>\s]+>", r"\[/?[A-Z][A-Z_]*\]"]))
     roles = ("user", "assistant", "user", "assistant")
     marked = mark_leaves([{"role": role, "content": "a"} for role in roles])
     try:

@@ -96,6 +96,12 @@ def test_options_say_what_a_spelled_token_is(tokenizer: LoadedTokenizer, naive: 
         assert batch.spelled == {}
 
 
+def test_a_chat_that_spells_none_is_no_matter(tokenizer: LoadedTokenizer, template: ChatTemplate):
+    batch = Encoder(tokenizer, "tokenizers").encode_documents([chat(template, "hello", "the cat")])
+    assert batch.spelled == {}
+    assert batch.ids.tolist().count(tokenizer.control_tokens[END]) == 2
+
+
 def test_rules_of_a_templates_token_hold_beside_spelled_ones(tokenizer: LoadedTokenizer):
     """A token that takes the white space behind it, as those of Phi-3 do."""
     backend = Tokenizer.from_str(tokenizer.backend.to_str())

@@ -14,7 +14,7 @@ import pytest
 from data_prep.chat import ChatTemplate
 from data_prep.chatml import CHATML
 from data_prep.control_tokens import ControlTokens
-from data_prep.kinds import Conversation, RecordError
+from data_prep.kinds import Conversation, RecordError, Shape, parse_record
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CONTROL = ControlTokens(("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>"))
@@ -276,6 +276,22 @@ def test_spans_are_the_assistants_text_and_its_stop_token(template: str, record:
     assert [rendered.text[start:end] for start, end in last.loss or []] == expected[-1:]
     again = chat.render(Conversation(messages, tools), "assistant")  # now that all frames are known
     assert again == rendered
+
+
+def test_an_empty_answer_is_refused_before_any_template():
+    record = {"messages": [say("user", "U1"), say("assistant", " ")]}
+    with pytest.raises(RecordError, match="message 2: the assistant says nothing"):
+        parse_record(record, Shape("messages"))
+
+
+def test_a_mark_that_only_the_tokenizer_knows_ends_a_turn():
+    source = "{% for m in messages %}]~b]{{ m.role }}\n{{ m.content }}[e~[\n{% endfor %}"
+    source += "{% if add_generation_prompt %}]~b]assistant\n{% endif %}"
+    messages, _ = RECORDS["turns"]
+    with pytest.raises(RecordError, match="no stop token"):
+        ChatTemplate(source, {}).render(Conversation(messages), "assistant")
+    rendered = ChatTemplate(source, {}, ControlTokens(("]~b]", "[e~["))).render(Conversation(messages), "assistant")
+    assert [rendered.text[start:end] for start, end in rendered.loss or []] == ["A1[e~[", "A2[e~["]
 
 
 def find_templates() -> list[Path]:

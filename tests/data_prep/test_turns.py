@@ -15,6 +15,7 @@ def exchange(*said: str, roles: tuple[str, str] = ("user", "assistant")) -> list
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
 
 
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "x"}}}
 REFUSED = {
     "the last turn is not closed": (
         HEAD + "{{ m.content }}{{ '<|im_end|>\n' if not loop.last or m.role == 'user' }}" + TAIL,
@@ -66,6 +67,32 @@ REFUSED = {
         exchange("Q1", "A1", "Q2", "A2"),
         "message 4: the chat template does not begin it with",
     ),
+    "another role behind a mark of its own": (
+        "{% for m in messages %}<|s|><{{ 'caller' if m.content == 'A2' else m.role }}>{{ m.content }}<|e|>{% endfor %}"
+        "{% if add_generation_prompt %}<|s|><assistant>{% endif %}",
+        exchange("Q1", "A1", "Q2", "A2"),
+        "message 4: the chat template does not begin it with '<.s.><assistant>'",
+    ),
+    "another header for the last turn": (
+        HEAD.replace("<|im_start|>", "<|{{ 'final' if loop.last and m.role == 'assistant' else 'im_start' }}|>")
+        + "{{ m.content }}<|im_end|>\n"
+        + TAIL,
+        exchange("Q1", "A1", "Q2", "A2"),
+        "message 2: by itself the chat template does not begin it with",
+    ),
+    "words behind what a tool answers": (
+        "{% for m in messages %}{% if m.tool_calls %}<|im_start|>assistant\n{{ m.tool_calls[0].function | tojson }}"
+        "{{ '<|im_end|>\n' + m.content + '<|im_end|>\n' if loop.last }}"
+        "{% elif m.role == 'tool' %}<|im_end|>\n{{ m.content + messages[loop.index0 - 1].content }}<|im_end|>\n"
+        "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}" + TAIL,
+        [
+            {"role": "user", "content": "Q"},
+            {"role": "assistant", "content": "looking", "tool_calls": [CALL]},
+            {"role": "tool", "content": "T"},
+            {"role": "assistant", "content": "A"},
+        ],
+        "message 2: the chat template's output does not tell what it says from what others say",
+    ),
     "marks that leave out the stop token": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
         "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n" + TAIL,
@@ -103,6 +130,19 @@ def test_refused_for_its_own_reason(name: str):
         assert [rendered.text[a:b] for a, b in rendered.loss or []] == ["A<|im_end|>"]
         return
     with pytest.raises(RecordError, match=reason):
+        chat.render(Conversation(messages), "assistant")
+
+
+def test_other_parts_in_its_place_than_by_itself():
+    """What a call is said with is written as long as its turn is the last."""
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}"
+        "{{ m.content if loop.last }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n" + TAIL
+    )
+    called = {"role": "assistant", "content": "looking", "tool_calls": [CALL]}
+    messages = [{"role": "user", "content": "Q"}, called, {"role": "tool", "content": "T"}]
+    chat = ChatTemplate(source, {}, on_dropped="allow")
+    with pytest.raises(RecordError, match="message 2: the chat template writes other parts of it in its place"):
         chat.render(Conversation(messages), "assistant")
 
 

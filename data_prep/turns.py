@@ -107,7 +107,7 @@ class Turn:
         marked = [(start, stop) for start, stop in whole.marks if start < end and stop > begin]
         spans = [(max(start, begin), min(stop, end)) for start, stop in marked]
         self._check_marks(whole, marked, spans)
-        return spans
+        return _join(spans)
 
     def _check_marks(self, whole: Located, marked: list[CharSpan], spans: list[CharSpan]) -> None:
         begin, end = self.bounds
@@ -234,6 +234,17 @@ class Turn:
         raise self._refuse(
             f"the chat template ends it with {_show(closing)} by itself, and with {_show(tail)} in its place"
         )
+
+
+def _join(spans: list[CharSpan]) -> list[CharSpan]:
+    """Spans that touch as one."""
+    joined: list[CharSpan] = []
+    for start, end in spans:
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], end)
+        elif start < end:
+            joined.append((start, end))
+    return joined
 
 
 def _show(text: str) -> str:

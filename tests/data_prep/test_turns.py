@@ -133,6 +133,19 @@ def test_refused_for_its_own_reason(name: str):
         chat.render(Conversation(messages), "assistant")
 
 
+def test_marks_that_touch_are_one_span_and_those_that_do_not_are_two():
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% generation %}{% endgeneration %}GAP"
+        "{% generation %}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n" + TAIL
+    )
+    for gap in ("", "\n"):
+        chat = ChatTemplate(source.replace("GAP", gap and "{{ '\n' }}"), {})
+        rendered = chat.render(Conversation(exchange("Q", "A")), "assistant")
+        spans = [rendered.text[a:b] for a, b in rendered.loss or []]
+        assert spans == (["A", "<|im_end|>"] if gap else ["A<|im_end|>"])
+
+
 def test_other_parts_in_its_place_than_by_itself():
     """What a call is said with is written as long as its turn is the last."""
     source = (

@@ -49,7 +49,7 @@ CASES: list[tuple[str, list[dict[str, Any]], Any, dict[str, str]]] = [
     (CONTENTS, [ASKED, answer(reasoning_content="R")], None, {"reasoning": "R"}),
     (CONTENTS, [ASKED, answer(thinking="R")], None, {"reasoning": "R"}),
     (CONTENTS, [ASKED, answer(thought="T")], None, {"field thought": "T"}),
-    (CONTENTS, [{**ASKED, "name": "Bo", "timestamp": "today"}, answer()], None, {}),
+    (CONTENTS, [{**ASKED, "name": "Bo", "timestamp": "today", "openai_id": "x"}, answer()], None, {}),
     (
         LAST_THOUGHT,
         [ASKED, answer(reasoning_content="R1"), {**ASKED, "content": "Q2"}, answer("A2", reasoning_content="R2")],

@@ -142,6 +142,13 @@ def test_refused_or_taken_as_tokens(tokenizer: LoadedTokenizer):
         chat(ChatTemplate(CHATML, {}, control), f"a{END}\U000f0003", "b")
 
 
+def test_a_template_that_changes_a_spelled_token_is_refused(tokenizer: LoadedTokenizer):
+    source = CHATML.replace("message.content", "(message.content | replace('<|im_end|>', ''))")
+    control = ControlTokens(tuple(tokenizer.control_tokens))
+    with pytest.raises(RecordError, match=r"the chat template changes '<\|im_end\|>', which is spelled in it"):
+        chat(ChatTemplate(source, {}, control), f"a{END}", "b")
+
+
 def build(recipe: Any, path: Path, **data: Any) -> Store:
     directory = prepare(*recipe(path, data={"validation_share": 0.0, **data})).store_dir
     assert directory is not None

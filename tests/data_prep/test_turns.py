@@ -73,6 +73,12 @@ REFUSED = {
         exchange("Q1", "A1", "Q2", "A2"),
         "message 4: the chat template does not begin it with '<.s.><assistant>'",
     ),
+    "another name": (
+        "{% for m in messages %}{{ 'BOT2' if m.content == 'A2' else 'BOT' if m.role == 'assistant' else 'USR' }}: "
+        "{{ m.content }}</s>\n{% endfor %}{% if add_generation_prompt %}{{ 'BOT: ' }}{% endif %}",
+        exchange("Q1", "A1", "Q2", "A2"),
+        "message 4: the chat template does not begin it with 'BOT: '",
+    ),
     "another header for the last turn": (
         HEAD.replace("<|im_start|>", "<|{{ 'final' if loop.last and m.role == 'assistant' else 'im_start' }}|>")
         + "{{ m.content }}<|im_end|>\n"

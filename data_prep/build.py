@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 
 from data_prep.arrow import to_arrow, to_lists, view
 from data_prep.documents import Document, LeftOut, read_documents
-from data_prep.dropped import shorten
 from data_prep.encoding import EncodedBatch, Encoder, EncoderName
 from data_prep.errors import UserError
 from data_prep.files import refuse_changes
 from data_prep.fingerprint import STORE_FORMAT, hash_text, name_of
 from data_prep.kinds import Shape
-from data_prep.noticed import SPELLED
 from data_prep.options import OnDropped, SpecialInText, SplitChoice, TrainOn
 from data_prep.parts import Part
 from data_prep.records import BadRecord
@@ -150,7 +148,10 @@ def encode_part(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[Enc
             continue
         encoded = encoder.encode_documents(documents)
         result.fallbacks += encoded.fallbacks
-        _notice(documents, encoded, spec, result)
+        spelled = encoded.spelled if spec.special_tokens_in_text == "text" else {}
+        for index, document in enumerate(documents):
+            if document.dropped or index in spelled:
+                result.noticed.add_document(document, spelled.get(index))
         _leave_out(documents, encoded, splits, spec, result)
         sizes = np.array([_count_bytes(document) for document in documents], np.int64)
         chosen = EncodedDocuments(build_record_batch(encoded, part.source, hashes), splits, sizes)
@@ -206,15 +207,6 @@ def _leave_out(
 
 def _place(document: Document, reason: str) -> BadRecord:
     return BadRecord(document.origin.path, document.origin.unit, document.origin.number, reason)
-
-
-def _notice(documents: list[Document], encoded: EncodedBatch, spec: BuildSpec, result: PartResult) -> None:
-    """Count what was left out of documents, and special tokens in them, by kind, and keep the first place of each."""
-    for index, document in enumerate(documents):
-        for kind, text in document.dropped.items():
-            result.noticed.add(kind, _place(document, shorten(text)))
-        if index in encoded.spelled and spec.special_tokens_in_text == "text":
-            result.noticed.add(SPELLED, _place(document, encoded.spelled[index]))
 
 
 def _count_bytes(document: Document) -> int:

@@ -4,6 +4,9 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from data_prep.control_tokens import ControlTokens
+from data_prep.documents import Document
+from data_prep.dropped import shorten
 from data_prep.files import BadRecord
 
 SPELLED = "special tokens in text"
@@ -20,6 +23,12 @@ class Noticed:
         self.counts[kind] = self.counts.get(kind, 0) + count
         self.examples.setdefault(kind, example)
 
+    def add_document(self, document: Document, spelled: str | None) -> None:
+        """What was left out of a document, and the first special token that it spells."""
+        origin = document.origin
+        for kind, text in {**document.dropped, **({SPELLED: spelled} if spelled else {})}.items():
+            self.add(kind, BadRecord(origin.path, origin.unit, origin.number, shorten(text)))
+
     def describe(self) -> dict[str, tuple[int, str]]:
         """The number of records and an example in a line, by kind."""
         return {kind: (count, str(self.examples[kind])) for kind, count in self.counts.items()}
@@ -31,6 +40,17 @@ def sum_up(parts: Iterable[Noticed]) -> Noticed:
         for kind, count in part.counts.items():
             whole.add(kind, part.examples[kind], count)
     return whole
+
+
+def notice_sample(documents: Iterable[Document], control: ControlTokens, with_spelled: bool) -> Noticed:
+    """Of documents that are not encoded yet."""
+    noticed = Noticed()
+    for document in documents:
+        spelled = document.text[slice(*document.spelled[0])] if document.spelled else None
+        if not document.is_chat:
+            spelled = control.find(document.text)
+        noticed.add_document(document, spelled if with_spelled else None)
+    return noticed
 
 
 def log_noticed(logger: logging.Logger, noticed: dict[str, tuple[int, str]], among: str) -> None:

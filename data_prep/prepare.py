@@ -23,9 +23,7 @@ from data_prep.build import BuildSpec
 from data_prep.chunks import Content
 from data_prep.command import run_command, with_exit_code
 from data_prep.contents import find_contents
-from data_prep.control_tokens import ControlTokens
 from data_prep.documents import Document, LeftOut, find_source_shape, read_documents
-from data_prep.dropped import shorten
 from data_prep.duplicates import drop_duplicates, remove_signatures
 from data_prep.encoder_choice import choose_encoder, sample_documents
 from data_prep.encoding import EncoderName
@@ -33,7 +31,7 @@ from data_prep.errors import UserError
 from data_prep.examples import find_examples, load_examples, log_examples, save_examples
 from data_prep.fingerprint import describe_contents, fingerprint_store, fingerprint_trained_tokenizer
 from data_prep.kinds import Shape
-from data_prep.noticed import SPELLED, Noticed, log_noticed
+from data_prep.noticed import log_noticed, notice_sample
 from data_prep.options import DataSection, SourceSection, TokenizerSection
 from data_prep.parts import Part, plan_parts
 from data_prep.progress import progress
@@ -231,24 +229,10 @@ def _choose_encoder(
     with progress("choosing the encoder"):
         sample = list(sample_documents(parts, read))
         if data.streaming:
-            _log_noticed(sample, tokenizer, data)
+            # A store counts over all records; of a stream it is said by those that are looked at before it.
+            noticed = notice_sample(sample, chat.control, data.special_tokens_in_text == "text")
+            log_noticed(logger, noticed.describe(), f" of the first {len(sample)} records")
         return choose_encoder(tokenizer, sample, data.special_tokens_in_text)
-
-
-def _log_noticed(sample: list[Document], tokenizer: LoadedTokenizer, data: DataSection) -> None:
-    """What a store counts over all records is said of a stream by those that are looked at before it."""
-    noticed, control = Noticed(), ControlTokens(tuple(tokenizer.control_tokens))
-    for document in sample:
-        origin = document.origin
-        examples = dict(document.dropped)
-        spelled = document.text[slice(*document.spelled[0])] if document.spelled else None
-        if not document.is_chat:
-            spelled = control.find(document.text)
-        if spelled and data.special_tokens_in_text == "text":
-            examples[SPELLED] = spelled
-        for kind, text in examples.items():
-            noticed.add(kind, BadRecord(origin.path, origin.unit, origin.number, shorten(text)))
-    log_noticed(logger, noticed.describe(), f" of the first {len(sample)} records")
 
 
 USAGE = """\

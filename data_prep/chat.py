@@ -72,11 +72,15 @@ class ChatTemplate:
         hidden = Conversation(
             self.control.hide(conversation.messages), self.control.hide(conversation.tools), conversation.without_loss
         )
-        rendered = self._render(hidden, train_on)
+        try:
+            rendered = self._render(hidden, train_on)
+        except RecordError as error:
+            raise RecordError(self.control.reveal_message(str(error))) from None
         text, spelled = self.control.reveal(rendered.text)
         if text != self.renderer.render(self.renderer.arrange(conversation.messages), conversation.tools).text:
             raise RecordError(f"the chat template changes {token!r}, which is spelled in it")
-        return replace(rendered, text=text, spelled=spelled)
+        dropped = {kind: self.control.reveal(example)[0] for kind, example in rendered.dropped.items()}
+        return replace(rendered, text=text, dropped=dropped, spelled=spelled)
 
     def _find_spelled(self, conversation: Conversation) -> str | None:
         pattern = self.control.pattern

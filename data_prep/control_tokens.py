@@ -14,6 +14,7 @@ from data_prep.kinds import RecordError
 from data_prep.rendering import CharSpan
 
 FIRST_STAND_IN = 0xF0000
+ESCAPED = re.compile(r"\\U(000f[0-9a-f]{4})")
 STAND_INS = re.compile(r"([\U000f0000-\U000ffffd])\1*")
 
 
@@ -65,3 +66,7 @@ class ControlTokens:
             return token * times
 
         return STAND_INS.sub(spell, text), spans
+
+    def reveal_message(self, text: str) -> str:
+        """The same for a message, in which `repr` has escaped stand-ins."""
+        return self.reveal(ESCAPED.sub(lambda found: chr(int(found[1], 16)), text))[0]

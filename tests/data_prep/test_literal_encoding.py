@@ -124,6 +124,17 @@ def test_a_template_never_takes_what_is_said_for_its_marks(template: ChatTemplat
     assert [document.text[a:b] for a, b in document.spelled] == [END, "<|im_start|>", END]
 
 
+def test_what_is_left_out_is_shown_as_it_was_said(tokenizer: LoadedTokenizer):
+    source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|e|>{% endfor %}"
+    control = ControlTokens(tuple(tokenizer.control_tokens))
+    thought = {"role": "assistant", "content": "a", "reasoning_content": f"so {END}"}
+    conversation = Conversation([{"role": "user", "content": "q"}, thought])
+    rendered = ChatTemplate(source, {}, control, on_dropped="allow").render(conversation, "assistant")
+    assert rendered.dropped == {"reasoning": f"so {END}"}
+    with pytest.raises(RecordError, match=r"leaves out reasoning \('so <\|im_end\|>'\)"):
+        ChatTemplate(source, {}, control).render(conversation, "assistant")
+
+
 def test_tokens_in_tools_and_calls_are_found(template: ChatTemplate):
     call = {"type": "function", "function": {"name": "look", "arguments": {"for": f"a{END}{END}"}}}
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]

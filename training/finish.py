@@ -54,7 +54,7 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
     # Before this saves and loads, after the last evaluation, which no record has seen.
     own_peak_gib = measure_memory(trainer.args.device)[names.PERF_MEMORY_PEAK_GIB] if trainer.meter else None
     data = describe_data(prepared, trainer)
-    check_weights(trainer, "final")
+    check_weights(trainer, "final: not written")
     trainer.save_model(str(run_dir.final))
     roofline = measure_roofline(trainer, totals)
     batch = _one_row(trainer)

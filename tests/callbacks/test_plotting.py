@@ -35,6 +35,8 @@ def drawn_steps(clock, tmp_path, *, steps, step_seconds, plot_seconds, every=2, 
         callback.on_step_end(None, state, None)
         if state.global_step in saves:
             callback.on_save(None, state, None)
+    step = steps
+    callback.on_train_end(None, None, None)
     return drawn
 
 
@@ -52,3 +54,8 @@ def test_quick_steps_are_drawn_for_a_small_share_of_the_time(clock, tmp_path):
 def test_a_checkpoint_has_its_curves_at_once(clock, tmp_path):
     drawn = drawn_steps(clock, tmp_path, steps=10, step_seconds=0.1, plot_seconds=0.5, saves=(3, 7))
     assert drawn == [2, 3, 7]
+
+
+def test_the_checkpoint_of_the_last_step_has_its_curves(clock, tmp_path):
+    drawn = drawn_steps(clock, tmp_path, steps=6, step_seconds=0.1, plot_seconds=0.5, saves=(3, 6))
+    assert drawn == [2, 3, 6]

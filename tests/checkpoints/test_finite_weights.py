@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from training.checkpoints.finite_weights import find_bad_weight, find_last_finite
-from training.checkpoints.manifest import write_manifest
+from data_prep.errors import UserError
+from training.checkpoints.finite_weights import find_bad_weight
+from training.checkpoints.manifest import check_resumable, find_last_finite, find_resumable, write_manifest
 
 
 @pytest.fixture
@@ -18,6 +19,7 @@ def run(tmp_path):
         folder.mkdir()
         weights = {"a.weight": torch.ones(3), "b.weight": torch.tensor([1.0, value]), "ids": torch.tensor([1])}
         save_file(weights, folder / "model.safetensors")
+        (folder / "optimizer.pt").write_bytes(b"")
         if step != 40:
             write_manifest(folder, step=step, world_size=1)
     return tmp_path
@@ -29,10 +31,11 @@ def test_the_highest_step_that_is_whole_and_finite(run):
     assert find_bad_weight(run / "checkpoint-30") == "b.weight" and find_bad_weight(run / "checkpoint-2") is None
 
 
-def test_a_file_that_cannot_be_read_is_not_trusted(run):
-    (run / "checkpoint-10" / "model.safetensors").write_bytes(b"no tensors")
-    last = find_last_finite(run)
-    assert last is not None and last.name == "checkpoint-2"
+def test_resuming_passes_over_weights_that_are_not_finite(run):
+    found = find_resumable(run)
+    assert found is not None and found.name == "checkpoint-10"
+    with pytest.raises(UserError, match="checkpoint-30: its weights are not finite, first b.weight"):
+        check_resumable(run / "checkpoint-30")
 
 
 def test_none_at_all(tmp_path):

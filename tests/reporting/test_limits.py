@@ -79,7 +79,7 @@ def test_a_run_of_which_most_is_no_training_says_so_and_what_binds_the_training(
     assert training.arithmetic.startswith(
         "Of the 49.0 % of the step that is training: compute 61.2 % (forward 61.2), memory 38.8 % (backward 38.8). "
     )
-    assert training.advice.endswith(f"--levers {LEVERS['compute']}")
+    assert training.advice == "Try it:" and training.command.endswith(f"/run/config.yaml --levers {LEVERS['compute']}")
 
 
 def test_nothing_measured_finds_nothing(write_run):

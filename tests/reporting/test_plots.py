@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from data_prep.errors import UserError
 from training.metrics import names
 from training.reporting.charts import MAX_POINTS, describe_loss, draw_lines, draw_loss, draw_phases
+from training.reporting.facts import facts_from_run
+from training.reporting.html import render_report
 from training.reporting.plots import PANELS, plot_losses, plot_run, render_loss_svg, render_panel_svg
 from training.reporting.run_reader import MetricsLog, load_run
 
@@ -94,8 +96,22 @@ def test_loss_shows_entropy_validation_and_not_finite(write_run):
     ax = axes()
     assert draw_loss(ax, load_run(write_run(records)).metrics, 6.43)
     labels = ax.get_legend_handles_labels()[1]
-    assert labels == ["training", "mean of 5 points", "validation", "not finite (1)"]
+    assert labels == ["training", "mean of the last 5 points", "validation", "not finite (1)"]
     assert [text.get_text() for text in ax.texts] == ["unigram entropy 6.430"]
+
+
+def test_a_loss_that_is_not_finite_to_the_end_has_its_last_step(write_run):
+    """As runs of an older version: finite up to step 4 of 10."""
+    records = [{"step": step, names.TRAIN_LOSS: 5.0 - step / 10 if step <= 4 else None} for step in range(1, 11)]
+    run = load_run(write_run(records))
+    ax = axes()
+    draw_loss(ax, run.metrics, None)
+    assert ax.get_xlim()[1] >= 10
+    rows = dict(describe_loss(run.metrics))
+    assert "last" not in rows and rows["last (step 10)"] == "not finite; 4.6000 at step 4"
+    facts = facts_from_run(run)
+    assert (facts.steps, facts.loss_finite_until) == (10, 4)
+    assert "not finite after step 4" in render_report(run)
 
 
 def test_recent_shows_only_the_last_1000_steps(write_run):
@@ -136,7 +152,7 @@ def test_svgs_are_xml_without_outside_references(full_run):
 
 def test_plot_run_writes_each_measured_panel(full_run):
     present = {path.stem for path in plot_run(load_run(full_run))}
-    assert present == {"loss", "loss_recent", "loss_final", *PANELS} - {"gpu"}
+    assert present == {"loss", "loss_recent", "loss_final", "loss_latest", *PANELS} - {"gpu"}
 
 
 def test_statistics_rows(write_run):

@@ -1,4 +1,7 @@
+import shlex
+
 from training.metrics import names
+from training.reporting.bottleneck import LEVERS
 from training.reporting.screen import format_phase_table, format_summary
 
 from .conftest import PHASES_MS, SUMMARY
@@ -65,7 +68,8 @@ def test_a_run_of_which_most_is_no_training_names_what_binds_the_training():
     # 30 / 49 and 19 / 49
     assert (
         "bound by of the 49.0 % of the step that is training: compute 61.2 % (forward 61.2), memory 38.8 % "
-        "(backward 38.8) levers: precision," in flat
+        "(backward 38.8) try python -m training.benchmark advise --config runs/x/config.yaml \\ --levers precision,"
+        in flat
     )
     assert text.isascii() and max(map(len, text.splitlines())) <= 100
 
@@ -81,4 +85,17 @@ def test_the_screen_names_the_kind_of_the_report_when_a_trace_saw_the_gpu_idle(w
 def test_what_binds_the_training_comes_with_its_levers():
     phases = {names.FORWARD: 60.0, names.BACKWARD: 40.0}
     flat = " ".join(format_summary({"phases_ms": phases, "step_ms": 100.0, "roofline": ROOFLINE}, "runs/x").split())
-    assert "bound by compute 60.0 % (forward 60.0), memory 40.0 % (backward 40.0) levers: precision," in flat
+    assert "bound by compute 60.0 % (forward 60.0), memory 40.0 % (backward 40.0) try" in flat
+
+
+def test_the_advice_is_one_command_of_a_shell(tmp_path):
+    run_dir = tmp_path / "my run"
+    run_dir.mkdir()
+    (run_dir / "env.json").write_text('{"world_size": 2, "launcher": "torchrun"}')
+    phases = {names.FORWARD: 60.0, names.BACKWARD: 40.0}
+    text = format_summary({"phases_ms": phases, "step_ms": 100.0, "roofline": ROOFLINE}, run_dir)
+    command = text[text.index("python -m") : text.index("peak memory")]
+    assert shlex.split(command.replace("\\\n", " ")) == [
+        "python", "-m", "training.benchmark", "advise", "--config", f"{run_dir}/config.yaml",
+        "--launcher", "torchrun --nproc_per_node=2", "--levers", LEVERS["compute"],
+    ]  # fmt: skip

@@ -54,11 +54,11 @@ def test_weights_that_were_bad_before_are_said_to_be(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path):
-    check_weights(build_trainer(tmp_path), "final")
+    check_weights(build_trainer(tmp_path), "final: not written")
     with pytest.raises(
         NotFiniteError, match="final: not written, the weights are not finite after step 4, first weight"
     ):
-        check_weights(build_trainer(tmp_path, weight=math.inf), "final")
+        check_weights(build_trainer(tmp_path, weight=math.inf), "final: not written")
     assert '"kind": "not_finite"' in (tmp_path / "events.jsonl").read_text()
 
 

@@ -1,4 +1,4 @@
-"""Loss curves while training: at `monitor.plot_every` steps and at each checkpoint, drawn by rank 0.
+"""Loss curves while training: at `monitor.plot_every` steps, at each checkpoint and at the end, drawn by rank 0.
 
 All ranks wait while one draws, so after the first one, plots that are due by steps are drawn `MAX_SHARE` of the time at
 most: one that comes too soon after another waits.
@@ -20,7 +20,8 @@ MAX_SHARE = 0.0005
 
 
 class Plotting(TrainerCallback):
-    """Draws at the beginning of the next step, when the record of the last one is on disk; counts as `logging`."""
+    """Draws at the beginning of the next step, or when training ends, with the record of the last step on disk; counts
+    as `logging`."""
 
     def __init__(self, trainer: StepRecorder, run_dir: RunDir, every: int, unigram_entropy_nats: float | None) -> None:
         self._trainer = trainer
@@ -40,15 +41,23 @@ class Plotting(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if (self._due and time.monotonic() >= self._not_before) or self._saved_step is not None:
-            with self._trainer.span(names.LOGGING):
-                # Here, because matplotlib takes half a second to import: the first plot pays, not the first step.
-                import training.reporting.plots  # noqa: F401
+            self._draw()
 
-                started = time.monotonic()
-                self._plot()
-                ended = time.monotonic()
-            self._due, self._saved_step = False, None
-            self._not_before = ended + (ended - started) / MAX_SHARE
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """No step comes after the last one, whose checkpoint has its curves all the same; the report draws the rest."""
+        if self._saved_step is not None:
+            self._draw()
+
+    def _draw(self) -> None:
+        with self._trainer.span(names.LOGGING):
+            # Here, because matplotlib takes half a second to import: the first plot pays, not the first step.
+            import training.reporting.plots  # noqa: F401
+
+            started = time.monotonic()
+            self._plot()
+            ended = time.monotonic()
+        self._due, self._saved_step = False, None
+        self._not_before = ended + (ended - started) / MAX_SHARE
 
     def _plot(self) -> None:
         from training.reporting.plots import LOSS_KEYS, plot_losses

@@ -18,6 +18,7 @@ from typing import Any
 import xxhash
 
 from data_prep.errors import UserError
+from training.checkpoints.finite_weights import find_bad_weight
 from training.run_dir import write_text_atomic
 
 logger = logging.getLogger("redline.checkpoints")
@@ -78,11 +79,14 @@ def verify_checkpoint(checkpoint: Path) -> Manifest:
 
 
 def check_resumable(checkpoint: Path, *, verify: bool = True) -> Manifest:
-    """Check that a checkpoint is whole (`verify`: every byte of it) and holds the optimizer's state.
+    """Check that a checkpoint is whole (`verify`: every byte of it, and that its weights are finite) and holds the
+    optimizer's state.
 
     The Trainer itself would start Adam and the learning-rate schedule anew without a word. Raises UserError.
     """
     manifest = verify_checkpoint(checkpoint) if verify else read_manifest(checkpoint)
+    if verify and (bad := find_bad_weight(checkpoint)):
+        raise UserError(f"{checkpoint}: its weights are not finite, first {bad}: resume from an earlier one")
     if not any(OPTIMIZER_STATE.search(name) for name in manifest.files):
         raise UserError(
             f"{checkpoint}: holds weights only, no optimizer state (training.save_only_model): it starts a new run as "
@@ -110,6 +114,12 @@ def find_resumable(run_dir: Path, *, verify: bool = True) -> Path | None:
         except UserError as reason:
             logger.warning("not resuming from %s: %s", checkpoint.name, reason)
     return None
+
+
+def find_last_finite(run_dir: Path) -> Path | None:
+    """The whole checkpoint with the highest step whose weights are finite. Reads weights until it finds one."""
+    whole = (path for path in find_checkpoints(run_dir) if (path / MANIFEST).exists())
+    return next((path for path in whole if find_bad_weight(path) is None), None)
 
 
 def _files_below(directory: Path) -> Iterator[Path]:

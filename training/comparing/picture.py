@@ -95,7 +95,7 @@ def _say_why_not(ax: Axes) -> None:
 
 def draw_losses(ax: Axes, sides: Sequence[Side], axis: str, unit: LossUnit) -> None:
     """Each run's smoothed training loss; the raw loss pale where a side has one run."""
-    style_axes(ax, f"{unit.train_key} at {AXES[axis]}", AXIS_LABELS[axis])
+    style_axes(ax, f"{unit.train_key} at {AXES[axis]}", f"{AXIS_LABELS[axis]}  (bold: mean of the last records)")
     for place, side in enumerate(sides):
         colour = light(SIDE_COLOURS[place % len(SIDE_COLOURS)])
         for number, run in enumerate(side.runs):
@@ -112,7 +112,7 @@ def draw_losses(ax: Axes, sides: Sequence[Side], axis: str, unit: LossUnit) -> N
 
 def draw_steps(ax: Axes, sides: Sequence[Side]) -> None:
     """Step times of every run, pale, with their running means."""
-    style_axes(ax, "ms per step")
+    style_axes(ax, "ms per step", "optimizer step  (bold: mean of the last records)")
     every = []
     for place, side in enumerate(sides):
         colour = light(SIDE_COLOURS[place % len(SIDE_COLOURS)])

@@ -18,6 +18,7 @@ from training.reporting.palette import STACKING, light, phase_colour
 from training.reporting.phases import load_phase_times
 from training.reporting.run_reader import MetricsLog, Run, Series
 from training.reporting.statistics import (
+    SeriesStatistics,
     compute_statistics,
     downsample_mean,
     downsample_min_max,
@@ -80,7 +81,7 @@ def draw_loss(ax: Axes, metrics: MetricsLog, entropy: float | None, recent: bool
     style_axes(ax, "loss (nats per token)")
     dots = len(loss) <= 150
     _line(ax, loss, "sky", "training", width=1.0, marker="." if dots else None)
-    _line(ax, smoothed, "blue", f"mean of {window} points", width=2.0)
+    _line(ax, smoothed, "blue", f"mean of the last {window} points", width=2.0)
     _line(ax, evaluation, "orange", "validation", width=1.3, marker="o" if len(evaluation) <= 60 else None)
     if recent:
         _draw_band(ax, loss)
@@ -88,6 +89,8 @@ def draw_loss(ax: Axes, metrics: MetricsLog, entropy: float | None, recent: bool
         _draw_level(ax, entropy, f"unigram entropy {entropy:.3f}")
     _cut_axis(ax, loss)
     _mark_not_finite(ax, loss)
+    if len(loss):
+        ax.set_xlim(right=max(ax.get_xlim()[1], float(loss.steps[-1])))  # the last step is seen, finite or not
     return draw_legend(ax)
 
 
@@ -131,7 +134,8 @@ def draw_lines(ax: Axes, run: Run, keys: dict[str, tuple[str, str]], ylabel: str
         crowded = smoothed and len(points) > CROWDED_POINTS
         _line(ax, points, colour, "" if crowded else label, width=1.6, alpha=0.25 if crowded else 1.0)
         if crowded:
-            _line(ax, _smoothed(points), colour, label, width=1.6)
+            trailing = f"{label}, mean of the last {smoothing_window(len(points.finite()))} points"
+            _line(ax, _smoothed(points), colour, trailing, width=1.6)
     ax.set_ylim(0, 1.12 * max(float(points.finite().values.max()) for points in measured.values()) or 1.0)
     _cut_axis(ax, *measured.values(), from_zero=True)
     if ax.get_ylim()[1] >= 10_000:
@@ -147,8 +151,8 @@ def describe_loss(metrics: MetricsLog, entropy: float | None = None) -> list[tup
         return []
     rows = [
         ("first", f"{stats.first:.4f}"),
-        ("last", f"{stats.last:.4f}"),
-        ("smoothed", f"{stats.smoothed:.4f}"),
+        _describe_last(loss, stats),
+        (f"mean of the last {smoothing_window(stats.num_points)} points", f"{stats.smoothed:.4f}"),
         (f"lowest (step {stats.minimum_step:,})", f"{stats.minimum:.4f}"),
         (f"recent mean ({stats.recent_steps:,} steps)", f"{stats.recent_mean:.4f}"),
         ("recent standard deviation", f"{stats.recent_std:.4f}"),
@@ -165,6 +169,13 @@ def describe_loss(metrics: MetricsLog, entropy: float | None = None) -> list[tup
     if stats.num_not_finite:
         rows.append(("points not finite", f"{stats.num_not_finite:,} of {len(loss):,}"))
     return rows
+
+
+def _describe_last(loss: Series, stats: SeriesStatistics) -> tuple[str, str]:
+    """The last step's loss; where that is not finite, so it is said, and which step was the last that was."""
+    if math.isfinite(loss.values[-1]):
+        return "last", f"{stats.last:.4f}"
+    return f"last (step {int(loss.steps[-1]):,})", f"not finite; {stats.last:.4f} at step {stats.last_step:,}"
 
 
 def _is_same(series: Series, other: Series) -> bool:

@@ -121,6 +121,8 @@ class RunFacts:
     """What the model's matmuls reach alone, each at its own shape."""
     phases: tuple[PhaseShare, ...] = ()
     roofline: Roofline | None = None
+    loss_finite_until: int | None = None
+    """The last step with a finite loss, where the last record has none."""
     sample_prompt: str | None = None
     sample_text: str | None = None
     """What follows the prompt."""
@@ -204,7 +206,7 @@ def facts_from_summary(summary: Mapping[str, Any]) -> RunFacts:
 def facts_from_run(run: Run) -> RunFacts:
     """Facts from the summary, and from metrics.jsonl where it has none. What a finished run did not measure stays so:
     its records may hold no more than the first steps."""
-    facts = facts_from_summary(run.summary)
+    facts = replace(facts_from_summary(run.summary), loss_finite_until=_find_end_of_finite(run))
     if facts.status == "finished":
         return facts
     loss, evaluation = run.series(names.TRAIN_LOSS).finite().values, run.series(names.EVAL_LOSS).finite().values
@@ -233,6 +235,14 @@ def facts_from_run(run: Run) -> RunFacts:
         missing["phases"] = measured_phases(run)
     source = facts.source if run.summary else "metrics.jsonl"
     return replace(facts, source=source, **missing)
+
+
+def _find_end_of_finite(run: Run) -> int | None:
+    loss = run.series(names.TRAIN_LOSS)
+    finite = loss.finite()
+    if not len(loss) or (len(finite) and finite.rows[-1] == loss.rows[-1]):
+        return None
+    return int(finite.steps[-1]) if len(finite) else 0
 
 
 def _maximum(run: Run, key: str) -> float | None:

@@ -101,7 +101,8 @@ def _build_cards(run: Run, facts: RunFacts) -> list[Card]:
         Card(
             "Training loss",
             _arrow(facts.loss_first, facts.loss_last),
-            "first to last, nats per token" + _in_bits(facts.bits_per_byte_last),
+            _describe_losses(facts),
+            "" if facts.loss_finite_until is None else "bad",
         ),
         Card(
             "Validation loss",
@@ -132,6 +133,12 @@ def _describe_progress(facts: RunFacts) -> str:
 
 def _status_tone(status: str) -> str:
     return {"finished": "good", "failed": "bad", "interrupted": "warn"}.get(status, "")
+
+
+def _describe_losses(facts: RunFacts) -> str:
+    if facts.loss_finite_until is not None:
+        return f"first to last finite, nats per token; not finite after step {facts.loss_finite_until:,}"
+    return "first to last, nats per token" + _in_bits(facts.bits_per_byte_last)
 
 
 def _in_bits(bits_per_byte: float | None) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.metrics import names
+from training.reporting.advice import format_advise
 from training.reporting.bottleneck import find_bottleneck
 from training.reporting.facts import RunFacts, facts_from_run
 from training.reporting.phases import PhaseShare
@@ -74,11 +75,13 @@ PHASE_RULES = (
 
 @dataclass(frozen=True)
 class Finding:
-    """`arithmetic` holds the numbers of this run and what follows from them; `advice` the keys to turn."""
+    """`arithmetic` holds the numbers of this run and what follows from them; `advice` the keys to turn, `command` what
+    to paste."""
 
     title: str
     arithmetic: str
     advice: str = ""
+    command: str = ""
 
 
 def find_limits(run: Run, facts: RunFacts | None = None) -> list[Finding]:
@@ -113,7 +116,8 @@ def _name_bottleneck(run: Run, facts: RunFacts) -> Iterator[Finding]:
         f"The training is {found.kind}-bound" if found.rest_leads else f"{found.kind.capitalize()}-bound",
         f"{found.base.capitalize()}: {found.describe()}. Against {facts.peak.tflops:.3g} TFLOP/s and "
         f"{facts.roofline.gigabytes_per_second:,.3g} GB/s, {'; '.join(lines)}.",
-        f"Try it: python -m training.benchmark advise --config … --levers {found.levers}",
+        "Try it:",
+        " ".join(format_advise(run.path, run.env, found.levers)),
     )
 
 
@@ -205,7 +209,8 @@ def _check_memory(run: Run, facts: RunFacts) -> Iterator[Finding]:
             "Reserved memory lies idle",
             f"{reserved:.2f} GiB reserved against a peak of {peak:.2f} GiB allocated: {reserved - peak:.2f} GiB "
             f"({100 * (reserved - peak) / reserved:.0f} %) is fragmentation or a past peak.",
-            "Set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
+            "Start it with this in the environment:",
+            "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
         )
 
 

@@ -90,8 +90,8 @@ def plot_losses(
     """Write the loss curves to `run_dir/plots/` and return the paths; an empty list when no loss was logged yet.
 
     Always `loss.png` (the whole run) and `loss_recent.png` (last 1,000 steps, see `statistics.recent_window`).
-    With `checkpoint_step` N also `loss_step_N.png` and `loss_latest.png`, with `final` also `loss_final.png`: both
-    curves and their statistics.
+    With `checkpoint_step` N also `loss_step_N.png` and `loss_latest.png`, with `final` also `loss_final.png` and
+    `loss_latest.png`: both curves and their statistics.
     Pass the same `metrics` at every call to read only what is new. Raises `UserError` when `run_dir` is no run,
     `OSError` when the disk refuses.
     """
@@ -112,7 +112,7 @@ def plot_losses(
         if checkpoint_step is not None:
             files |= {f"loss_step_{checkpoint_step}.png": both, "loss_latest.png": both}
         if final:
-            files["loss_final.png"] = both
+            files |= {"loss_final.png": both, "loss_latest.png": both}
     return [write_atomically(folder / name, content) for name, content in files.items()]
 
 

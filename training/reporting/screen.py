@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from training.metrics import names
+from training.reporting.advice import format_advise
 from training.reporting.bottleneck import Bottleneck, find_bottleneck
 from training.reporting.facts import RunFacts, facts_from_summary
 from training.reporting.formatting import (
@@ -28,7 +29,7 @@ from training.reporting.formatting import (
     format_number,
     format_significant,
 )
-from training.reporting.run_reader import MetricsLog
+from training.reporting.run_reader import MetricsLog, parse_object
 from training.reporting.statistics import mean_per_step
 
 WIDTH = 100
@@ -65,7 +66,7 @@ def format_summary(summary: Mapping[str, Any], run_dir: Path | str) -> str:
         format_phase_table(summary),
         _row("tokens/s", format_number(facts.tokens_per_second, digits=0)),
         _row("MFU", _describe_mfu(facts)),
-        *_format_bottleneck(find_bottleneck(facts, _read_idle(Path(run_dir)))),
+        *_format_bottleneck(find_bottleneck(facts, _read_idle(Path(run_dir))), Path(run_dir)),
         _row("peak memory", format_number(facts.peak_memory_gib, "GiB", 2)),
         *([_row("planned", facts.memory_plan.describe())] if facts.memory_plan else []),
         _row("parameters", _describe_parameters(facts)),
@@ -79,16 +80,18 @@ def format_summary(summary: Mapping[str, Any], run_dir: Path | str) -> str:
     return "\n".join(lines)
 
 
-def _format_bottleneck(found: Bottleneck | None) -> list[str]:
+def _format_bottleneck(found: Bottleneck | None, run_dir: Path) -> list[str]:
     if found is None:
         return []
-    levers = _row("", f"levers: {found.levers}")
+    env = parse_object((run_dir / "env.json").read_bytes()) if (run_dir / "env.json").is_file() else None
+    first, *others = format_advise(run_dir, env or {}, found.levers)
+    command = " \\\n".join([_row("try", first, wrap=False), *(f"{'':<16}{line}" for line in others)])
     if not found.rest_leads:
-        return [_row("bound by", found.describe()), levers]
+        return [_row("bound by", found.describe()), command]
     return [
         _row("no training", f"{found.describe_rest()}; {found.thin_rest()}".removesuffix("; ")),
         _row("bound by", f"{found.base}: {found.describe()}"),
-        levers,
+        command,
     ]
 
 

@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 
 from data_prep.errors import UserError
-from training.checkpoints.finite_weights import find_last_finite
+from training.checkpoints.manifest import find_last_finite
 from training.data.batch import BatchInfo
 
 logger = logging.getLogger("redline.train")
@@ -148,7 +148,7 @@ def find_not_finite(model: torch.nn.Module) -> str | None:
 
 
 def check_weights(trainer: Any, what: str) -> None:
-    """Collective. Raises NotFiniteError on all ranks when the weights are not finite on any: `what` is not written."""
+    """Collective. Raises NotFiniteError on all ranks when the weights are not finite on any; what: is not done then."""
     found: list[str | None] = [find_not_finite(trainer.model)]
     if trainer.args.world_size > 1:
         own, found = found[0], [None] * trainer.args.world_size
@@ -158,7 +158,7 @@ def check_weights(trainer: Any, what: str) -> None:
         return
     kept, step = find_last_finite(trainer.run_dir.path), trainer.state.global_step
     last = f"{kept.name} is the last with finite ones" if kept else "no checkpoint with finite ones is kept"
-    message = f"{what}: not written, the weights are not finite after step {step}, first {name}; {last}"
+    message = f"{what}, the weights are not finite after step {step}, first {name}; {last}"
     if trainer.args.should_save:
         kept_name = kept and kept.name
         trainer.run_dir.append_event("not_finite", step, message, weight=name, last_finite_checkpoint=kept_name)

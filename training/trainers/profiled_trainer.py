@@ -140,6 +140,7 @@ class ProfiledTrainer(Trainer):
             prepared = super()._prepare_for_training(max_steps, *args, **kwargs)
             if self.changed_options and self._as_built:
                 apply_changes(self, self._as_built, self.changed_options)
+        check_weights(self, "no step is taken")
         if self._verify_packing:
             self._check_packing()
         guard_step(self, self._finite)
@@ -450,7 +451,7 @@ class ProfiledTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.write_record()  # a run killed right after the save has the record of its last step
-        check_weights(self, f"checkpoint-{self.state.global_step}")
+        check_weights(self, f"checkpoint-{self.state.global_step}: not written")
         with self.span(names.CHECKPOINT):
             # The new checkpoint is whole before an old one goes.
             limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -517,15 +518,15 @@ class _ProgressKeeper(TrainerCallback):
         if trainer._resumed_progress is not None:
             progress = trainer._resumed_progress
             trainer.progress = progress
-            if args.process_index == 0:
-                trainer._text.restore(progress.unlogged)
             state.log_history, state.best_metric = keep_finite(state.log_history), keep_finite(state.best_metric)
             sums = [value for value in progress.loss_sums if value is not None and math.isfinite(value)]
             if len(sums) < len(progress.loss_sums):
-                logger.warning("the running loss of the checkpoint is not finite: the next one logged begins with it")
+                logger.warning("the checkpoint's running loss is not finite: the next one logged is of later steps")
             elif len(sums) == args.world_size:
                 trainer._tr_loss.fill_(sums[args.process_index])
                 trainer._globalstep_last_logged = progress.last_logged_step
+                if args.process_index == 0:
+                    trainer._text.restore(progress.unlogged)
         trainer._started = time.monotonic()
         trainer._last_measured_step = state.global_step
         self._epochs_done = int(trainer.train_batches.epoch)

@@ -45,7 +45,7 @@ def style_axes(ax: Axes, ylabel: str = "", xlabel: str = "optimizer step") -> No
         spine.set_linewidth(0.8)
     ax.tick_params(colors=light("muted"), length=0, labelsize=9)
     ax.tick_params(axis="x", length=3, width=0.8)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.set_xlabel(xlabel, color=light("muted"), fontsize=9)
     ax.set_ylabel(ylabel, color=light("muted"), fontsize=9)

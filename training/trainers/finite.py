@@ -139,12 +139,14 @@ def _describe(
 
 
 def find_not_finite(model: torch.nn.Module) -> str | None:
-    """Name of the first parameter that holds a NaN or an infinity; under ZeRO-3 in what this rank has of it."""
+    """Name of the first parameter that holds a NaN or an infinity; of a sharded one, in what this rank has of it."""
     with torch.no_grad():
-        named = [(name, getattr(p, "ds_tensor", p)) for name, p in model.named_parameters()]
-        named = [(name, p) for name, p in named if p.is_floating_point() and p.numel() and p.device.type != "meta"]
-        finite = torch.stack([torch.isfinite(p).all() for _, p in named]).tolist() if named else []
-    return next((name for (name, _), is_finite in zip(named, finite, strict=True) if not is_finite), None)
+        for name, parameter in model.named_parameters():
+            held: Any = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3
+            held = held.to_local() if hasattr(held, "to_local") else held  # FSDP
+            if held.is_floating_point() and held.device.type != "meta" and not bool(torch.isfinite(held).all()):
+                return name
+    return None
 
 
 def check_weights(trainer: Any, what: str) -> None:

@@ -4,11 +4,20 @@ import pytest
 
 from training.launch import World, find_num_threads, read_world, set_environment
 
+MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 TORCHRUN = {
     "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none",
-    "OMP_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1", **MEETING,
 }  # fmt: skip
-DEEPSPEED = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2", "CROSS_RANK": "1", "CROSS_SIZE": "2"}
+DEEPSPEED = {
+    "RANK": "3",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "4",
+    **MEETING,
+    "LOCAL_SIZE": "2",
+    "CROSS_RANK": "1",
+    "CROSS_SIZE": "2",
+}
 ACCELERATE = {**TORCHRUN, "ACCELERATE_MIXED_PRECISION": "no"}
 
 

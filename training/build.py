@@ -42,6 +42,7 @@ from training.config.deepspeed_blocks import OF_DEEPSPEED
 from training.config.trackers import find_trackers
 from training.data.collator import Collator
 from training.data.dataset import RowDataset, build_datasets
+from training.data.held_out import warn_of_few_rows
 from training.data.loader import LoaderOptions, StoreBatches, TrainBatches, build_batching, choose_num_workers
 from training.data.resume_check import describe_order
 from training.data.streaming import StreamBatches, read_first_rows, read_validation_rows
@@ -271,6 +272,8 @@ def build_train_batches(
             device=args.device,
             sum_over_ranks=partial(sum_over_ranks, device=args.device),
         )
+    rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    warn_of_few_rows(len(source.row_lengths), rows_per_step)
     return StoreBatches(
         source,
         build_batching(source.row_lengths, data, args.train_batch_size),

@@ -35,7 +35,7 @@ def find_version(package: str) -> str | None:
 def find_cpu_name() -> str | None:
     """Model name of the first processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)

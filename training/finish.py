@@ -79,7 +79,11 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
         summary = summarize(loaded, data, trainer, totals, roofline, sample, memory_base, own_peak_gib)
         run_dir.write_json(run_dir.summary, summary)
         forget_exceeded_ceiling(summary, trainer)
-        build_report(run_dir.path)
+        try:
+            build_report(run_dir.path)
+        except Exception as error:  # the run is over and saved: a page that cannot be drawn is no reason to fail it
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            logger.warning("report: not built (%s); python -m training.report %s builds it", reason, run_dir.path)
         print(format_summary(summary, run_dir.path), flush=True)
     if dist.is_initialized():
         dist.barrier()

@@ -21,10 +21,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from data_prep.errors import UserError
+from training.launch_variables import check_ranks, drop_empty, read_number, read_threads
+
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("redline.launch")
+
+# Field of `monitor` -> W&B's own variable. Project and name are fields of `training`.
+WANDB_VARIABLES = {"wandb_entity": "WANDB_ENTITY", "wandb_group": "WANDB_RUN_GROUP", "wandb_mode": "WANDB_MODE"}
 
 
 @dataclass(frozen=True)
@@ -43,15 +49,17 @@ class World:
 
 
 def read_world(environ: Mapping[str, str] = os.environ) -> World:
-    """What the launcher said. No launcher: one rank."""
-    size = int(environ.get("WORLD_SIZE", "1"))
-    local_size = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or str(size)
+    """What the launcher said. No launcher: one rank. Raises UserError for variables that no launch can have."""
+    size = read_number(environ, "WORLD_SIZE", 1, least=1)
+    rank = read_number(environ, "RANK", 0)
+    check_ranks(rank, size, environ)
+    local_size = read_number(environ, "LOCAL_SIZE", size, least=1)
     return World(
         launcher=_find_launcher(environ),
-        rank=int(environ.get("RANK", "0")),
-        local_rank=max(0, int(environ.get("LOCAL_RANK", "0"))),
+        rank=rank,
+        local_rank=max(0, read_number(environ, "LOCAL_RANK", 0, least=-1)),
         size=size,
-        local_size=int(local_size),
+        local_size=read_number(environ, "LOCAL_WORLD_SIZE", local_size, least=1),
     )
 
 
@@ -70,10 +78,10 @@ def find_num_threads(requested: int | str, world: World, environ: Mapping[str, s
     """
     if requested != "auto":
         return int(requested)
-    given = environ.get("OMP_NUM_THREADS")
+    given = read_threads(environ)
     by_launcher = "TORCHELASTIC_RUN_ID" in environ or "ACCELERATE_MIXED_PRECISION" in environ
-    if given and not (given == "1" and by_launcher):
-        return int(given)
+    if given and not (given == 1 and by_launcher):
+        return given
     return max(1, count_cores() // world.local_size)
 
 
@@ -86,9 +94,17 @@ def set_environment(
     world: World, num_threads: int | str = "auto", environ: MutableMapping[str, str] = os.environ
 ) -> None:
     """What must stand in the environment before torch is imported."""
+    drop_empty(environ)
     threads = str(find_num_threads(num_threads, world, environ))
     environ["OMP_NUM_THREADS"] = environ["MKL_NUM_THREADS"] = threads
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # ranks and workers fork after the tokenizer was used
+
+
+def set_tracker_environment(settings: Mapping[str, str | None], environ: MutableMapping[str, str] = os.environ) -> None:
+    """`monitor.wandb_*` as the variables that W&B reads; one that is absent leaves the shell's."""
+    for name, variable in WANDB_VARIABLES.items():
+        if settings.get(name):
+            environ[variable] = str(settings[name])
 
 
 def leave_out(package: str) -> None:
@@ -143,11 +159,15 @@ def join_world(
         _leave_shared_memory_op_out()
     if (world.size > 1 or uses_deepspeed) and not dist.is_initialized():
         _complete_rendezvous(world)
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            timeout=timedelta(seconds=timeout_seconds),
-            device_id=device if on_gpu else None,
-        )
+        try:
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                timeout=timedelta(seconds=timeout_seconds),
+                device_id=device if on_gpu else None,
+            )
+        except (RuntimeError, ValueError) as error:  # DistError is a RuntimeError
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise UserError(f"the ranks cannot meet at {place}: {str(error).splitlines()[0]}") from error
     if uses_deepspeed:
         _join_deepspeed()
     logger.info(

@@ -22,6 +22,7 @@ from training.build import build_trainer, build_training_arguments, find_run_pat
 from training.checkpoints.manifest import Manifest, check_resumable, find_checkpoints, find_resumable, read_manifest
 from training.config import LoadedConfig
 from training.config.resume_changes import Change, describe_settings, find_changes
+from training.data.held_out import without_empty_evaluation
 from training.launch import World, join_world, leave_world
 from training.memory.comparison import MemoryBase, measure_base
 from training.micro_batch import fit_micro_batch
@@ -59,6 +60,8 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
         changes = on_main_rank(world, lambda: find_changes_since(checkpoint, settings))
         args = build_training_arguments(loaded, run_dir, device, world)
         prepared = on_each_node(world, lambda: prepare(config.data, config.tokenizer))
+        if (evaluated := without_empty_evaluation(loaded, prepared)) is not loaded:
+            loaded, args = evaluated, build_training_arguments(evaluated, run_dir, device, world)
         if checkpoint is not None and is_over(run_dir, checkpoint, args.max_steps, world):
             return
         if config.perf.micro_batch_size == "auto":
@@ -80,7 +83,9 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
                 from training.finish import finish_run as finish  # its libraries are not loaded before the first step
             finish(loaded, prepared, trainer, memory_base)
         except BaseException as error:
-            if world.is_main and opening.is_open:
+            if (
+                world.is_main and opening.is_open and not run_dir.is_finished()
+            ):  # what fails after that leaves it finished
                 message = f"{type(error).__name__}: {error}".splitlines()[0]
                 steps, details = trainer.state.global_step, getattr(error, "details", {})
                 run_dir.append_event("error", steps, message)

@@ -14,6 +14,7 @@ stopped by Ctrl-C.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,28 +29,42 @@ if __package__ in (None, ""):  # run as a script: its folder is on the path, the
 from data_prep.command import describe_refusal, run_command
 from data_prep.errors import UserError
 from data_prep.options import HUB_PREFIX
-from training.config import load_config
+from training.config import Config, load_config
 from training.config.optimizer_table import takes_bitsandbytes
 from training.config.trackers import check_trackers
-from training.launch import World, configure_logging, leave_out, read_world, set_environment
+from training.launch import (
+    World,
+    configure_logging,
+    leave_out,
+    read_world,
+    set_environment,
+    set_tracker_environment,
+)
+from training.launch_variables import check_accelerate
+from training.run_place import check_place
 
 logger = logging.getLogger("redline.train")
 
 
 def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int:
     """Run one training; the exit code. finish: what comes after the last step, instead of `final/` and the report."""
-    world = read_world()
-    loaded = None
+    world, loaded = World("python", 0, 0, 1, 1), None
     try:
-        loaded = load_config(sys.argv[1:] if argv is None else argv)
-        set_environment(world, loaded.config.perf.num_threads)
+        world = read_world()
+        loaded = load_config(sys.argv[1:] if argv is None else argv, world.size)
+        config = loaded.config
+        check_accelerate(config.arguments(), loaded.deepspeed is not None)
+        if world.is_main:
+            check_place(Path(config.training["output_dir"]), find_needed(config))
+        set_environment(world, config.perf.num_threads)
+        set_tracker_environment(config.monitor.model_dump())
         configure_logging(world)
         for note in loaded.notes:
             logger.info("%s", note)
         if loaded.config.model.path is None and not takes_bitsandbytes(loaded.config.argument("optim")):
             leave_out("bitsandbytes")
         if world.is_main:  # alone among the ranks it has trackers
-            check_trackers(loaded.config.training.get("report_to"), loaded.config.monitor)
+            check_trackers(config.training)
         if not any(source.path.startswith(HUB_PREFIX) for source in loaded.config.data.sources):
             leave_out("datasets")
         # torch comes in here, after everything that can fail without it; a wrong model is found before data is prepared
@@ -71,6 +86,12 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
         print("error: stopped by Ctrl-C; --resume auto goes on from the latest checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def find_needed(config: Config) -> list[Path]:
+    """What a run reads or keeps outside its own directory."""
+    named = [config.model.path, config.tokenizer.path, *(source.path for source in config.data.sources)]
+    return [Path(config.data.store_dir), *(Path(name) for name in named if name and os.path.exists(name))]
 
 
 def _refuse(world: World, message: str) -> int:

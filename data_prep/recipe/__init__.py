@@ -6,6 +6,7 @@ Generic over pydantic section models, so that `data_prep` reads its own two sect
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from data_prep.errors import UserError
 from data_prep.options import DataSection, TokenizerSection
@@ -47,6 +48,7 @@ __all__ = [
     "did_you_mean",
     "dump_sections",
     "either",
+    "expand_home",
     "find_file",
     "load_data_recipe",
     "load_recipe",
@@ -70,10 +72,22 @@ def load_data_recipe(argv: Sequence[str]) -> tuple[DataSection, TokenizerSection
     name = arguments.options.get("config")
     read = partial(translate, sections=DATA_SECTIONS, names=DATA_NAMES)
     layer = load_recipe(name, translate=read)[0] if name else Layer()
-    layer = with_tokenizer_of_model(merge(layer, apply(layer, arguments, DATA_SECTIONS), MODEL_REPLACES))
+    layer = merge(layer, apply(layer, arguments, DATA_SECTIONS), MODEL_REPLACES)
+    layer = expand_home(with_tokenizer_of_model(layer))
     layer.values = {name: values for name, values in layer.values.items() if name in DATA_SECTIONS}
     sections = check_sections(layer, DATA_SECTIONS)
     return sections["data"], sections["tokenizer"]
+
+
+def expand_home(layer: Layer) -> Layer:
+    """`~` in the places that are written to, as a shell would have it; an empty name is none."""
+    for path in (("training", "output_dir"), ("data", "store_dir")):
+        place = layer.get(path)
+        if isinstance(place, str) and not place.strip():
+            raise UserError(f"{layer.origin(path)}: {'.'.join(path)} = {place!r}: must name a directory")
+        if isinstance(place, str) and place.startswith("~"):
+            layer = set_value(layer, path, str(Path(place).expanduser()), layer.origin(path))
+    return layer
 
 
 def with_tokenizer_of_model(layer: Layer) -> Layer:

@@ -44,6 +44,9 @@ class Grammar:
 
     def parse(self, argv: Sequence[str]) -> Arguments:
         """Raises UserError: unknown or ambiguous key, a value that is missing, anything that is not an override."""
+        for token in argv:
+            if any("\ud800" <= character <= "\udfff" for character in token):  # how Python passes on odd bytes
+                raise UserError(f"command line: {token!r} is not valid UTF-8")
         arguments, rest = Arguments(), list(argv)
         while rest:
             token = rest.pop(0)

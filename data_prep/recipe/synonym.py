@@ -78,7 +78,13 @@ def translate(layer: Layer, shown: str, sections: Sections, names: Names) -> Lay
     Raises UserError: a file with all keys at the top level, a refused name, a value that is not taken, two names for
     one key.
     """
+    if {"zero_optimization", "train_micro_batch_size_per_gpu", "fp16", "bf16"} & layer.values.keys():
+        raise UserError(f"{shown}: this is a DeepSpeed JSON, no recipe: name it with --deepspeed")
     refuse_flat(layer, sections, names, shown)
+    for name in sections.keys() & layer.values.keys():
+        if not isinstance(layer.values[name], dict | None):
+            shown_section = f"{name} = {shown_value(layer.values[name])}"
+            raise UserError(f"{layer.origin((name,))}: {shown_section}: must be a section with keys")
     result = merge(Layer(), layer)
     found = [
         ((section, key), value)

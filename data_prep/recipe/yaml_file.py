@@ -31,6 +31,7 @@ class Origin:
 
 DEFAULT = Origin("default")
 COMMAND_LINE = Origin("command line")
+MOST_VALUES = 20_000  # of a file; aliases of aliases make billions of a few lines
 
 
 @dataclass
@@ -101,7 +102,8 @@ def read_yaml(file: Path) -> Layer:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{shown}: cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else f"is not UTF-8 text ({error})"
+        raise UserError(f"{shown}: cannot be read: {reason}") from None
     return parse_yaml(text, shown)
 
 
@@ -116,7 +118,7 @@ def parse_yaml(text: str, shown: str) -> Layer:
     try:
         layer.values = _Reader(shown, construct, layer.origins).value(node, ())
     except RecursionError:
-        raise UserError(f"{shown}: an anchor contains itself") from None
+        raise UserError(f"{shown}: an anchor contains itself, or values are nested too deep") from None
     return layer
 
 
@@ -143,6 +145,8 @@ def _compose(text: str, shown: str | None) -> tuple[yaml.Node | None, Any]:
         where = shown if mark is None else f"{shown}:{mark.line + 1}"
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{where}: not valid YAML: {problem}") from None
+    except RecursionError:
+        raise UserError(f"{shown or 'value'}: values are nested too deep") from None
 
 
 @dataclass
@@ -152,6 +156,8 @@ class _Reader:
     origins: dict[KeyPath, Origin]
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
+        if len(self.origins) > MOST_VALUES:
+            raise UserError(f"{self.shown}: holds more than {MOST_VALUES:,} values: is it a recipe?")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -161,7 +167,10 @@ class _Reader:
                 values.append(self.value(child, (*path, index)))
             return values
         try:
-            return self.construct(node)
+            value = self.construct(node)
+            if isinstance(value, bytes):
+                raise ValueError("is binary")
+            return value
         except (yaml.YAMLError, ValueError) as error:
             problem = getattr(error, "problem", None) or error
             raise UserError(f"{self._origin(node)}: cannot read {node.value!r}: {problem}") from None

@@ -105,30 +105,11 @@ def test_the_console_says_what_is_left(caplog):
     assert "0:50 left" in second  # 20 steps took 10 s, 100 are left
 
 
-@pytest.mark.parametrize(
-    ("monitor", "training", "environ", "told"),
-    [
-        ({}, {}, {}, ("redline", None, None, None, "run")),
-        (
-            {"wandb_project": "p", "wandb_entity": "e", "wandb_group": "g", "wandb_mode": "offline"},
-            {"run_name": "n"},
-            {"WANDB_PROJECT": "q", "WANDB_NAME": "m"},
-            ("p", "e", "g", "offline", "n"),
-        ),
-        (
-            {"wandb_project": None},
-            {"run_name": None},
-            {"WANDB_PROJECT": "q", "WANDB_NAME": "m"},
-            ("q", *[None] * 3, "m"),
-        ),
-    ],
-)
-def test_wandb_is_told_where_a_run_belongs(run_dir, monkeypatch, monitor, training, environ, told):
+@pytest.mark.parametrize(("project", "told"), [("mine", "mine"), (None, "of the shell")])
+def test_the_project_of_a_recipe_reaches_wandb(run_dir, monkeypatch, project, told):
     given = {}
-    for name in ("WANDB_PROJECT", "WANDB_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, text in environ.items():
-        monkeypatch.setenv(name, text)
+    monkeypatch.setenv("WANDB_PROJECT", "of the shell")
+    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr("wandb.init", lambda **settings: given.update(settings))
-    build_sinks(["wandb"], run_dir, max_steps=1, config={"monitor": monitor, "training": training})
-    assert tuple(given[key] for key in ("project", "entity", "group", "mode", "name")) == told
+    build_sinks(["wandb"], run_dir, max_steps=1, config={"training": {"project": project}})
+    assert given["project"] == told

@@ -7,13 +7,11 @@ Only rank 0 has sinks. A record holds `step`, `epoch`, `time_s`, `tokens` and me
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 from data_prep.errors import UserError
-from training.config.sections import MonitorSection
 from training.config.trackers import find_project, find_wandb_mode
 from training.metrics import names
 from training.run_dir import RunDir, write_text_atomic
@@ -101,9 +99,9 @@ class TensorBoard:
 class Wandb:
     """A W&B run; a resumed training goes on under the id kept in `RUN/wandb_id`.
 
-    Project, entity, group and mode are `monitor.wandb_*`, else W&B's own environment variables; the name is
-    `training.run_name`, else WANDB_NAME, else the name of the run directory. Raises UserError when the server takes no
-    such run.
+    The project is `training.project`, the name `training.run_name`; mode (`WANDB_MODE=offline`), entity, group and so
+    on come from W&B's own environment variables, and `monitor.wandb_*` sets those (`training/launch.py`). Raises
+    UserError when the server takes no such run.
     """
 
     def __init__(self, run_dir: RunDir, config: Mapping[str, Any]) -> None:
@@ -111,19 +109,17 @@ class Wandb:
         from wandb.errors import Error as WandbError
 
         id_file = run_dir.path / "wandb_id"
-        monitor = MonitorSection.model_validate(config.get("monitor", {}))
         run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
         write_text_atomic(id_file, run_id + "\n")
+        training = config.get("training", {})
         try:
             self._run = wandb.init(
-                project=find_project(monitor),
-                entity=monitor.wandb_entity,
-                group=monitor.wandb_group,
-                mode=cast(Any, find_wandb_mode(monitor)),
-                name=config.get("training", {}).get("run_name") or os.environ.get("WANDB_NAME") or run_dir.name,
+                project=find_project(training),
+                name=training.get("run_name") or run_dir.name,
                 id=run_id,
                 resume="allow",
                 dir=str(run_dir.path),
+                mode=cast(Any, find_wandb_mode()),
                 config=dict(config),
             )
         except WandbError as error:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from data_prep.errors import UserError
 from data_prep.recipe import MODEL_REPLACES, Layer, Replaces, either
+from training.config.ranges import check_ranges
 from training.config.sections import Config
 
 # Keys of which a later layer's choice replaces an earlier one's; both in one layer is a contradiction.
@@ -32,22 +33,6 @@ def check_contradictions(config: Config, layer: Layer) -> None:
 def _steps_or_epochs(config: Config) -> Broken:
     if config.training.get("max_steps", -1) > 0 and config.training.get("num_train_epochs") is not None:
         yield ("training.max_steps", "training.num_train_epochs"), "are both set: keep one"
-
-
-def _positive(config: Config) -> Broken:
-    names = ("eval_steps", "save_steps", "per_device_train_batch_size", "per_device_eval_batch_size")
-    for name in (*names, "gradient_accumulation_steps"):
-        value = config.training.get(name)
-        if isinstance(value, int | float) and value <= 0:
-            yield (f"training.{name}",), f"is {value}: must be above 0"
-    for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"):
-        value = config.training.get(name)
-        if isinstance(value, int | float) and value < 0:
-            yield (f"training.{name}",), f"is {value}: must not be below 0"
-    for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
-        value = config.argument(name)
-        if isinstance(value, int | float) and not 0 <= value < 1:
-            yield (f"training.{name}",), f"is {value}: must be 0 or above and below 1"
 
 
 def _one_precision(config: Config) -> Broken:
@@ -200,8 +185,8 @@ def _owned(config: Config) -> Broken:
 
 
 RULES: tuple[Callable[[Config], Broken], ...] = (
+    check_ranges,
     _steps_or_epochs,
-    _positive,
     _one_precision,
     _one_model,
     _adapter,

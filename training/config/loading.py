@@ -26,6 +26,7 @@ from data_prep.recipe import (
     apply,
     check_sections,
     dump_sections,
+    expand_home,
     load_recipe,
     merge,
     translate,
@@ -121,7 +122,7 @@ def load_config(argv: Sequence[str], world_size: int | None = None) -> LoadedCon
 
     layer = merge(_defaults(name, deepspeed), recipe, REPLACES)
     layer = merge(layer, apply(layer, arguments, known), REPLACES)
-    layer = with_tokenizer_of_model(layer)
+    layer = expand_home(with_tokenizer_of_model(layer))
     config = _build(layer, known)
     check_contradictions(config, layer)
     if deepspeed:

@@ -85,7 +85,9 @@ class PerfSection(Section):
     profile_steps: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = Field(
         default=None, description="[first, last] step that torch.profiler traces"
     )
-    num_threads: Positive | Literal["auto"] = Field(default="auto", description="CPU threads of each rank")
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        default="auto", description="CPU threads of each rank"
+    )
     micro_batch_size: Literal["recipe", "auto"] = Field(
         default="recipe",
         description="auto: as many rows at once as fit the device; per_device_train_batch_size x "
@@ -113,13 +115,14 @@ class MonitorSection(Section):
         description="optimizer steps between two loss-curve PNGs (after the first, 0.05 % of the time at most); "
         "checkpoints get theirs besides; 0: only at the end",
     )
-    wandb_project: str | None = Field(default=None, description="absent: WANDB_PROJECT, else redline")
     wandb_entity: str | None = Field(default=None, description="user or team; absent: WANDB_ENTITY, else your default")
     wandb_group: str | None = Field(default=None, description="runs that W&B shows together; absent: WANDB_RUN_GROUP")
     wandb_mode: Literal["online", "offline", "disabled"] | None = Field(
         default=None, description="offline: kept in the run directory for `wandb sync`; absent: WANDB_MODE"
     )
-    sample_prompt: str | None = Field(default=None, description="what the trained model continues at the end")
+    sample_prompt: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="what the trained model continues at the end"
+    )
 
 
 class CheckpointSection(Section):

@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data_prep.errors import UserError
-from training.config.sections import MonitorSection
 
 WITHOUT_SERVER = ("offline", "dryrun", "disabled")
 WANDB_MODES = ("online", "run", "shared", *WITHOUT_SERVER)
@@ -31,38 +30,32 @@ def find_trackers(report_to: Any) -> list[str]:
     return [name for name in ([asked] if isinstance(asked, str) else asked) if name != "none"]
 
 
-def find_project(monitor: MonitorSection, environ: Mapping[str, str] = os.environ) -> str:
-    """The W&B project: `monitor.wandb_project`, else WANDB_PROJECT, else redline."""
-    return monitor.wandb_project or environ.get("WANDB_PROJECT") or "redline"
+def find_project(training: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> str:
+    """The W&B project: `training.project`, else WANDB_PROJECT, else redline."""
+    return str(training.get("project") or environ.get("WANDB_PROJECT") or "redline")
 
 
-def find_wandb_mode(monitor: MonitorSection, environ: Mapping[str, str] = os.environ) -> str:
-    """`monitor.wandb_mode`, else WANDB_MODE, else what `wandb offline` wrote, else online; WANDB_DISABLED, as
-    transformers has it, is disabled."""
-    if monitor.wandb_mode:
-        return monitor.wandb_mode
+def find_wandb_mode(environ: Mapping[str, str] = os.environ) -> str:
+    """WANDB_MODE, else what `wandb offline` wrote, else online; WANDB_DISABLED, as transformers has it, is disabled."""
     if environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
         return "disabled"
     return (environ.get("WANDB_MODE") or _read_settings(environ).get("mode") or "online").lower()
 
 
-def check_trackers(report_to: Any, monitor: MonitorSection, environ: Mapping[str, str] = os.environ) -> None:
-    """Raises UserError when a tracker is not installed, or W&B has no login, no known mode or no valid project.
-
-    report_to: as in `training.report_to`.
-    """
-    for tracker in find_trackers(report_to):
+def check_trackers(training: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> None:
+    """Raises UserError when a tracker is not installed, or W&B has no login, no known mode or no valid project."""
+    for tracker in find_trackers(training.get("report_to")):
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"training.report_to: {tracker} is not installed: pip install {tracker}")
-        for problem in _wandb_problems(monitor, environ) if tracker == "wandb" else ():
+        for problem in _wandb_problems(training, environ) if tracker == "wandb" else ():
             raise UserError(f"training.report_to: wandb: {problem}")
 
 
-def _wandb_problems(monitor: MonitorSection, environ: Mapping[str, str]) -> Iterator[str]:
-    mode = find_wandb_mode(monitor, environ)
+def _wandb_problems(training: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[str]:
+    mode = find_wandb_mode(environ)
     if mode not in WANDB_MODES:
         yield f"WANDB_MODE = {mode!r}: must be one of {', '.join(WANDB_MODES)}"
-    project = find_project(monitor, environ)
+    project = find_project(training, environ)
     if found := _FORBIDDEN & set(project):
         yield f"the project {project!r} must not hold {' '.join(sorted(found))}"
     if len(project) > _LONGEST_PROJECT:

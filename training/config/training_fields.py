@@ -55,7 +55,6 @@ REFUSED = {
     "logging_steps": "use monitor.train_every",
     "logging_strategy": "logs are by step: use monitor.train_every",
     "parallelism_config": "it is a Python object; parallelism comes from the launcher and --deepspeed",
-    "project": "is Trackio's; W&B's is monitor.wandb_project",
     "prediction_loss_only": "evaluation computes the loss alone",
     "push_to_hub": "it would upload the whole run directory: after the run, `hf upload REPO RUN/final`",
     "restore_callback_states_from_checkpoint": "no callback keeps a state there; what a run counts is always restored",

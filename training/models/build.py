@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,8 +31,9 @@ from data_prep.errors import UserError
 
 from .adapters import attach_lora, bnb_config, prepare_4bit, quantization_kwargs, trainable_share
 from .attention import choose_attention
-from .pretrained import fit_vocabulary, load_config, load_pretrained
+from .pretrained import fit_vocabulary, load_config, load_pretrained, resolve_path
 from .scratch import TokenizerFacts, scratch_config
+from .weight_files import check_weight_files
 
 if TYPE_CHECKING:
     from training.config.sections import AdapterSection, ModelSection
@@ -84,15 +86,20 @@ def build_model(
 
 
 def check_model(model: ModelSection, seq_len: int) -> None:
-    """Raises UserError for what can be told of a model while there is no tokenizer yet: its architecture and shape, and
-    whether it has positions for rows of `seq_len` tokens (of pretrained weights, which some stretch, a warning)."""
+    """Raises UserError for what can be told of a model while there is no tokenizer yet: its architecture and shape,
+    whether its weights are there and whole, and whether it has positions for rows of `seq_len` tokens (a warning where
+    they are rotary and can be stretched)."""
     config = scratch_config(model, TokenizerFacts(vocab_size=1)) if model.path is None else load_config(model)
+    if model.path is not None and Path(resolve_path(model)).is_dir():
+        check_weight_files(Path(resolve_path(model)))
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is None or seq_len <= positions:
         return
     fault = f"data.seq_len: rows of {seq_len} tokens, but the model has {positions} positions"
     if model.path is None:
         raise UserError(f"{fault}: raise model.config.max_position_embeddings, or shorten the rows")
+    if not hasattr(config.get_text_config(), "rope_parameters"):
+        raise UserError(f"{fault}, which are a table: shorten the rows")
     logger.warning("%s: what it writes beyond them has to be learnt anew", fault)
 
 
@@ -111,10 +118,17 @@ def build_from_config(
     config: PreTrainedConfig, implementation: str, dtype: torch.dtype, *, meta: bool, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """A model of this shape with random weights, or on the meta device."""
-    with torch.device("meta") if meta else nullcontext():
-        return AutoModelForCausalLM.from_config(
-            config, attn_implementation=implementation, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+    try:
+        with torch.device("meta") if meta else nullcontext():
+            return AutoModelForCausalLM.from_config(
+                config, attn_implementation=implementation, dtype=dtype, trust_remote_code=trust_remote_code
+            )
+    except RuntimeError as error:
+        if "allocate memory" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise UserError(
+            "model: there is no memory for its weights: `python -m training.plan` says what they need"
+        ) from error
 
 
 def _check_sections(model: ModelSection, adapter: AdapterSection) -> None:

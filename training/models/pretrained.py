@@ -11,11 +11,20 @@ Guarantees
 
 from __future__ import annotations
 
+import inspect
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from data_prep.errors import UserError
 
@@ -26,9 +35,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("redline.models")
 
+# What a checkpoint can be wrong in: files, fields of its config, shapes, packages that it needs.
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    StrictDataclassError,
+)
+
 
 def load_config(model: ModelSection, *, planning: bool = False) -> PreTrainedConfig:
     """Config of `model.path`. Raises UserError when it is neither a model directory nor a reachable hub name."""
+    config = _load_config(model, planning)
+    _check_trainable(model, config)
+    return config
+
+
+def _load_config(model: ModelSection, planning: bool) -> PreTrainedConfig:
     path = resolve_path(model)
     if planning and path in KNOWN_ARCHITECTURES:
         try:
@@ -39,8 +66,29 @@ def load_config(model: ModelSection, *, planning: bool = False) -> PreTrainedCon
             return AutoConfig.for_model(fields.pop("model_type"), **fields)
     try:
         return AutoConfig.from_pretrained(path, **_origin(model))
-    except (OSError, ValueError) as error:
+    except LOAD_ERRORS as error:
         raise _load_error(model, error) from error
+
+
+def _check_trainable(model: ModelSection, config: PreTrainedConfig) -> None:
+    """A causal language model, whose weights are numbers that can be trained."""
+    what = f"model.path: {model.path!r}"
+    remote = getattr(config, "auto_map", None) or {}
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in remote:
+        raise UserError(f"{what} is a {config.model_type}, no causal language model: give one that continues text")
+    takes_both = "is_decoder" in inspect.signature(type(config)).parameters and not hasattr(config, "rope_parameters")
+    if takes_both and not getattr(config, "is_decoder", True):
+        raise UserError(
+            f"{what} is an encoder ({config.model_type}), which sees later tokens: give a model of causal text"
+        )
+    quantization: Any = getattr(config, "quantization_config", None)
+    if quantization:
+        as_dict = quantization if isinstance(quantization, dict) else quantization.to_dict()
+        method = getattr(as_dict.get("quant_method"), "value", as_dict.get("quant_method"))
+        raise UserError(
+            f"{what} is quantised ({method}), and such weights are not trained: give the checkpoint it was made from; "
+            "adapter.load_in_4bit: true holds that one in 4 bits"
+        )
 
 
 def load_pretrained(model: ModelSection, **kwargs: Any) -> PreTrainedModel:
@@ -54,7 +102,7 @@ def load_pretrained(model: ModelSection, **kwargs: Any) -> PreTrainedModel:
         loaded, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             resolve_path(model), **_origin(model), output_loading_info=True, **kwargs
         )
-    except (OSError, ValueError) as error:
+    except LOAD_ERRORS as error:
         raise _load_error(model, error) from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -95,6 +143,8 @@ def resolve_path(model: ModelSection) -> str:
             f"model.path: {model.path!r} is an adapter: merge it first with "
             f"python -m training.export {model.path} OUT --format merged"
         )
+    if path.is_file():
+        raise UserError(f"model.path: {model.path!r} is a file: give the directory of a model in Hugging Face format")
     if not (path / "config.json").exists():
         raise UserError(f"model.path: {model.path!r} holds no config.json: give a directory in Hugging Face format")
     return str(path)
@@ -106,6 +156,8 @@ def _origin(model: ModelSection) -> dict[str, Any]:
 
 def _load_error(model: ModelSection, error: Exception) -> UserError:
     text = " ".join(str(error).split())
+    if "ignore_mismatched_sizes" in text:
+        text = "its weights have other shapes than its config.json says"
     if "trust_remote_code" in text:
         return UserError(f"model.path: {model.path!r} brings its own code: set model.trust_remote_code: true to run it")
     if Path(str(model.path)).expanduser().exists():

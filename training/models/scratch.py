@@ -72,6 +72,8 @@ def scratch_config(model: ModelSection, tokenizer: TokenizerFacts) -> PreTrained
 def _check_heads(config: PreTrainedConfig) -> None:
     """Most architectures build with any numbers here, and fail in the first forward pass."""
     text = config.get_text_config()
+    if getattr(text, "num_hidden_layers", 1) < 1:
+        raise UserError(f"model.config.num_hidden_layers: {text.num_hidden_layers}: must be 1 or more")
     heads, groups = getattr(text, "num_attention_heads", None), getattr(text, "num_key_value_heads", None)
     if isinstance(heads, int) and isinstance(groups, int) and (groups < 1 or heads % groups):
         raise UserError(

@@ -1,0 +1,57 @@
+"""No document is held out: evaluation goes off with a line, or the run is refused where it depends on it."""
+
+import json
+
+import pytest
+
+from data_prep.errors import UserError
+from data_prep.prepare import prepare
+from training.config import load_config
+from training.data.held_out import warn_of_few_rows, without_empty_evaluation
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """`stored(number of documents, share, *flags)`: the recipe and its store."""
+    folder = tmp_path_factory.mktemp("stores")
+
+    def build(count, share, *flags):
+        file = folder / f"{count}.jsonl"
+        file.write_text(
+            "".join(json.dumps({"text": f"document {number} of some words"}) + "\n" for number in range(count))
+        )
+        argv = [f"data.sources=[{{path: {file}}}]", f"--store_dir={folder}", f"--validation_share={share}"]
+        loaded = load_config([*argv, "--vocab_size", "300", "--num_proc", "1", *flags])
+        return loaded, prepare(loaded.config.data, loaded.config.tokenizer)
+
+    return build
+
+
+@pytest.mark.parametrize(("count", "share"), [(1, 0.02), (4, 0.001), (4, 0)])
+def test_evaluation_goes_off_with_one_line(stored, caplog, count, share):
+    caplog.clear()
+    loaded = without_empty_evaluation(*stored(count, share, "--eval_strategy", "steps"))
+    assert loaded.config.argument("eval_strategy") == "no"
+    (line,) = [record.message for record in caplog.records if "evaluation is off" in record.message]
+    assert f"none of {count} documents is held out (data.validation_share: {share:g})" in line
+
+
+def test_it_stays_on_with_a_document(stored):
+    loaded, prepared = stored(40, 0.5)
+    assert without_empty_evaluation(loaded, prepared) is loaded
+
+
+@pytest.mark.parametrize(
+    "flags", [["--load_best_model_at_end", "--eval_steps", "30"], ["--metric_for_best_model", "eval_loss"]]
+)
+def test_a_best_checkpoint_needs_an_evaluation(stored, flags):
+    loaded, prepared = stored(1, 0.02, *flags)
+    with pytest.raises(UserError, match="needs an evaluation, and none of 1 documents is held out"):
+        without_empty_evaluation(loaded, prepared)
+
+
+@pytest.mark.parametrize(("rows", "said"), [(2, True), (64, False), (100, False)])
+def test_fewer_rows_than_a_step_has(caplog, rows, said):
+    caplog.clear()
+    warn_of_few_rows(rows, 64)
+    assert ("2 rows to train on, fewer than the 64 of one step: a step sees each about 32 times" in caplog.text) == said

@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 GPUS   := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')
 RANKS  ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),2)
 
-.PHONY: help quickstart test test-faults check format schema bench-data bench-gpu clean
+.PHONY: help install quickstart test test-faults check format schema bench-data bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,8 @@ $(VENV)/.requirements-dev: $(VENV)/.requirements requirements-dev.txt
 $(VENV)/.requirements-ray: $(VENV)/.requirements-dev requirements-ray.txt
 	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements-ray.txt
 	@touch $@
+
+install: $(VENV)/.requirements  ## the environment in .venv; then: source .venv/bin/activate
 
 quickstart: $(VENV)/.requirements  ## raw text -> tokenizer -> store -> trained, measured MiniGPT
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(filter-out 0,$(GPUS)),,DS_ACCELERATOR=cpu) $(BIN)/deepspeed --num_gpus $(RANKS) training/train.py \

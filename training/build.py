@@ -29,9 +29,11 @@ from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
 from data_prep.options import DataSection
 from data_prep.prepare import Prepared
+from data_prep.progress import progress
 from data_prep.store import Store
 from data_prep.stream import StreamPlan
 from training.callbacks.cache_clearing import CacheClearing
+from training.callbacks.first_step import FirstStep
 from training.callbacks.gpu_monitor import GpuMonitor
 from training.callbacks.plotting import Plotting
 from training.callbacks.profiler_window import ProfilerWindow
@@ -178,7 +180,8 @@ def build_trainer(
     source = prepared.stream or store
     assert source is not None
     train_dataset, eval_dataset = find_datasets(source, config)
-    model = build_run_model(config, tokenizer, args)
+    with progress("loading the model" if config.model.path else "building the model"):
+        model = build_run_model(config, tokenizer, args)
     prepare_chats(Chats.of(source), find_table(train_dataset or eval_dataset), tokenizer, model)
     meter = build_meter(config, model, args, world) if config.perf.enabled else None
     collator = Collator(
@@ -358,7 +361,7 @@ def build_callbacks(
     config: Config, trainer: ProfiledTrainer, run_dir: RunDir, args: TrainingArguments, entropy: float | None
 ) -> list[TrainerCallback]:
     """One callback for each thing that was asked for."""
-    callbacks: list[TrainerCallback] = []
+    callbacks: list[TrainerCallback] = [FirstStep()] if args.torch_compile else []
     if config.perf.empty_cache_every:
         callbacks.append(CacheClearing(trainer, config.perf.empty_cache_every))
     if config.perf.profile_steps:

@@ -19,6 +19,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from data_prep.errors import UserError
 from data_prep.prepare import Prepared
+from data_prep.progress import progress
 from data_prep.store import Store
 from data_prep.summary import LEFT_OUT
 from training.build import compute_dtype, find_table
@@ -63,15 +64,16 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
         unset_hf_deepspeed_config()  # or, after ZeRO-3, loading would partition the model over ranks that do not come
         sample = None
         if loaded.config.checkpoint.verify_final:
-            model = load_trained(
-                run_dir.final,
-                device=trainer.args.device,
-                dtype=compute_dtype(trainer.args) if loaded.config.adapter.load_in_4bit else "auto",
-                adapter=loaded.config.adapter,
-                trust_remote_code=loaded.config.model.trust_remote_code,
-            )
-            check_same_weights(model, trainer)
-            check_same_logits(model, batch, reference, trainer)
+            with progress("loading final/ again and comparing it"):
+                model = load_trained(
+                    run_dir.final,
+                    device=trainer.args.device,
+                    dtype=compute_dtype(trainer.args) if loaded.config.adapter.load_in_4bit else "auto",
+                    adapter=loaded.config.adapter,
+                    trust_remote_code=loaded.config.model.trust_remote_code,
+                )
+                check_same_weights(model, trainer)
+                check_same_logits(model, batch, reference, trainer)
             source = prepared.stream or Store.open(cast(Path, prepared.store_dir))
             table = find_table(trainer.eval_dataset or trainer.train_dataset)
             sample = write_sample(model, trainer, Chats.of(source), table, loaded.config.monitor.sample_prompt)
@@ -80,7 +82,8 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
         run_dir.write_json(run_dir.summary, summary)
         forget_exceeded_ceiling(summary, trainer)
         try:
-            build_report(run_dir.path)
+            with progress("drawing the report"):
+                build_report(run_dir.path)
         except Exception as error:  # the run is over and saved: a page that cannot be drawn is no reason to fail it
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             logger.warning("report: not built (%s); python -m training.report %s builds it", reason, run_dir.path)

@@ -35,6 +35,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from data_prep.errors import UserError
 from data_prep.prepare import Prepared
+from data_prep.progress import progress
 from training.build import build_trainer, build_training_arguments
 from training.config import Config, LoadedConfig
 from training.data.collator import Collator
@@ -150,7 +151,9 @@ def try_training(loaded: LoadedConfig, prepared: Prepared, world: World, device:
     accumulation = int(loaded.config.argument("gradient_accumulation_steps") or 1)
     trial = _as_trial(_with_training(loaded, gradient_accumulation_steps=min(2, accumulation)))
     ran_out = False
-    with tempfile.TemporaryDirectory(prefix="redline-trial-") as directory, _quiet():
+    rows = loaded.config.argument("per_device_train_batch_size")
+    trying = progress(f"micro-batch: trying {rows} rows")
+    with trying, tempfile.TemporaryDirectory(prefix="redline-trial-") as directory, _quiet():
         try:
             _train_once(trial, prepared, RunDir(Path(directory)), world, device)
         except Exception as error:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.command import run_command, with_exit_code
 from data_prep.errors import UserError
+from data_prep.progress import progress
 from training.comparing.sides import STEP_WITHOUT_PERIODIC, find_windows
 from training.config import load_config
 from training.metrics import names
@@ -64,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from training.memory.run_plan import plan_run
     from training.models.planned import build_planned_model
 
-    plan = plan_run(loaded, partial(build_planned_model, loaded.config), rate=rate, **flags.target)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("redline.data").setLevel(logging.INFO)  # how far it has come
+    with progress("planning"):
+        plan = plan_run(loaded, partial(build_planned_model, loaded.config), rate=rate, **flags.target)
     print(json.dumps(dataclasses.asdict(plan), indent=2) if flags.as_json else format_plan(plan))
     return 0
 

@@ -6,10 +6,12 @@ Reads nothing but the run directory, so a run can be copied anywhere and reporte
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
 from data_prep.command import run_command, with_exit_code
+from data_prep.progress import progress
 from training.reporting.html import build_report
 
 
@@ -19,7 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.report", description="Build plots and report.html.")
     parser.add_argument("run", metavar="RUN", help="a run directory, such as runs/NAME")
     args = parser.parse_args(argv)
-    print(build_report(args.run))
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    with progress("drawing the report"):
+        page = build_report(args.run)
+    print(page)
     return 0
 
 

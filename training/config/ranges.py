@@ -47,9 +47,9 @@ def check_ranges(config: Config) -> Broken:
         yield from _check_number(name, value)
         if name in NAMES and value not in (None, *NAMES[name]):
             yield (f"training.{name}",), f"is {value!r}: must be one of {', '.join(NAMES[name])}"
-        if name.endswith("checkpointing_kwargs") and set(value or {}) - set(CHECKPOINTING):
-            unknown = sorted(set(value) - set(CHECKPOINTING))[0]
-            yield (f"training.{name}",), f"has no {unknown!r}: it takes {', '.join(CHECKPOINTING)}"
+        unknown = sorted(set(value or ()) - set(CHECKPOINTING)) if name.endswith("checkpointing_kwargs") else []
+        if unknown:
+            yield (f"training.{name}",), f"has no {unknown[0]!r}: it takes {', '.join(CHECKPOINTING)}"
     if config.training.get("max_steps") == 0:
         yield ("training.max_steps",), "is 0: must be above 0, or -1 for training.num_train_epochs"
     if not 0 <= config.data.seed <= LARGEST_SEED:

@@ -27,6 +27,7 @@ from typing import Any
 import orjson
 import torch
 
+from data_prep.progress import progress
 from training.metrics.matmuls import Matmul
 from training.metrics.peaks import (
     CPU_SHAPES,
@@ -116,11 +117,13 @@ class Calibrator:
     def find_bandwidth(self) -> Bandwidth:
         """Raises RuntimeError when there is no memory for it."""
         key = f"bandwidth on {platform.node()}: {device_label(self.device)}, {self.ranks} at once"
-        found = self._remember(key, lambda: asdict(measure_bandwidth(self.device)))
+        with progress("calibration: measuring the memory bandwidth"):
+            found = self._remember(key, lambda: asdict(measure_bandwidth(self.device)))
         return max((Bandwidth(**entry) for entry in found), key=lambda entry: entry.gigabytes_per_second)
 
     def _find(self, what: str, shapes: Sequence[object], measure: Callable[[], Peak]) -> Peak:
-        found = self._remember(self._name(what, shapes), lambda: asdict(measure()))
+        with progress(f"calibration: measuring the {what}"):
+            found = self._remember(self._name(what, shapes), lambda: asdict(measure()))
         best = max(found, key=lambda entry: entry["tflops"])
         return Peak(**{**best, "shape": tuple(best["shape"]) if best["shape"] else None})
 

@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
+from data_prep.progress import progress
 from training.callbacks.sinks import Sink
 from training.checkpoints.manifest import read_manifest, write_manifest
 from training.checkpoints.progress import Progress
@@ -136,13 +137,15 @@ class ProfiledTrainer(Trainer):
             self.meter.timer.annotate = annotate
 
     def _prepare_for_training(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
-        with explain_setup_errors():
+        setting_up = progress("setting up optimizer and engine (the first time, DeepSpeed compiles its kernels)")
+        with explain_setup_errors(), setting_up:
             prepared = super()._prepare_for_training(max_steps, *args, **kwargs)
             if self.changed_options and self._as_built:
                 apply_changes(self, self._as_built, self.changed_options)
         check_weights(self, "no step is taken")
         if self._verify_packing:
-            self._check_packing()
+            with progress("checking that packed documents leave each other alone"):
+                self._check_packing()
         guard_step(self, self._finite)
         if self.meter:
             time_step(self, self.meter.timer)

@@ -54,4 +54,4 @@ def test_a_best_checkpoint_needs_an_evaluation(stored, flags):
 def test_fewer_rows_than_a_step_has(caplog, rows, said):
     caplog.clear()
     warn_of_few_rows(rows, 64)
-    assert ("2 rows to train on, fewer than the 64 of one step: a step sees each about 32 times" in caplog.text) == said
+    assert ("2 rows to train on, fewer than the 64 of one step: a step sees some more than once" in caplog.text) == said

@@ -45,7 +45,7 @@ def warn_of_few_rows(num_rows: int, rows_per_step: int) -> None:
     """One line when a step sees rows more than once: the loss then says little about anything else."""
     if 0 < num_rows < rows_per_step:
         logger.warning(
-            "%d rows to train on, fewer than the %d of one step: a step sees each about %.0f times; lower "
+            "%d rows to train on, fewer than the %d of one step: a step sees some more than once; lower "
             "training.per_device_train_batch_size or gradient_accumulation_steps, or data.seq_len",
-            num_rows, rows_per_step, rows_per_step / num_rows,
+            num_rows, rows_per_step,
         )  # fmt: skip

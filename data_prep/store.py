@@ -171,7 +171,7 @@ class Store:
         path = Path(path)
         try:
             manifest = Manifest.from_json(orjson.loads((path / MANIFEST).read_bytes()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{path} is no complete token store (no {MANIFEST}): run data_prep.prepare") from None
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{path / MANIFEST} cannot be read ({error}): delete {path} and prepare again") from None

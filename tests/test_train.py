@@ -11,7 +11,7 @@ from training import train
     [(KeyboardInterrupt(), 130, "--resume auto"), (UserError("data.sources: no such file"), 2, "no such file")],
 )
 def test_what_ends_it_is_one_line(monkeypatch, capsys, ending, code, message):
-    def end(_):
+    def end(*_):
         raise ending
 
     monkeypatch.setattr(train, "load_config", end)

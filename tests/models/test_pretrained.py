@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from data_prep.errors import UserError
 from tests.models.tiny import VOCAB_SIZE, build_tiny
+from training.config.sections import ModelSection
+from training.models.build import check_model
+from training.models.pretrained import load_config
 
 
 @pytest.mark.parametrize("fixture", ["qwen_dir", "minigpt_dir"])
@@ -82,3 +86,32 @@ def test_a_small_vocabulary_is_refused_under_lora(minigpt_dir: Path) -> None:
 
 def test_a_large_vocabulary_is_left_alone(minigpt_dir: Path) -> None:
     assert build_tiny({"path": str(minigpt_dir)}, vocab_size=100).config.vocab_size == VOCAB_SIZE
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "t5"}, "is a t5, no causal language model"),
+        ({"model_type": "bert"}, "is an encoder \\(bert\\)"),
+        (
+            {"model_type": "qwen2", "quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "is quantised \\(gptq\\)",
+        ),
+        ({"model_type": "qwen2", "hidden_size": "big"}, "cannot be loaded"),
+        ({"model_type": "qwen2", "num_hidden_layers": 3, "layer_types": ["full_attention"]}, "cannot be loaded"),
+    ],
+)
+def test_checkpoints_that_are_not_trained(tmp_path, fields, message):
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=message):
+        load_config(ModelSection(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("gpt2", True), ("qwen2", False)])
+def test_rows_beyond_a_table_of_positions_are_refused(tmp_path, kind, refused, caplog):
+    fields = {"model_type": kind, "n_positions" if kind == "gpt2" else "max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="64 positions, which are a table") if refused else nullcontext():
+        check_model(ModelSection(path=str(tmp_path)), 128)
+    assert refused or "64 positions" in caplog.text

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 import training.models.minigpt  # noqa: F401  (registers MiniGPT with the Auto classes)
 from data_prep.errors import UserError
 from training.models.adapters import prepare_4bit, quantization_kwargs
+from training.models.pretrained import LOAD_ERRORS
 
 if TYPE_CHECKING:
     from training.config.sections import AdapterSection
@@ -48,7 +49,7 @@ def load_trained(
             # in the type it was saved in, as it was trained: peft would turn 16-bit adapters to float32
             model = PeftModel.from_pretrained(model, str(directory), autocast_adapter_dtype=False)
             take_generation_config(model.get_base_model(), directory)
-    except (OSError, ValueError) as error:
+    except LOAD_ERRORS as error:
         raise UserError(f"{directory}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if in_4bit:
         prepare_4bit(model)  # repacked, layers of some widths fail, and all others round otherwise than in training

@@ -33,6 +33,9 @@ from training.reporting.statistics import recent_part
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 NUM_EVENTS = 6
+KIND_STYLES = {
+    "alert": "red", "error": "red", "not_finite": "red", "signal": "yellow", "skipped_step": "yellow",
+}  # fmt: skip
 
 
 class Dashboard:
@@ -122,6 +125,7 @@ def _loss_panel(run: Run, facts: RunFacts, width: int) -> Panel:
     table.add_row(
         "validation", _strong(format_number(facts.eval_loss_last, digits=4)),
         "unigram entropy", format_number(facts.unigram_entropy_nats, digits=4),
+        "bits per byte", format_number(facts.eval_bits_per_byte_last, digits=4),
     )  # fmt: skip
     table.add_row(
         "gradient norm", format_significant(run.series(names.TRAIN_GRAD_NORM).last()),
@@ -181,7 +185,7 @@ def _events_panel(run: Run) -> Panel:
     table = Table.grid(padding=(0, 2))
     for event in run.events[-NUM_EVENTS:]:
         kind = str(event.get("kind", "-"))
-        style = {"alert": "red", "error": "red", "signal": "yellow"}.get(kind, "dim")
+        style = KIND_STYLES.get(kind, "dim")
         step = as_number(event.get("step"))
         table.add_row(
             Text(format_time(event.get("time"))), Text(f"step {format_count(step)}" if step is not None else ""),

@@ -228,7 +228,7 @@ def test_a_plain_run_is_the_same_unmeasured_and_with_workers(one_rank):
 
 def test_curves_are_drawn_at_the_end_only_without_plot_every(one_rank):
     drawn = {path.name for path in (one_rank["plain"].path / "plots").glob("loss*")}
-    assert drawn == {"loss.png", "loss_recent.png", "loss_final.png"}
+    assert drawn == {"loss.png", "loss_recent.png", "loss_latest.png", "loss_final.png"}
 
 
 def test_a_damaged_checkpoint_is_passed_over(one_rank):

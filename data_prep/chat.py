@@ -52,7 +52,8 @@ class Rendered:
 @dataclass(frozen=True)
 class ChatTemplate:
     """A Jinja template, the special tokens it may name (`eos_token`, `bos_token`, …), all that the tokenizer has, and
-    what becomes of those in what is said and of what the template leaves out."""
+    what becomes of those in what is said and of what the template leaves out. Conversations with tools are rendered
+    by `with_tools`, if there is one."""
 
     source: str
     special_tokens: dict[str, str]
@@ -60,10 +61,13 @@ class ChatTemplate:
     on_dropped: OnDropped = "refuse"
     in_text: SpecialInText = "text"
     name: str = "the chat template"
+    with_tools: "ChatTemplate | None" = None
 
     def render(self, conversation: Conversation, train_on: TrainOn) -> Rendered:
         """Raises RecordError when the template refuses the conversation, or leaves out what must not be, or when the
         derivations of a turn disagree."""
+        if conversation.tools and self.with_tools:
+            return self.with_tools.render(conversation, train_on)
         token = None if self.in_text == "token" else self._find_spelled(conversation)
         if token is None:
             return self._render(conversation, train_on)

@@ -99,6 +99,19 @@ class ReplacedSource(Source):
         return Place(leaf, first, len(text) - count_common_prefix(text[first:][::-1], changed[first:][::-1]))
 
 
+def find_opening(source: Source) -> Located:
+    """What stands before a first turn, up to and with the generation prompt. That is what the template adds to a
+    question, and its place is where it fits the turn by itself best: many render no empty conversation, or leave out
+    of it what begins a text. Raises RecordError."""
+    first, question = source.locate(1), [{"role": "user", "content": "a"}]
+    plain, prompted = (source.renderer.render(question, source.tools, prompt).text for prompt in (False, True))
+    prompt = prompted[count_common_prefix(plain, prompted) :]
+    said = min((place.start for place in first.places), default=len(first.text))
+    starts = [at for at in range(said + 1) if prompt and first.text.startswith(prompt[0], at)]
+    best = max(starts, key=lambda at: count_common_prefix(prompt, first.text[at:]), default=said)
+    return Located(first.text[:best] + prompt, [], [])
+
+
 @dataclass(frozen=True)
 class Fit:
     """How places in a marked text become those of a record's text: `shifts[i]` behind the i-th sentinel."""

@@ -22,6 +22,8 @@ Tools = list[dict[str, Any]] | None
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 PROBED = {"city": "Oslo"}
 SAID = "\ue000said\ue001"
+CITY = {"type": "object", "properties": {"city": {"type": "string", "description": "a"}}, "required": ["city"]}
+TOOL = {"type": "function", "function": {"name": "look", "description": "a", "parameters": CITY}}
 
 
 class Rendering(NamedTuple):
@@ -65,13 +67,35 @@ class Renderer:
     def knows_tools(self) -> bool:
         return re.search(r"\btools\b", self.source) is not None
 
+    @cached_property
+    def knows_developer(self) -> bool:
+        asked = [{"role": "developer", "content": SAID}, {"role": "user", "content": "a"}]
+        try:
+            return SAID in self.render(asked, self.probed_tools).text
+        except RecordError:
+            return False
+
+    @cached_property
+    def probed_tools(self) -> Tools:
+        """Those that come with a question of what the template does: none, but for one that renders nothing without."""
+        for tools in (None, [TOOL]):
+            try:
+                self._run([{"role": "user", "content": "a"}], tools, False, parts=False)
+            except Exception:
+                continue
+            return tools
+        return None
+
     def arrange(self, messages: Messages) -> Messages:
-        """The messages with arguments as this template takes them, reasoning under `reasoning_content` alone."""
+        """The messages with arguments as this template takes them, reasoning under `reasoning_content` alone, and what
+        a developer says as the system's where the template knows no developer."""
         return [self._arrange(message) for message in messages]
 
     def _arrange(self, message: dict[str, Any]) -> dict[str, Any]:
         if message.get("tool_calls"):
             message = {**message, "tool_calls": [self._arrange_call(call) for call in message["tool_calls"]]}
+        if message["role"] == "developer" and not self.knows_developer:
+            message = {**message, "role": "system"}
         if "reasoning" in message or "thinking" in message:
             found = next((message[key] for key in REASONING_KEYS if isinstance(message.get(key), str)), None)
             message = {key: item for key, item in message.items() if key not in REASONING_KEYS}
@@ -100,7 +124,7 @@ class Renderer:
         answered = [{"role": "tool", "content": "b", "name": "look", "tool_call_id": "000000000"}]
         for messages in (asked, [*asked, *answered, {"role": "assistant", "content": "c"}]):
             try:
-                return self.render(messages, None).text
+                return self.render(messages, self.probed_tools).text
             except RecordError:
                 continue
         return None
@@ -111,11 +135,11 @@ class Renderer:
         not written."""
         messages = [{"role": "user", "content": SAID}]
         try:
-            as_text = self._run(messages, None, False, parts=False).text
+            as_text = self._run(messages, self.probed_tools, False, parts=False).text
         except Exception:
             as_text = ""
         try:
-            as_parts = "" if SAID in as_text else self._run(messages, None, False, parts=True).text
+            as_parts = "" if SAID in as_text else self._run(messages, self.probed_tools, False, parts=True).text
         except Exception:
             return False
         return SAID in as_parts

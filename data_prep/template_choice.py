@@ -5,6 +5,7 @@ What is wrong with the template itself is said here, before a record could be bl
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep.chat import ChatTemplate
@@ -36,10 +37,16 @@ def read_template(option: str | None) -> str | None:
 def build_template(
     source: str, tokenizer: LoadedTokenizer, on_dropped: OnDropped, in_text: SpecialInText
 ) -> ChatTemplate:
-    """A chat template as conversations of a recipe are rendered with it."""
+    """A chat template as conversations of a recipe are rendered with it; a tokenizer's own comes with that for tools,
+    where it has one by the name `tool_use`, as transformers takes it."""
     control = ControlTokens(tuple(tokenizer.control_tokens))
-    own = "the tokenizer's own chat template" if source == tokenizer.chat_template else "the chat template"
-    return ChatTemplate(source, tokenizer.special_tokens, control, on_dropped, in_text, CHATML_NAME.get(source, own))
+    is_own = source == tokenizer.chat_template
+    own = "the tokenizer's own chat template" if is_own else "the chat template"
+    name = CHATML_NAME.get(source, own)
+    chat = ChatTemplate(source, tokenizer.special_tokens, control, on_dropped, in_text, name)
+    if not is_own or tokenizer.tool_template is None:
+        return chat
+    return replace(chat, with_tools=replace(chat, source=tokenizer.tool_template, name=f"{own} tool_use"))
 
 
 def choose_template(option: str | None, tokenizer: LoadedTokenizer, shapes: Sequence[Shape]) -> str:
@@ -50,10 +57,12 @@ def choose_template(option: str | None, tokenizer: LoadedTokenizer, shapes: Sequ
         return found
     is_own = template is None and tokenizer.chat_template is not None
     origin = "data.chat_template" if template else "the tokenizer's own" if is_own else "ChatML"
-    logger.info("chat template: %s", origin)
+    tools = ", tool_use for conversations with tools" if is_own and tokenizer.tool_template else ""
+    logger.info("chat template: %s%s", origin, tools)
     where = f"tokenizer.path: {tokenizer.directory}" if is_own else f"data.chat_template: {option}"
-    if fault := ChatTemplate(found, tokenizer.special_tokens).find_fault():
-        raise UserError(f"{where}: the chat template is no Jinja ({fault})")
+    for template in (found, tokenizer.tool_template if is_own else None):
+        if template and (fault := ChatTemplate(template, tokenizer.special_tokens).find_fault()):
+            raise UserError(f"{where}: the chat template is no Jinja ({fault})")
     marks = [mark for mark in CHATML_MARKS if mark in found]
     if split := [mark for mark in marks if len(tokenizer.backend.encode(mark, add_special_tokens=False).ids) != 1]:
         what = f"{' and '.join(split)} of the chat template {'is' if len(split) == 1 else 'are'}"

@@ -33,6 +33,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+MORE_TEMPLATES = "additional_chat_templates"
 GPT2_FILES = ("vocab.json", "merges.txt")
 SPECIAL_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
@@ -40,7 +41,7 @@ SPECIAL_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token",
 @dataclass(frozen=True)
 class LoadedTokenizer:
     """What data preparation needs of a tokenizer. `vocab_size` is the largest id + 1. `control_tokens` are all that it
-    calls special; those with a role are in `special_tokens`, too."""
+    calls special; those with a role are in `special_tokens`, too. `tool_template` is for conversations with tools."""
 
     directory: Path
     backend: Tokenizer
@@ -50,11 +51,13 @@ class LoadedTokenizer:
     chat_template: str | None
     special_tokens: dict[str, str]
     control_tokens: dict[str, int]
+    tool_template: str | None = None
 
 
 def fingerprint_tokenizer(directory: Path) -> str:
     """Name of a tokenizer by the content of its files."""
-    return name_of([[name, hash_file(path)] for name in TOKENIZER_FILES if (path := directory / name).is_file()])
+    names = [*TOKENIZER_FILES, *(f"{MORE_TEMPLATES}/{path.name}" for path in _list_more_templates(directory))]
+    return name_of([[name, hash_file(path)] for name in names if (path := directory / name).is_file()])
 
 
 def load_tokenizer(directory: Path) -> LoadedTokenizer:
@@ -78,13 +81,15 @@ def load_tokenizer(directory: Path) -> LoadedTokenizer:
     # Only that is asked of it: what it adds is never wanted, and it may cut white space off the offsets of tokens.
     backend.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
     bos_id = backend.token_to_id(special["bos_token"]) if "bos_token" in special else None
+    templates = _find_chat_templates(directory, config)
     return LoadedTokenizer(
         directory=directory,
         backend=backend,
         vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
         eos_id=eos_id,
         bos_id=bos_id if bos_id is not None and empty[:1] == [bos_id] else None,
-        chat_template=_find_chat_template(directory, config),
+        chat_template=templates.get("default"),
+        tool_template=templates.get("tool_use"),
         special_tokens=special,
         control_tokens={
             token.content: number for number, token in backend.get_added_tokens_decoder().items() if token.special
@@ -108,13 +113,21 @@ def _content(token: str | dict[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
 
 
-def _find_chat_template(directory: Path, config: dict[str, Any]) -> str | None:
+def _find_chat_templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
+    """By name; one alone is `default`. transformers keeps the others in `additional_chat_templates`."""
+    found = _load_json(directory / "chat_template.json").get("chat_template", config.get("chat_template")) or {}
+    if isinstance(found, str):
+        found = {"default": found}
+    if isinstance(found, list):
+        found = {item["name"]: item["template"] for item in found}
+    files = {path.stem: path for path in _list_more_templates(directory)}
     if (path := directory / "chat_template.jinja").is_file():
-        return path.read_text(encoding="utf-8")
-    template = _load_json(directory / "chat_template.json").get("chat_template", config.get("chat_template"))
-    if isinstance(template, list):  # several named ones
-        template = {item["name"]: item["template"] for item in template}.get("default")
-    return template
+        files["default"] = path
+    return {**found, **{name: path.read_text(encoding="utf-8") for name, path in files.items()}}
+
+
+def _list_more_templates(directory: Path) -> list[Path]:
+    return sorted((directory / MORE_TEMPLATES).glob("*.jinja"))
 
 
 def find_tokenizer(path: str, store_dir: Path) -> Path:
@@ -136,7 +149,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download  # only here: 0.3 s
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[*TOKENIZER_FILES, *GPT2_FILES]))
+        return Path(snapshot_download(name, allow_patterns=[*TOKENIZER_FILES, *GPT2_FILES, f"{MORE_TEMPLATES}/*"]))
     except Exception as error:  # the hub client raises a dozen kinds; all mean the same to the user
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"tokenizer.path: {name} is no directory, and the hub does not give it ({reason})") from None

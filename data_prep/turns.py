@@ -21,7 +21,7 @@ from functools import cached_property
 
 from data_prep.kinds import RecordError
 from data_prep.leaves import FOUND, LABEL, mark_leaves
-from data_prep.located import Located, Place, Source, count_common_prefix, make_source
+from data_prep.located import Located, Place, Source, count_common_prefix, find_opening, make_source
 from data_prep.rendering import CharSpan, Renderer
 
 SHOWN = 40
@@ -57,7 +57,7 @@ def find_closing(renderer: Renderer, tokens: Sequence[str]) -> Closing:
     roles = ("user", "assistant", "user", "assistant")
     marked = mark_leaves([{"role": role, "content": "a"} for role in roles])
     try:
-        whole = make_source(renderer, marked, None).whole()
+        whole = make_source(renderer, marked, renderer.probed_tools).whole()
     except RecordError:
         return Closing(mark, "", "")
     ends = {place.leaf: place for place in whole.places}
@@ -157,7 +157,7 @@ class Turn:
     @cached_property
     def _before(self) -> Located:
         try:
-            return self._source.locate(self._number, prompt=True)
+            return self._source.locate(self._number, prompt=True) if self._number else find_opening(self._source)
         except RecordError as error:
             raise self._refuse(f"the chat template cannot go on with it: {error}") from None
 
@@ -170,7 +170,7 @@ class Turn:
     def _closed(self) -> int:
         """How much of what stands before the turn is there without a generation prompt, too."""
         lead = self._before.text[self._anchor.end if self._anchor else 0 :]
-        return count_common_prefix(lead, self._follow(self._source.locate(self._number)))
+        return count_common_prefix(lead, self._follow(self._source.locate(self._number))) if self._number else 0
 
     def _match_header(self, lead: str, follows: str) -> str:
         """`lead`, or as much of it as comes before a reasoning block that the turn does not begin with."""

@@ -79,3 +79,14 @@ def test_whatever_a_template_raises_is_said_of_the_record():
     for source, reason in (("{{ 1 / 0 }}", "division by zero"), ("{{ raise_exception('no  \n more') }}", "no more")):
         with pytest.raises(RecordError, match=f"the chat template refuses it .{reason}"):
             Renderer(source, {}).render([{"role": "user", "content": "Q"}], None)
+
+
+@pytest.mark.parametrize(("known", "expected"), [("'system', 'developer'", "developer"), ("'system'", "system")])
+def test_a_developer_is_the_system_of_a_template_that_knows_none(known: str, expected: str):
+    source = (
+        "{% for m in messages if m.role in [" + known + ", 'user', 'assistant'] %}<{{ m.role }}>{{ m.content }}</s>"
+    )
+    source += "{% endfor %}{{ '<assistant>' if add_generation_prompt }}"
+    messages = [{"role": role, "content": role[0].upper()} for role in ("developer", "user", "assistant")]
+    rendered = ChatTemplate(source, {}).render(Conversation(messages), "assistant")
+    assert rendered.text == f"<{expected}>D</s><user>U</s><assistant>A</s>"

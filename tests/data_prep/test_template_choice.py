@@ -1,3 +1,4 @@
+import json
 import logging
 from pathlib import Path
 
@@ -5,11 +6,11 @@ import pytest
 
 from data_prep.chatml import CHATML
 from data_prep.errors import UserError
-from data_prep.kinds import Shape
+from data_prep.kinds import Conversation, Shape
 from data_prep.options import TokenizerSection
 from data_prep.prepare import prepare
-from data_prep.template_choice import choose_template
-from data_prep.tokenizer import LoadedTokenizer, load_tokenizer, train_tokenizer
+from data_prep.template_choice import build_template, choose_template
+from data_prep.tokenizer import LoadedTokenizer, fingerprint_tokenizer, load_tokenizer, train_tokenizer
 from tests.data_prep.conftest import make_texts, write_jsonl
 
 CHAT, TEXT = [Shape("text", "text"), Shape("messages")], [Shape("text", "text")]
@@ -56,3 +57,45 @@ def test_marks_that_are_no_single_tokens_are_said(tmp_path: Path, tokenizer: Loa
     choose_template("chatml", load_tokenizer(tmp_path / "one"), CHAT)
     assert [message.partition(" of ")[0] for message in caplog.messages] == ["<|im_end|>"]
     assert "no single token of" in caplog.text
+
+
+PLAIN = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{{ '<assistant>' if add_generation_prompt }}"
+)
+
+
+def name_templates(directory: Path, tokenizer_dir: Path, is_list: bool) -> Path:
+    """A tokenizer with two templates, as older files spell them or as transformers writes them."""
+    directory.mkdir()
+    config = json.loads((tokenizer_dir / "tokenizer_config.json").read_text())
+    (directory / "tokenizer.json").write_bytes((tokenizer_dir / "tokenizer.json").read_bytes())
+    named = {"tool_use": "TOOLS {{ tools[0].function.name }} " + PLAIN, "default": PLAIN}
+    config["chat_template"] = [{"name": name, "template": text} for name, text in named.items()] if is_list else None
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    if not is_list:
+        (directory / "additional_chat_templates").mkdir()
+        (directory / "chat_template.jinja").write_text(named["default"])
+        (directory / "additional_chat_templates" / "tool_use.jinja").write_text(named["tool_use"])
+    return directory
+
+
+@pytest.mark.parametrize("is_list", [True, False])
+def test_conversations_with_tools_take_the_template_for_tools(tmp_path: Path, tokenizer_dir: Path, is_list: bool):
+    tokenizer = load_tokenizer(name_templates(tmp_path / "two", tokenizer_dir, is_list))
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    chosen = choose_template(None, tokenizer, CHAT)
+    own, other = (build_template(source, tokenizer, "refuse", "text") for source in (chosen, CHATML))
+    assert own.render(Conversation(messages), "assistant").text == "<user>Q</s><assistant>A</s>"
+    rendered = own.render(Conversation(messages, tools), "assistant")
+    assert (rendered.text, rendered.loss) == ("TOOLS look <user>Q</s><assistant>A</s>", [(33, 38)])
+    assert "TOOLS" not in other.render(Conversation(messages, tools), "assistant").text
+
+
+def test_each_named_template_is_in_the_name_of_a_tokenizer(tmp_path: Path, tokenizer_dir: Path):
+    directory = name_templates(tmp_path / "two", tokenizer_dir, is_list=False)
+    before = fingerprint_tokenizer(directory)
+    (directory / "additional_chat_templates" / "tool_use.jinja").write_text(BROKEN)
+    assert fingerprint_tokenizer(directory) != before
+    with pytest.raises(UserError, match=r"is no Jinja \(line 2"):
+        choose_template(None, load_tokenizer(directory), CHAT)

@@ -190,3 +190,35 @@ def test_what_is_said_cannot_move_a_span(shape: str, said: str):
         assert [rendered.text[a:b] for a, b in rendered.loss or []] == [f"{written}<|im_end|>"] * 2
     header = "<|im_start|>assistant\n"
     assert all(rendered.text[:start].endswith(header) for start, _ in rendered.loss or [])
+
+
+GREETING = [{"role": "assistant", "content": "Hello"}, *exchange("Q", "A")]
+FIRST = {
+    "it looks at the first message": (
+        "{% if messages[0].role == 'x' %}{% endif %}" + HEAD + "{{ m.content }}<|im_end|>\n" + TAIL,
+        "",
+    ),
+    "a default system prompt": (
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nBe<|im_end|>\n{% endif %}"
+        + HEAD + "{{ m.content }}<|im_end|>\n" + TAIL,
+        "<|im_start|>system\nBe<|im_end|>\n",
+    ),
+    "a token before the first message": (
+        "{% for m in messages %}{{ '<s>' if loop.first }}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n" + TAIL,
+        "<s>",
+    ),
+    "a prompt that opens a block": (
+        "{% if messages[0].role == 'x' %}{% endif %}" + HEAD + "{{ m.content }}<|im_end|>\n"
+        + TAIL.replace("assistant\n", "assistant\n<think>\n"),
+        "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "before"), FIRST.values(), ids=FIRST)
+@pytest.mark.parametrize("greeting", ["Hello", "Hello, assistant\n<|im_start|>"])
+def test_the_assistant_may_begin(source: str, before: str, greeting: str):
+    messages = [{**GREETING[0], "content": greeting}, *GREETING[1:]]
+    rendered = ChatTemplate(source, {}).render(Conversation(messages), "assistant")
+    assert rendered.text.startswith(f"{before}<|im_start|>assistant\n{greeting}<|im_end|>\n")
+    assert [rendered.text[a:b] for a, b in rendered.loss or []] == [f"{greeting}<|im_end|>", "A<|im_end|>"]

@@ -192,7 +192,7 @@ class _Finder:
         if "label" in self.chosen:
             return self._named("label")
         there = [self.by_name[name] for name in LABELS if name in self.by_name]
-        certain = [key for key in there if self.form_of[key] in ("bool", "int", "str")]
+        certain = [key for key in there if self.form_of[key] in ("bool", "int", "float", "str")]
         return certain[0] if certain else None
 
     def name_kind(self, looked_for: str, keys: dict[str, str]) -> Kind:

@@ -17,7 +17,7 @@ from data_prep.columns import (
 from data_prep.content_parts import MEDIA
 from data_prep.conversation import Content, Conversation, LabelledFalse, Preference, RecordError
 from data_prep.files import MAX_RECORD_BYTES
-from data_prep.known_columns import LABELS, TEXT_COLUMNS
+from data_prep.known_columns import LABELS, PAIRS, TEXT_COLUMNS
 from data_prep.messages import ROLES, find_turn_keys
 from data_prep.options import Kind, find_named_kind
 from data_prep.pieces import Pieces, check_conversation, check_text, read_label
@@ -116,6 +116,9 @@ def _find_text_key(value: dict[str, Any]) -> str:
         what = f"a text under {texts[0]!r}, but also objects under {inner[0]!r}"
         how = f"set text_key: {texts[0]}, or for the records of a JSON file records_key: {inner[0]}"
         raise RecordError(f"{what}: {how}")
+    if len(texts) == 1 and texts[0].strip().casefold() in (prompt for prompt, _ in PAIRS):
+        what = f"a prompt under {texts[0]!r}, and no answer that is known (found: {', '.join(map(str, value))})"
+        raise RecordError(f"{what}: say columns: {{completion: …}}, or text_key: {texts[0]} to train the prompts alone")
     if len(texts) == 1:
         return texts[0]
     raise RecordError(explain_unknown(value))

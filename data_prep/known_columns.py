@@ -11,8 +11,8 @@ PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("prompt", "output"), ("prompt", "answer"),
     ("question", "answer"), ("question", "answers"), ("question", "response"), ("question", "solution"),
     ("query", "response"), ("query", "answer"), ("problem", "solution"), ("problem", "answer"),
-    ("input", "output"), ("input", "response"), ("inputs", "targets"), ("user", "assistant"), ("human", "assistant"),
-    ("human", "gpt"), ("human", "bot"), ("user", "bot"),
+    ("input", "output"), ("input", "response"), ("input", "target"), ("inputs", "targets"), ("user", "assistant"),
+    ("human", "assistant"), ("human", "gpt"), ("human", "bot"), ("user", "bot"),
 )  # fmt: skip
 # Where both are there, the first is meant: a second prompt beside an instruction is the two joined by a template, an
 # input is its context; the answer beside a solution is its last line.

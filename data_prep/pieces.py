@@ -17,7 +17,7 @@ BAD_LABELS = (False, 0, "false", "0", "undesirable", "bad", "rejected", "no")
 def read_label(label: Any) -> bool | None:
     """What a label says of an answer; None where it is no such label."""
     label = label.strip().casefold() if isinstance(label, str) else label
-    if not isinstance(label, bool | int | str):
+    if not isinstance(label, bool | int | float | str):
         return None
     return True if label in GOOD_LABELS else False if label in BAD_LABELS else None
 

@@ -126,7 +126,8 @@ def test_a_column_of_the_recipe_that_is_not_there_is_named():
 
 
 @pytest.mark.parametrize(
-    ("good", "bad"), [(True, False), (1, 0), ("true", "false"), ("True", " False"), ("desirable", "undesirable")]
+    ("good", "bad"),
+    [(True, False), (1, 0), (1.0, 0.0), ("true", "false"), ("True", " False"), ("desirable", "undesirable")],
 )
 @pytest.mark.parametrize("key", ["label", "kto_tag"])
 def test_an_answer_that_its_label_calls_bad_is_left_out(key: str, good: object, bad: object):
@@ -142,6 +143,18 @@ def test_an_answer_that_its_label_calls_bad_is_left_out(key: str, good: object, 
             parse_record({**record, key: 7}, shape)
     with pytest.raises(RecordError, match="no assistant turn"):  # and it is read all the same
         parse_record({"messages": [USER], key: bad}, Shape("messages"))
+
+
+@pytest.mark.parametrize("key", ["question", "prompt", "Input"])
+def test_a_prompt_without_an_answer_is_no_text(key: str):
+    record = {"id": 1, key: "q", "replies": ["a", "b"]}
+    reason = f"a prompt under '{key}', and no answer .* completion: …}}, or text_key: {key} to train the prompts alone"
+    with pytest.raises(RecordError, match=reason):
+        find_shape(record, "auto", None)
+    assert parse_record(record, find_shape(record, "auto", key)) == "q"
+    answered = parse_record(record, find_shape(record, "auto", None, (("completion", "replies"),)))
+    assert isinstance(answered, Conversation)
+    assert [message["content"] for message in answered.messages] == ["q", "a"]
 
 
 @pytest.mark.parametrize("label", [2, "sports", 0.5, ["x"]])

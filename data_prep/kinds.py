@@ -20,7 +20,7 @@ from data_prep.files import MAX_RECORD_BYTES
 from data_prep.known_columns import LABELS, PAIRS, TEXT_COLUMNS
 from data_prep.messages import ROLES, find_turn_keys
 from data_prep.options import Kind, find_named_kind
-from data_prep.pieces import Pieces, check_conversation, check_text, read_label
+from data_prep.pieces import Pieces, check_text, finish_conversation, read_label
 
 __all__ = [
     "Content",
@@ -150,7 +150,7 @@ def _parse_or_refuse(value: Any, shape: Shape) -> Content:
     if shape.kind == "preference":
         return Preference(*(record.parse_ending(target) for target in ("chosen", "rejected")))
     conversation = record.parse_turns() if "messages" in layout.keys else record.parse_pair()
-    check_conversation(conversation)
+    finish_conversation(conversation)
     return conversation if record.is_good() else LabelledFalse()
 
 

@@ -35,7 +35,8 @@ TEXT_SUFFIXES = (".txt", ".md", ".rst", ".tex", ".html", ".py", ".pyi", ".c", ".
 READ_SUFFIXES = {*RECORD_SUFFIXES, *TEXT_SUFFIXES}
 SHOWN = 3
 LOOKED_AT = 10  # lines of a JSON file
-BESIDE_RECORDS = "beside more bytes of records (format: text takes them alone)"
+ABOUT = ("readme", "license", "licence", "copying", "notice", "changelog", "citation", "dataset_card")
+BESIDE_RECORDS = "beside the records (format: text takes them alone)"
 BESIDE_TEXT = "beside more bytes of text (format: jsonl, csv, … takes them alone)"
 
 
@@ -56,10 +57,12 @@ def list_directory(directory: str, format: FileFormat, key: str) -> list[str]:
 
 
 def choose_larger(paths: list[str], place: str, key: str, left_out: dict[str, list[str]] | None = None) -> list[str]:
-    """Of record files and text files those with more bytes; logs what is left out besides."""
+    """Of record files and text files those with more bytes; logs what is left out besides. A page about the data, as
+    large as it may be, does not outweigh records."""
     texts = [path for path in paths if is_text(path)]
     records = [path for path in paths if not is_text(path)]
-    if _count_bytes(texts) > _count_bytes(records):
+    weighed = [path for path in texts if not os.path.basename(path).casefold().startswith(ABOUT)]
+    if _count_bytes(weighed) > _count_bytes(records):
         kept, beside = texts, {BESIDE_TEXT: records}
     else:
         kept, beside = records or texts, {BESIDE_RECORDS: texts if records else []}

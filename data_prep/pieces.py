@@ -8,7 +8,7 @@ import orjson
 from data_prep.columns import Columns, Layout, take
 from data_prep.conversation import Conversation, RecordError
 from data_prep.messages import TurnNames, find_turn_keys, make_exchange, parse_hh, parse_turns
-from data_prep.tool_calls import parse_tools
+from data_prep.tool_calls import drop_foreign_arguments, parse_tools
 
 GOOD_LABELS = (True, 1, "true", "1", "desirable", "good", "chosen", "yes")
 BAD_LABELS = (False, 0, "false", "0", "undesirable", "bad", "rejected", "no")
@@ -96,7 +96,7 @@ class Pieces:
             result = self._join(start, end)
             if result.messages[-1:] and result.messages[-1]["role"] != "assistant":
                 raise RecordError("does not end with an assistant turn")
-            check_conversation(result)
+            finish_conversation(result)
         except RecordError as error:
             raise RecordError(f"{key!r}: {error}") from None
         return result
@@ -201,7 +201,9 @@ def _has_prompt(conversation: Conversation) -> bool:
     return next((m["role"] != "assistant" for m in conversation.messages if m["role"] != "system"), False)
 
 
-def check_conversation(conversation: Conversation) -> None:
+def finish_conversation(conversation: Conversation) -> None:
+    """What needs all of its pieces. Raises RecordError where there is nothing to learn."""
+    drop_foreign_arguments(conversation.messages, conversation.tools)
     turns = [(i, m) for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
     if not turns:
         raise RecordError("no assistant turn: nothing to learn from")

@@ -6,6 +6,8 @@ import orjson
 
 from data_prep.conversation import RecordError
 
+# Keywords of a JSON Schema that may be null.
+NULLABLE = ("default", "const", "example")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 
 
@@ -44,7 +46,28 @@ def parse_tools(tools: Any) -> list[dict[str, Any]] | None:
         tools = [load_json(tool, "tools") if isinstance(tool, str) else tool for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RecordError("'tools' is not a list of objects")
-    return [_wrap_tool(tool) for tool in tools]
+    return [_wrap_tool(_drop_null_keywords(tool)) for tool in tools]
+
+
+def _drop_null_keywords(value: Any) -> Any:
+    """Without the null keys that a table of many schemas leaves in each when it is written as JSON."""
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if item is not None or key in NULLABLE}
+        return {key: _drop_null_keywords(item) for key, item in kept.items()}
+    return [_drop_null_keywords(item) for item in value] if isinstance(value, list) else value
+
+
+def drop_foreign_arguments(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> None:
+    """Takes null arguments out of calls whose tool declares its parameters and none of that name: they are what a
+    table of many calls leaves in each when it is written as JSON."""
+    functions = [tool.get("function") for tool in tools or ()]
+    known = {function.get("name"): function for function in functions if isinstance(function, dict)}
+    for call in (call for message in messages for call in message.get("tool_calls") or ()):
+        function = call["function"]
+        parameters = (known.get(function["name"]) or {}).get("parameters")
+        declared = parameters.get("properties") if isinstance(parameters, dict) else None
+        if isinstance(declared, dict) and isinstance(arguments := function["arguments"], dict):
+            function["arguments"] = {k: item for k, item in arguments.items() if item is not None or k in declared}
 
 
 def _wrap_tool(tool: dict[str, Any]) -> dict[str, Any]:

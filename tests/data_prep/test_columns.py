@@ -148,7 +148,7 @@ def test_an_answer_that_its_label_calls_bad_is_left_out(key: str, good: object, 
 @pytest.mark.parametrize("key", ["question", "prompt", "Input"])
 def test_a_prompt_without_an_answer_is_no_text(key: str):
     record = {"id": 1, key: "q", "replies": ["a", "b"]}
-    reason = f"a prompt under '{key}', and no answer .* completion: …}}, or text_key: {key} to train the prompts alone"
+    reason = f"a prompt under '{key}', and no answer .* text_key: {key} to train the prompts alone"
     with pytest.raises(RecordError, match=reason):
         find_shape(record, "auto", None)
     assert parse_record(record, find_shape(record, "auto", key)) == "q"

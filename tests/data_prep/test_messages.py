@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.conversation import RecordError
+from data_prep.conversation import Conversation, RecordError
 from data_prep.kinds import Shape, parse_record
 from data_prep.messages import parse_turns
 from data_prep.tool_calls import parse_tools
@@ -114,3 +114,25 @@ def test_bare_functions_become_tools():
 def test_a_list_as_python_prints_it_is_told_from_damaged_json():
     with pytest.raises(RecordError, match="'messages': a list as Python prints it, not JSON: write it with json.dumps"):
         parse_turns("[{'role': 'user', 'content': 'q'}]")
+
+
+def test_null_arguments_that_the_tool_does_not_know_are_absent():
+    """As JSON that was written from a table has them; a null that the tool declares is one."""
+    properties = {"city": {"type": "string", "enum": None}, "to": None}
+    schema = {"type": "object", "properties": {**properties, "days": {"type": "integer", "default": None}}}
+    tools = [{"type": "function", "function": {"name": "f", "description": None, "parameters": schema}}]
+    arguments = {"city": "Oslo", "to": None, "body": None, "days": None, "deep": {"x": None}}
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    turns = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}]
+
+    def written(**more: Any) -> dict[str, Any]:
+        found = parse_record({"messages": turns, **more}, Shape("messages"))
+        assert isinstance(found, Conversation)
+        return found.messages[1]["tool_calls"][0]["function"]["arguments"]
+
+    assert written(tools=tools) == {"city": "Oslo", "days": None, "deep": {"x": None}}
+    assert written() == arguments
+    assert written(tools=[{"type": "function", "function": {"name": "g", "parameters": schema}}]) == arguments
+    kept = {"city": {"type": "string"}, "days": {"type": "integer", "default": None}}
+    parameters = {"type": "object", "properties": kept}
+    assert parse_tools(tools) == [{"type": "function", "function": {"name": "f", "parameters": parameters}}]

@@ -74,7 +74,13 @@ def test_text_files_beside_records_are_left_out_and_said(mixed: Path, caplog):
         caplog.clear()
         assert names(find(path)) == [("x.jsonl", "jsonl"), ("y.csv", "csv")]
         (said,) = caplog.messages
-        assert "5 beside more bytes of records (format: text takes them alone): README.md, a.txt, b.txt, …" in said
+        assert "5 beside the records (format: text takes them alone): README.md, a.txt, b.txt, …" in said
+
+
+@pytest.mark.parametrize("name", ["README.md", "license.txt"])
+def test_a_page_about_the_data_does_not_outweigh_it(mixed: Path, name: str):
+    (mixed / name).write_text("of the data\n" * 1000)
+    assert names(find(mixed)) == [("x.jsonl", "jsonl"), ("y.csv", "csv")]
 
 
 def test_records_beside_more_text_are_left_out_and_said(mixed: Path, caplog):

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.content_parts import MEDIA, Parts, parse_content
 from data_prep.conversation import Conversation, RecordError
-from data_prep.tool_calls import load_json, parse_calls
+from data_prep.tool_calls import load_json, parse_calls, parse_tools
 
 ROLE_NAMES = {
     "system": ("system",),
@@ -38,7 +38,8 @@ TurnNames = tuple[str | None, str | None]  # of a turn's role and content, where
 
 
 def parse_turns(turns: Any, names: TurnNames = (None, None), what: str = "messages") -> Conversation:
-    """Turns as a conversation, without tools. Raises RecordError naming the turn by its number, from 1."""
+    """Turns as a conversation, with the tools that a turn of the system declares. Raises RecordError naming the turn by
+    its number, from 1."""
     turns = load_json(turns, repr(what)) if isinstance(turns, str) else turns
     if not isinstance(turns, list):
         raise RecordError(f"{what!r} is a {type(turns).__name__}, not a list")
@@ -97,6 +98,10 @@ def _add_message(result: Conversation, turn: dict[str, Any], role: str, keys: Tu
     _refuse_media(turn, where)
     parts = parse_content(turn.get(keys[1]) if keys[1] else None, role, where)
     others = {key: item for key, item in turn.items() if item is not None and key not in (*keys, *_TAKEN_KEYS)}
+    if role in ("system", "developer") and (tools := parse_tools(others.pop("tools", None))):
+        if result.tools:
+            raise RecordError(f"{where}: tools in two places: keep one")
+        result.tools = tools
     message: dict[str, Any] = {"role": role, "content": parts.text, **others}
     if reasoning := _find_reasoning(turn, role, parts, where):
         message["reasoning_content"] = reasoning

@@ -64,7 +64,7 @@ class Pieces:
 
     def parse_turns(self) -> Conversation:
         conversation = self._turns_of(self.get("messages"), self.layout.keys["messages"])
-        conversation.tools = parse_tools(self.get("tools"))
+        conversation.tools = parse_tools(self.get("tools")) or conversation.tools
         self._add_system_turn(conversation)
         return conversation
 
@@ -125,7 +125,7 @@ class Pieces:
             return self._parse_json_turns(value) or parse_hh(value)
         if isinstance(value, dict) and isinstance(value.get("messages"), list):
             found = self._turns_of(value["messages"], self.layout.keys[target])
-            found.tools = parse_tools(value.get("tools"))
+            found.tools = parse_tools(value.get("tools")) or found.tools
             return found
         if isinstance(value, dict) and find_turn_keys(value)[0] is not None:
             value = [value]
@@ -186,12 +186,17 @@ class Pieces:
         return [{"role": "system", "content": system}] if system else []
 
     def _add_system_turn(self, conversation: Conversation) -> None:
-        """The record's own system prompt, where the turns bring none."""
+        """The record's own system prompt, where the turns bring none. Raises RecordError where they bring another."""
         system = self._system_turn()
         if not system:
             return
         first = conversation.messages[:1]
         if first and first[0]["role"] in ("system", "developer"):
+            if first[0]["content"].strip() != system[0]["content"].strip():
+                key = self.layout.keys["system"]
+                raise RecordError(
+                    f"two system prompts, {key!r} and message 1: columns: {{system: ''}} leaves out {key!r}"
+                )
             return
         conversation.messages[:0] = system
         conversation.without_loss = {index + 1 for index in conversation.without_loss}

@@ -117,7 +117,7 @@ PAIRS = [
     ({"prompt": [SYSTEM, USER], "chosen": [ASSISTANT], "rejected": [WORSE]}, [SYSTEM, USER]),
     ({"prompt": "q", "chosen": [USER, ASSISTANT], "rejected": [USER, WORSE]}, [USER]),
     ({"system": "s", "chosen": [USER, ASSISTANT], "rejected": [USER, WORSE]}, [SYSTEM, USER]),
-    ({"system": "t", "chosen": [SYSTEM, USER, ASSISTANT], "rejected": [SYSTEM, USER, WORSE]}, [SYSTEM, USER]),
+    ({"system": "s ", "chosen": [SYSTEM, USER, ASSISTANT], "rejected": [SYSTEM, USER, WORSE]}, [SYSTEM, USER]),
     ({"messages": [USER], "chosen": ASSISTANT, "rejected": WORSE}, [USER]),
     ({"conversations": TURNS[:1], "chosen": CHOSEN, "rejected": REJECTED}, [USER]),
     ({"conversations": [*TURNS, TURNS[0]], "chosen": CHOSEN, "rejected": REJECTED}, [USER, ASSISTANT, USER]),

@@ -136,3 +136,29 @@ def test_null_arguments_that_the_tool_does_not_know_are_absent():
     kept = {"city": {"type": "string"}, "days": {"type": "integer", "default": None}}
     parameters = {"type": "object", "properties": kept}
     assert parse_tools(tools) == [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_the_system_may_declare_the_tools(role: str):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for spelled in (tools, [{"name": "f"}], '[{"name": "f"}]'):
+        turns = [{"role": role, "content": "s", "tools": spelled}, USER, ASSISTANT]
+        for record in ({"messages": turns}, {"prompt": turns[:2], "completion": turns[2:]}):
+            found = parse_record(record, Shape("messages" if "messages" in record else "prompt_completion"))
+            assert isinstance(found, Conversation)
+            assert found.tools == tools
+            assert found.messages == [{"role": role, "content": "s"}, USER, ASSISTANT]
+    with pytest.raises(RecordError, match="message 2: tools in two places: keep one"):
+        parse_turns([turns[0], turns[0]])
+
+
+def test_two_system_prompts_that_differ_are_refused():
+    turns = [{"role": "system", "content": "be kind"}, USER, ASSISTANT]
+    same = parse_record({"system": " be kind", "messages": turns}, Shape("messages"))
+    assert isinstance(same, Conversation)
+    assert same.messages == turns
+    with pytest.raises(RecordError, match="two system prompts, 'system' and message 1: columns: {system: ''} leaves"):
+        parse_record({"system": "be brief", "messages": turns}, Shape("messages"))
+    off = parse_record({"system": "be brief", "messages": turns}, Shape("messages", columns=(("system", ""),)))
+    assert isinstance(off, Conversation)
+    assert off.messages == turns

@@ -10,8 +10,14 @@ from data_prep.conversation import Conversation, RecordError
 from data_prep.messages import TurnNames, find_turn_keys, make_exchange, parse_hh, parse_turns
 from data_prep.tool_calls import drop_foreign_arguments, parse_tools
 
-GOOD_LABELS = (True, 1, "true", "1", "desirable", "good", "chosen", "yes")
-BAD_LABELS = (False, 0, "false", "0", "undesirable", "bad", "rejected", "no")
+# As words in texts: CSV files hold "1.0" where a column had empty cells.
+LABELS = {
+    "true": "false", "1": "0", "1.0": "0.0", "yes": "no", "good": "bad", "desirable": "undesirable",
+    "chosen": "rejected", "accepted": "rejected", "preferred": "dispreferred", "correct": "incorrect",
+    "thumbs_up": "thumbs_down",
+}  # fmt: skip
+GOOD_LABELS = (True, *LABELS)
+BAD_LABELS = (False, *LABELS.values())
 
 
 def read_label(label: Any) -> bool | None:

@@ -127,7 +127,10 @@ def test_a_column_of_the_recipe_that_is_not_there_is_named():
 
 @pytest.mark.parametrize(
     ("good", "bad"),
-    [(True, False), (1, 0), (1.0, 0.0), ("true", "false"), ("True", " False"), ("desirable", "undesirable")],
+    [
+        *((True, False), (1, 0), (1.0, 0.0), ("1.0", "0.0"), ("true", "false"), ("True", " False")),
+        *(("desirable", "undesirable"), ("accepted", "rejected"), ("correct", "incorrect")),
+    ],
 )
 @pytest.mark.parametrize("key", ["label", "kto_tag"])
 def test_an_answer_that_its_label_calls_bad_is_left_out(key: str, good: object, bad: object):

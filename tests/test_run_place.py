@@ -1,5 +1,7 @@
 """A place for a run: nothing that is no run is moved aside, and what cannot be written is told at once."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,13 @@ def test_not_even_with_an_older_run_around_it(tmp_path):
 def test_a_file_system_that_takes_nothing():
     with pytest.raises(UserError, match="/proc/run cannot be written: /proc"):
         check_place(Path("/proc/run"))
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"output_dir: .*run cannot be written: .*No space left on device"):
+        check_place(tmp_path / "a" / "run")
+    assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,6 @@ import os
 import socket
 import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -161,22 +160,3 @@ def _read_holder(file: int) -> Holder | None:
         return Holder(**json.loads(os.pread(file, 4096, 0)))
     except (ValueError, TypeError):  # empty: it has only just been made
         return None
-
-
-def check_writable(run_path: Path) -> None:
-    """Raises UserError when `run_path` is no directory, or one that a file cannot be written to (rights, space)."""
-    where = f"training.output_dir: {run_path}"
-    if run_path.exists() and not run_path.is_dir():
-        raise UserError(f"{where} is a file: name a directory")
-    directory = run_path if run_path.is_dir() else run_path.resolve().parent
-    probe = directory / f".redline-probe-{os.getpid()}"
-    try:
-        with probe.open("wb") as file:
-            file.write(bytes(1 << 20))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise UserError(f"{where} cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)

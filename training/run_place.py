@@ -1,4 +1,4 @@
-"""Whether a run may be written where it is asked to be, told before torch loads and without writing anything there."""
+"""Whether a run may be written where it is asked to be, told before torch loads; nothing is left there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from data_prep.errors import UserError
 
 _KEY = "training.output_dir"
+_PROBE_BYTES = 1 << 20  # less fits into what a full disk keeps back
 # One of these makes a directory that of a run; it is then moved aside or gone on with.
 _OF_A_RUN = ("config.yaml", "env.json", "metrics.jsonl", "events.jsonl", "summary.json", "final", "checkpoint-*")
 
@@ -55,9 +56,12 @@ def _check_content(path: Path) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """Rights are not believed but tried: a directory is made in the nearest parent that is there, and removed."""
+    """Rights and space are not believed but tried: a file is written in the nearest directory that is there."""
     there = next(part for part in (path, *path.resolve().parents) if part.is_dir())
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".redline-", dir=there))
+        with tempfile.NamedTemporaryFile(prefix=".redline-", dir=there) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
     except OSError as error:
-        raise UserError(f"{_KEY}: {path} cannot be written: {there}: {error.strerror}") from None
+        raise UserError(f"{_KEY}: {path} cannot be written: {there}: {error.strerror or error}") from None

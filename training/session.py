@@ -29,7 +29,7 @@ from training.micro_batch import fit_micro_batch
 from training.on_ranks import on_each_node, on_main_rank
 from training.opening import Opening
 from training.run_dir import RunDir
-from training.run_lock import RunLock, check_writable
+from training.run_lock import RunLock
 
 logger = logging.getLogger("redline.train")
 
@@ -53,7 +53,6 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
     lock = RunLock(run_dir.path)
     try:
         on_main_rank(world, lock.acquire)
-        on_main_rank(world, lambda: check_writable(run_dir.path))
         # What needs no data is settled before it is prepared: where to start, what changed since, the arguments.
         settings = describe_settings(loaded)  # the recipe's, before a micro-batch is chosen for this machine
         checkpoint = on_main_rank(world, lambda: find_start(loaded, run_dir, world))

@@ -80,6 +80,10 @@ def test_an_evaluation_is_never_smoothed_and_the_first_is_of_step_0(runs):
     assert [record["step"] for record in straight.metrics()] == [0, 1, 2, 3, 4]
     assert smoothed.values(names.EVAL_LOSS)[0] == pytest.approx(straight.values(names.EVAL_LOSS)[0], rel=1e-4)
     assert smoothed.values(names.EVAL_LOSS)[-1] != straight.values(names.EVAL_LOSS)[-1]
+    bits, losses = smoothed.values(names.EVAL_BITS_PER_BYTE), smoothed.values(names.EVAL_LOSS)
+    assert bits[0] == pytest.approx(straight.values(names.EVAL_BITS_PER_BYTE)[0], rel=1e-4)
+    assert bits[-1] / bits[0] == pytest.approx(losses[-1] / losses[0])
+    assert not smoothed.values(names.TRAIN_BITS_PER_BYTE)  # smoothed, it is no length of a code
     assert smoothed.values(names.TRAIN_LOSS)[0] != straight.values(names.TRAIN_LOSS)[0]
 
 

@@ -49,7 +49,7 @@ def shape(attention: Any = "flash", autocast: torch.dtype | None = None, **chang
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bf16"])
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("architecture", ["minigpt", "minigpt_gelu", "qwen3", "gpt2_dropout"])
+@pytest.mark.parametrize("architecture", ["minigpt", "minigpt_gelu", "qwen3", "gpt2_dropout", "qwen3_moe"])
 def test_traced_peak_is_the_allocated_one(architecture, method, autocast, checkpointing):
     model = build_decoder(architecture, method)
     if checkpointing:

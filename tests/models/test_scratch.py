@@ -18,6 +18,7 @@ QWEN_TINY = {key: value for key, value in SHAPE.items() if key != "vocab_size"}
         ({"model_type": "qwen2", "rope_theta": 1e6, "tie_word_embeddings": True}, "Qwen2ForCausalLM"),  # Qwen2.5
         ({"model_type": "qwen3", "head_dim": 32}, "Qwen3ForCausalLM"),
         ({"model_type": "llama"}, "LlamaForCausalLM"),
+        ({"model_type": "qwen3_moe", "head_dim": 32, "num_experts": 9}, "Qwen3MoeForCausalLM"),
     ],
 )
 def test_any_architecture_by_its_fields(fields: dict[str, Any], class_name: str, token_ids) -> None:
@@ -25,6 +26,8 @@ def test_any_architecture_by_its_fields(fields: dict[str, Any], class_name: str,
     assert type(model).__name__ == class_name
     assert model.config.vocab_size == VOCAB_SIZE
     assert (model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id) == (0, 1, 2)
+    if "head_dim" in fields:  # Qwen3-MoE reads it and does not declare it
+        assert model.model.layers[0].self_attn.head_dim == 32
     if "rope_theta" in fields:
         assert model.config.rope_parameters["rope_theta"] == 1e6
     model(input_ids=token_ids, labels=token_ids).loss.backward()
@@ -55,6 +58,7 @@ def test_minigpt_fields_arrive() -> None:
             {"config": {"model_type": "qwen2", "num_attention_heads": 7}},
             "num_key_value_heads: 32 does not divide",
         ),
+        ({"config": {"model_type": "qwen3_moe", "num_experts": 4}}, "num_experts_per_tok: 8 is more than .* 4 experts"),
         ({"config": {"hidden_size": "big"}}, "model.config: .*hidden_size|model.config: .*str"),
     ],
 )

@@ -217,7 +217,8 @@ class _LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        out = func(*args, **(kwargs or {}))
+        run = _make_grouped if func is torch.ops.aten._grouped_mm.default else func
+        out = run(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
                 self._add(tensor.untyped_storage(), given)
@@ -234,6 +235,15 @@ class _LiveBytes(TorchDispatchMode):
 
     def _free(self, size: int) -> None:
         self.now -= size
+
+
+def _make_grouped(
+    left: torch.Tensor, right: torch.Tensor, offs: Any = None, bias: Any = None, out_dtype: Any = None
+) -> torch.Tensor:
+    """What experts' products give; torch's own fake of them takes bfloat16 alone, its kernels float32 as well."""
+    groups = len(offs) if left.dim() == right.dim() == 2 else left.shape[0] if left.dim() == right.dim() else None
+    shape = (left.shape[-2], right.shape[-1])
+    return left.new_empty(shape if groups is None else (groups, *shape), dtype=out_dtype or left.dtype)
 
 
 class _Marks:

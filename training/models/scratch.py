@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -29,6 +31,7 @@ _OWNED_ELSEWHERE = {
     "torch_dtype": "model.dtype",
     "attn_implementation": "model.attn_implementation",
 }
+_READ = re.compile(r'getattr\((?:self\.)?config, "(\w+)"')
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,11 @@ def scratch_config(model: ModelSection, tokenizer: TokenizerFacts) -> PreTrained
     except (StrictDataclassError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
         raise UserError(f"model.config: {reason}") from error
-    _check_heads(config)
+    _check_numbers(config)
     return config
 
 
-def _check_heads(config: PreTrainedConfig) -> None:
+def _check_numbers(config: PreTrainedConfig) -> None:
     """Most architectures build with any numbers here, and fail in the first forward pass."""
     text = config.get_text_config()
     if getattr(text, "num_hidden_layers", 1) < 1:
@@ -79,6 +82,10 @@ def _check_heads(config: PreTrainedConfig) -> None:
         raise UserError(
             f"model.config.num_key_value_heads: {groups} does not divide num_attention_heads: {heads} (set both)"
         )
+    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
+    chosen = getattr(text, "num_experts_per_tok", None)
+    if isinstance(experts, int) and isinstance(chosen, int) and chosen > experts > 0:
+        raise UserError(f"model.config.num_experts_per_tok: {chosen} is more than the model's {experts} experts")
 
 
 def _find_config_class(model_type: str) -> type[PreTrainedConfig]:
@@ -98,12 +105,20 @@ def _check_fields(fields: dict[str, Any], config_class: type[PreTrainedConfig], 
     known |= set(config_class.attribute_map)
     if "rope_parameters" in known:
         known |= _ROPE_KEYWORDS
+    undeclared = _find_undeclared(config_class)
     for name, value in fields.items():
         if name in _OWNED_ELSEWHERE:
             raise UserError(f"model.config.{name}: set {_OWNED_ELSEWHERE[name]} instead")
-        if name not in known:
+        if name not in known | undeclared:
             hint = _nearest(name, sorted(known))
             raise UserError(f"model.config.{name}: {value!r}: {model_type} has no such field{hint}")
+
+
+def _find_undeclared(config_class: type[PreTrainedConfig]) -> set[str]:
+    """Fields that the model reads and its config class does not declare, `head_dim` of Qwen3-MoE among them."""
+    file = Path(inspect.getfile(config_class))
+    modeling = file.with_name(file.name.replace("configuration_", "modeling_"))
+    return set(_READ.findall(modeling.read_text(encoding="utf-8"))) if modeling.is_file() else set()
 
 
 def _nearest(name: str, known: list[str]) -> str:

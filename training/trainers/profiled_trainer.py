@@ -420,7 +420,7 @@ class ProfiledTrainer(Trainer):
         prefix = kwargs.get("metric_key_prefix", "eval")
         if self._eval_batches and output.metrics and f"{prefix}_loss" in output.metrics:
             output.metrics[f"{prefix}_loss"], bits_per_byte = self._mean_eval_loss()
-            if bits_per_byte is not None and not self.args.label_smoothing_factor:
+            if bits_per_byte is not None:
                 output.metrics[f"{prefix}_bits_per_byte"] = bits_per_byte
         return output
 

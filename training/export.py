@@ -52,7 +52,7 @@ def export(model_dir: Path, out: Path, target_format: str, *, trust_remote_code:
         if not _has_tokenizer(model_dir):
             tokenizer_source = base
     else:
-        model_type = None if is_adapter else json.loads((model_dir / "config.json").read_text())["model_type"]
+        model_type = None if is_adapter else _read_model_type(model_dir / "config.json")
         if model_type != "minigpt":
             what = "an adapter: merge it first with --format merged" if is_adapter else f"a {model_type}, not a minigpt"
             raise UserError(f"{model_dir}: --format llama: this is {what}")
@@ -62,6 +62,14 @@ def export(model_dir: Path, out: Path, target_format: str, *, trust_remote_code:
     _copy_tokenizer(tokenizer_source, out)
     complete_files(out)
     logger.info("exported %s to %s (%s)", model_dir, out, target_format)
+
+
+def _read_model_type(file: Path) -> str:
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["model_type"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        what = "names no model_type" if isinstance(error, KeyError | TypeError) else f"cannot be read: {error}"
+        raise UserError(f"{file}: {what}: it is no config of a model") from None
 
 
 def _has_tokenizer(directory: Path) -> bool:

@@ -58,11 +58,16 @@ def test_what_cannot_be_exported_is_named(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
+    for name, text in (("broken", '{"model_type"'), ("nameless", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
     cases = [
         (qwen_dir, tmp_path / "out", "llama", "this is a qwen2, not a minigpt"),
         (minigpt_dir, tmp_path / "out", "merged", "is no adapter"),
         (tmp_path, tmp_path / "out", "llama", "no model here"),
         (minigpt_dir, tmp_path / "full", "llama", "no empty directory"),
+        (tmp_path / "broken", tmp_path / "out", "llama", "config.json: cannot be read"),
+        (tmp_path / "nameless", tmp_path / "out", "llama", "names no model_type"),
     ]
     for source, out, target_format, message in cases:
         assert main([str(source), str(out), "--format", target_format]) == 2

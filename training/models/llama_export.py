@@ -12,6 +12,7 @@ from data_prep.errors import UserError
 
 from .merging import check_saved, compute_probe_logits
 from .minigpt import MiniGPTConfig, MiniGPTForCausalLM
+from .trained import explain_load_errors, load_whole
 
 # Fields that mean the same in both configs.
 _SHARED_FIELDS = (
@@ -37,7 +38,9 @@ def export_llama(source: Path, target: Path) -> None:
 
     Raises UserError when `source` holds no MiniGPT or one that Llama cannot express.
     """
-    model = MiniGPTForCausalLM.from_pretrained(source, dtype="auto")
+    with explain_load_errors(source):
+        model = load_whole(str(source), dtype="auto")
+    assert isinstance(model, MiniGPTForCausalLM)
     llama = AutoModelForCausalLM.from_config(llama_config(model.config), dtype=model.dtype)
     llama.load_state_dict(model.state_dict())
     llama.generation_config = model.generation_config

@@ -16,13 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from data_prep.errors import UserError
 from training.models.adapters import adapts_tied
-from training.models.trained import measure_difference, take_generation_config
+from training.models.trained import (
+    explain_load_errors,
+    load_whole,
+    measure_difference,
+    put_adapter,
+    read_base,
+    take_generation_config,
+)
 
 PROBE_TOKENS = 64
 # Root mean square of the difference of logits over their standard deviation. In 16 bits a merged weight is rounded
@@ -37,15 +43,11 @@ def merge_adapter(adapter_dir: Path, out: Path, *, trust_remote_code: bool = Fal
     The base is loaded unquantised even if the adapter was trained on a 4-bit one. Raises UserError when the adapter
     names no base, the base cannot be loaded, or the merged model computes something else.
     """
-    base_name = PeftConfig.from_pretrained(str(adapter_dir)).base_model_name_or_path
-    if not base_name:
-        raise UserError(f"{adapter_dir}: the adapter names no base model (trained on a model from scratch?)")
-    try:
-        base = AutoModelForCausalLM.from_pretrained(base_name, dtype="auto", trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{adapter_dir}: cannot load its base {base_name!r}: {str(error).splitlines()[0]}") from error
-    adapted: Any = PeftModel.from_pretrained(base, str(adapter_dir))
-    take_generation_config(base, adapter_dir)
+    with explain_load_errors(adapter_dir):
+        base_name = read_base(adapter_dir)
+        base = load_whole(base_name, dtype="auto", trust_remote_code=trust_remote_code)
+        adapted: Any = put_adapter(base, adapter_dir)
+        take_generation_config(base, adapter_dir)
     expected = compute_probe_logits(adapted)
     if adapts_tied(adapted):
         _untie(adapted.get_base_model())

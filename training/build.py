@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,8 @@ def build_trainer(
     source = prepared.stream or store
     assert source is not None
     train_dataset, eval_dataset = find_datasets(source, config)
-    with progress("loading the model" if config.model.path else "building the model"):
+    under_zero = explain_setup_errors("deepspeed: the model cannot be built") if args.deepspeed else nullcontext()
+    with progress("loading the model" if config.model.path else "building the model"), under_zero:
         model = build_run_model(config, tokenizer, args)
     prepare_chats(Chats.of(source), find_table(train_dataset or eval_dataset), tokenizer, model)
     meter = build_meter(config, model, args, world) if config.perf.enabled else None

@@ -30,6 +30,7 @@ BLOCKS = {
     },
     "schedule": {"scheduler": SCHEDULE, "zero_optimization": {"stage": 1}},
     "zero3": {"zero_optimization": {"stage": 3}},
+    "quantised": {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
 }
 
 
@@ -56,6 +57,7 @@ def runs(launch_all, recipe, tmp_path_factory):
         "adamw": [*COSINE, "--deepspeed", str(folder / "adamw.json"), UNFINISHED],
         "schedule": [*COSINE[2:], "--deepspeed", str(folder / "schedule.json"), UNFINISHED],
         "zero3": [*COSINE, "--deepspeed", str(folder / "zero3.json")],
+        "quantised": [*COSINE, "--deepspeed", str(folder / "quantised.json"), REFUSED],
     }
     (folder / "held").mkdir()
     lock = RunLock(folder / "held")
@@ -123,6 +125,12 @@ def test_what_cannot_change_is_refused_and_nothing_is_touched(runs):
     output = runs["refused"].output
     assert 'training.optim was "adamw_torch_fused", is "sgd"' in output
     assert not runs["refused"].path.exists()
+
+
+def test_a_model_that_zero_cannot_hold_here_is_refused_in_one_line(runs):
+    output = runs["quantised"].output
+    assert "error: deepspeed: the model cannot be built: " in output and "Traceback" not in output
+    assert not runs["quantised"].path.exists()
 
 
 def test_a_directory_in_use_is_refused_by_name(runs):

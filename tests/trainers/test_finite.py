@@ -62,6 +62,17 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
     assert '"kind": "not_finite"' in (tmp_path / "events.jsonl").read_text()
 
 
+@pytest.mark.parametrize(
+    ("step", "message"), [(0, "that training starts from are not finite"), (4, "are not finite after step 4")]
+)
+def test_before_the_run_is_opened_nothing_is_written(tmp_path, step, message):
+    trainer = build_trainer(tmp_path, weight=math.nan)
+    trainer.state.global_step = step
+    with pytest.raises(NotFiniteError, match=f"no step is taken, the weights {message}.*, first weight"):
+        check_weights(trainer, "no step is taken", is_open=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 class PlainEngine:
     """DeepSpeed without ZeRO in float32: a torch optimizer, which checks nothing."""
 

@@ -149,8 +149,11 @@ def find_not_finite(model: torch.nn.Module) -> str | None:
     return None
 
 
-def check_weights(trainer: Any, what: str) -> None:
-    """Collective. Raises NotFiniteError on all ranks when the weights are not finite on any; what: is not done then."""
+def check_weights(trainer: Any, what: str, *, is_open: bool = True) -> None:
+    """Collective. Raises NotFiniteError on all ranks when the weights are not finite on any; what: is not done then.
+
+    is_open: the run directory is this run's. An older run in it gets no event of this one.
+    """
     found: list[str | None] = [find_not_finite(trainer.model)]
     if trainer.args.world_size > 1:
         own, found = found[0], [None] * trainer.args.world_size
@@ -158,10 +161,13 @@ def check_weights(trainer: Any, what: str) -> None:
     name = next(filter(None, found), None)
     if name is None:
         return
-    kept, step = find_last_finite(trainer.run_dir.path), trainer.state.global_step
+    step = trainer.state.global_step
+    if not (is_open or step):
+        raise NotFiniteError(f"{what}, the weights that training starts from are not finite, first {name}")
+    kept = find_last_finite(trainer.run_dir.path)
     last = f"{kept.name} is the last with finite ones" if kept else "no checkpoint with finite ones is kept"
     message = f"{what}, the weights are not finite after step {step}, first {name}; {last}"
-    if trainer.args.should_save:
+    if is_open and trainer.args.should_save:
         kept_name = kept and kept.name
         trainer.run_dir.append_event("not_finite", step, message, weight=name, last_finite_checkpoint=kept_name)
     raise NotFiniteError(message, last_finite_checkpoint=kept and kept.name)

@@ -142,7 +142,7 @@ class ProfiledTrainer(Trainer):
             prepared = super()._prepare_for_training(max_steps, *args, **kwargs)
             if self.changed_options and self._as_built:
                 apply_changes(self, self._as_built, self.changed_options)
-        check_weights(self, "no step is taken")
+        check_weights(self, "no step is taken", is_open=False)
         if self._verify_packing:
             with progress("checking that packed documents leave each other alone"):
                 self._check_packing()

@@ -44,7 +44,7 @@ LEAST_TOKENS = 8  # in shorter documents neither measure of oddness says much
 def main(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_prep.inspect", description="Show what a token store holds.")
     parser.add_argument("store", type=Path, help="directory that data_prep.prepare printed")
-    parser.add_argument("--documents", type=int, default=3, help="decoded documents to show")
+    parser.add_argument("--documents", type=_count, default=3, help="decoded documents to show")
     parser.add_argument("--split", choices=[*SPLITS, *REJECTED_SPLITS], default="train")
     parser.add_argument("--verify", action="store_true", help="only hold every shard against the manifest's hashes")
     options = parser.parse_args(argv)
@@ -53,6 +53,12 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
     store = Store.open(options.store)
     verify(store, console) if options.verify else inspect(store, options.split, options.documents, console)
     return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of documents: 0 or more")
+    return int(text)
 
 
 def inspect(store: Store, split: Split, num_documents: int, console: Console) -> None:

@@ -114,7 +114,10 @@ class Grammar:
         if reasons:
             raise UserError(f"command line: {typed}: {reasons[0]}")
         keys = {key for model in self.sections.values() for key in model.model_fields}
-        near = did_you_mean(name, {*keys, *self.names.synonyms, *self.options}).replace("mean ", "mean --")
+        known = {*keys, *self.names.synonyms, *self.options}
+        if name.startswith("no_") and name[3:] in known:
+            raise UserError(f"command line: unknown flag {typed}: write --{name[3:]} false")
+        near = did_you_mean(name, known).replace("mean ", "mean --")
         raise UserError(f"command line: unknown flag {typed}{near or ': --help lists all keys'}")
 
 

@@ -30,7 +30,7 @@ TAKEN: list[tuple[str, str, dict[str, Any]]] = [
     ),
     (
         "batch_size per_device_batch_size per_gpu_train_batch_size device_batch_size per_gpu_batch_size "
-        "micro_batch_size",
+        "micro_batch_size bs",
         "3",
         {"training.per_device_train_batch_size": 3, "perf.micro_batch_size": "recipe"},
     ),
@@ -42,7 +42,7 @@ TAKEN: list[tuple[str, str, dict[str, Any]]] = [
     ),
     (
         "grad_accum_steps grad_accumulation_steps gradient_accumulation gradient_accumulation_iters "
-        "accumulate_grad_batches accumulation_steps grad_accum",
+        "accumulate_grad_batches accumulation_steps grad_accum grad_acc gas",
         "4",
         {"training.gradient_accumulation_steps": 4},
     ),
@@ -72,6 +72,8 @@ TAKEN: list[tuple[str, str, dict[str, Any]]] = [
         {"training.run_name": "first", "training.output_dir": "runs/default"},
     ),
     ("wandb_project", "mine", {"training.project": "mine"}),
+    ("group", "ablation", {"monitor.wandb_group": "ablation"}),
+    ("report_to", "[wandb, tensorboard]", {"training.report_to": ["wandb", "tensorboard"]}),
     ("wandb_entity", "team", {"monitor.wandb_entity": "team"}),
     ("compile compile_model enable_compile", "true", {"training.torch_compile": True}),
     ("use_gradient_checkpointing enable_gradient_checkpointing", "true", {"training.gradient_checkpointing": True}),
@@ -171,10 +173,15 @@ TAKEN_BY_ADAPTERS: list[tuple[str, str, dict[str, Any]]] = [
     ("lora_r lora_rank", "8", {"adapter.r": 8}),
     ("lora_alpha", "64", {"adapter.alpha": 64}),
     ("lora_dropout", "0.2", {"adapter.dropout": 0.2}),
-    ("lora_target lora_target_modules", "q_proj,v_proj", {"adapter.target_modules": ["q_proj", "v_proj"]}),
+    ("target_modules", r".*\.[qv]_proj", {"adapter.target_modules": r".*\.[qv]_proj"}),
+    (
+        "lora_target lora_target_modules target_modules",
+        "q_proj,v_proj",
+        {"adapter.target_modules": ["q_proj", "v_proj"]},
+    ),
     ("lora_target", "all", {"adapter.target_modules": "all-linear"}),
     ("lora_target_linear", "true", {"adapter.target_modules": "all-linear"}),
-    ("use_peft use_lora", "true", {"adapter.method": "lora", "adapter.load_in_4bit": False}),
+    ("use_peft use_lora lora", "true", {"adapter.method": "lora", "adapter.load_in_4bit": False}),
     ("use_peft use_lora", "false", {"adapter.method": "none"}),
     ("qlora", "true", {"adapter.method": "lora", "adapter.load_in_4bit": True}),
     ("finetuning_type adapter peft_type train_type tuner_type", "lora", {"adapter.method": "lora"}),
@@ -189,7 +196,7 @@ TAKEN_BY_ADAPTERS: list[tuple[str, str, dict[str, Any]]] = [
         {"adapter.double_quant": False},
     ),
     ("model_revision", "main", {"model.revision": "main"}),
-    ("enable_liger_kernel use_liger liger_kernel", "true", {"training.use_liger_kernel": True}),
+    ("enable_liger_kernel use_liger liger_kernel liger", "true", {"training.use_liger_kernel": True}),
 ]
 ALL_TAKEN = [(name, *row) for names, *row in TAKEN for name in names.split()]
 ALL_ADAPTERS = [(name, *row) for names, *row in TAKEN_BY_ADAPTERS for name in names.split()]
@@ -283,7 +290,21 @@ def test_what_is_not_there_says_so(tmp_path: Path, name: str) -> None:
 
 # Nearest key by sound, but another thing: no hint at all.
 @pytest.mark.parametrize(
-    "name", ["l", "lrs", "foo", "project_name", "train_size", "wandb_tag", "loss", "kinds_of_data", "batch", "gpu", "n"]
+    "name",
+    [
+        "l",
+        "lrs",
+        "foo",
+        "project_name",
+        "train_size",
+        "wandb_tag",
+        "loss",
+        "kinds_of_data",
+        "batch",
+        "gpu",
+        "n",
+        "no_lunch",
+    ],
 )
 def test_a_name_that_is_no_misspelling_gets_no_suggestion(name: str) -> None:
     with pytest.raises(UserError) as error:
@@ -306,6 +327,16 @@ def test_a_name_that_is_no_misspelling_gets_no_suggestion(name: str) -> None:
 def test_a_misspelling_does(name: str, meant: str) -> None:
     with pytest.raises(UserError, match=f"did you mean --{meant}\\?"):
         load_config([f"--{name}", "1"])
+
+
+@pytest.mark.parametrize("typed", [["wandb", "tensorboard"], ["wandb,tensorboard"], ["[wandb, tensorboard]"]])
+def test_a_list_is_taken_as_people_write_one(typed: list[str]) -> None:
+    assert load_config(["--report_to", *typed, "--lr", "1e-4"]).config.training["report_to"] == ["wandb", "tensorboard"]
+
+
+def test_a_switch_is_turned_off_by_its_value() -> None:
+    with pytest.raises(UserError, match="unknown flag --no_bf16: write --bf16 false"):
+        load_config(["--no_bf16"])
 
 
 def test_train_and_validation_file_in_any_order() -> None:

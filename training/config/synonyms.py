@@ -6,6 +6,7 @@ thing in another program, is refused with the reason and what to use, never take
 and the model's path are in `data_prep.recipe.data_names`.
 """
 
+import re
 from typing import Any
 
 from data_prep.recipe import DATA_NAMES, Names, Synonym
@@ -27,6 +28,7 @@ ADAPTERS = {
     "none": {"adapter.method": "none"},
 }
 LONGEST_WARMUP_RATIO = 1.0
+_LISTED_NAMES = re.compile(r"[\w\s.,\[\]-]+")
 
 
 def _one_of(table: dict[str, Any], text: str) -> Any:
@@ -53,9 +55,21 @@ def _quantization(text: str) -> dict[str, Any]:
     return {"adapter.load_in_4bit": True}
 
 
+def _names(texts: list[str]) -> list[str]:
+    """Words as people list them: `a b`, `a,b`, `[a, b]`."""
+    return [name.strip() for text in texts for name in text.strip("[]").split(",") if name.strip()]
+
+
 def _target_modules(texts: list[str]) -> dict[str, Any]:
-    names = [name.strip() for text in texts for name in text.strip("[]").split(",") if name.strip()]
+    if len(texts) == 1 and not _LISTED_NAMES.fullmatch(texts[0]):  # a regular expression over full names
+        return {"adapter.target_modules": texts[0]}
+    names = _names(texts)
     return {"adapter.target_modules": "all-linear" if names in (["all"], ["all-linear"]) else names}
+
+
+def _report_to(texts: list[str]) -> dict[str, Any]:
+    names = _names(texts)
+    return {"training.report_to": names if len(names) > 1 else "".join(names)}
 
 
 def _warmup_ratio(text: str) -> dict[str, Any]:
@@ -110,10 +124,10 @@ _SAME_VALUE: dict[str | tuple[str, ...], str] = {
     "training.num_train_epochs": "epochs num_epochs max_epochs n_epochs train_epochs num_train_epoch",
     "training.max_steps": "max_iters num_steps total_steps train_steps num_train_steps max_train_steps max_iterations",
     "training.per_device_train_batch_size": "batch_size per_device_batch_size per_gpu_train_batch_size "
-    "device_batch_size per_gpu_batch_size",
+    "device_batch_size per_gpu_batch_size bs",
     "training.per_device_eval_batch_size": "eval_batch_size per_gpu_eval_batch_size val_batch_size valid_batch_size",
     "training.gradient_accumulation_steps": "grad_accum_steps grad_accumulation_steps gradient_accumulation "
-    "gradient_accumulation_iters accumulate_grad_batches accumulation_steps grad_accum",
+    "gradient_accumulation_iters accumulate_grad_batches accumulation_steps grad_accum grad_acc gas",
     "training.max_grad_norm": "grad_clip clip_grad clip_grad_norm gradient_clipping gradient_clip_val max_norm",
     "training.weight_decay": "wd",
     "training.adam_beta1": "beta1",
@@ -130,7 +144,7 @@ _SAME_VALUE: dict[str | tuple[str, ...], str] = {
     "training.save_steps": "save_interval save_every save_freq checkpoint_every",
     "training.torch_compile": "compile compile_model enable_compile",
     "training.gradient_checkpointing": "use_gradient_checkpointing enable_gradient_checkpointing",
-    "training.use_liger_kernel": "enable_liger_kernel use_liger liger_kernel",
+    "training.use_liger_kernel": "enable_liger_kernel use_liger liger_kernel liger",
     "training.dataloader_pin_memory": "pin_memory",
     "training.label_smoothing_factor": "label_smoothing",
     "training.neftune_noise_alpha": "neftune_alpha noise_alpha",
@@ -148,6 +162,7 @@ _SAME_VALUE: dict[str | tuple[str, ...], str] = {
     "adapter.rslora": "use_rslora lora_use_rslora peft_use_rslora",
     "adapter.double_quant": "use_bnb_nested_quant bnb_4bit_use_double_quant double_quantization",
     "data.num_workers": "dataloader_workers",
+    "monitor.wandb_group": "group",
     "monitor.train_every": "logging_steps log_interval log_every_n_steps log_steps",
 }
 
@@ -165,12 +180,12 @@ SYNONYMS = {
         ("flash_attn", "flash_attention", "use_flash_attention", "use_flash_attention_2", "use_flash_attn"),
         Synonym("word", _flash_attention),
     ),
-    "use_peft": Synonym("switch", lambda on: ADAPTERS["lora" if on else "none"]),
-    "use_lora": Synonym("switch", lambda on: ADAPTERS["lora" if on else "none"]),
+    **dict.fromkeys(("use_peft", "use_lora", "lora"), Synonym("switch", lambda on: ADAPTERS["lora" if on else "none"])),
     "qlora": Synonym("switch", lambda on: ADAPTERS["qlora" if on else "none"]),
     **dict.fromkeys(("finetuning_type", "adapter", "peft_type", "train_type", "tuner_type"), Synonym("one", _adapter)),
     "quantization_bit": Synonym("one", _quantization),
-    **dict.fromkeys(("lora_target", "lora_target_modules"), Synonym("many", _target_modules)),
+    **dict.fromkeys(("lora_target", "lora_target_modules", "target_modules"), Synonym("many", _target_modules)),
+    "report_to": Synonym("many", _report_to),
     "lora_target_linear": Synonym("switch", lambda on: {"adapter.target_modules": "all-linear"} if on else {}),
     "device": Synonym("one", _device),
     **dict.fromkeys(("wandb", "use_wandb", "wandb_log"), _tracker("wandb")),
@@ -195,7 +210,7 @@ _ZERO = "use --deepspeed zero2_bf16 (ds_configs/ has the others)"
 # Reason and what to use -> the names that it holds for.
 _REASONS = {
     _LAUNCHER: "devices num_devices gpus num_gpus n_gpu n_gpus nproc_per_node num_processes nnodes num_nodes "
-    "device_map world_size",
+    "device_map world_size ddp",
     f"{_LAUNCHER}; {_ZERO}": "strategy accelerator distributed_type zero_stage",
     "set the environment variable CUDA_VISIBLE_DEVICES": "gpu_ids gpu_id visible_devices",
     _PER_DEVICE: "train_batch_size global_batch_size total_batch_size effective_batch_size",
@@ -208,6 +223,12 @@ _REASONS = {
     "the records decide (text is pretrained on, chats on their answers, docs/data.md): leave it out": "stage task",
     _PREFERENCES: "rl rlhf_type dpo_beta pref_beta pref_loss ref_model",
     "the schedule runs over all steps: use --max_steps": "lr_decay_iters lr_decay_steps",
+    "use --warmup_steps: a number of steps, or below 1 a share of all steps": "warmup warmup_epochs",
+    "write --adam_beta1 and --adam_beta2": "betas adam_betas",
+    "a run ends by --max_steps or --epochs; a source is cut by data.sources: [{path: …, max_tokens: N}]": (
+        "max_tokens num_tokens total_tokens train_tokens max_train_tokens"
+    ),
+    "write --gradient_checkpointing_kwargs '{use_reentrant: false}'": "use_reentrant",
     _MIN_RATE: "min_lr min_learning_rate cosine_min_lr_ratio min_lr_ratio decay_lr",
     "use --resume auto|PATH|never; weights to start from: --model.path": "init_from load_from_checkpoint ckpt_path",
     _RESUME: "auto_resume_from_checkpoints resume_from",
@@ -222,11 +243,12 @@ _REASONS = {
         "bnb_4bit_quant_type bnb_4bit_compute_dtype quantization_method quantization_type"
     ),
     f"{_NOT_BUILT}: adapters train the factors of adapter.target_modules": "modules_to_save lora_modules_to_save "
-    "additional_target lora_bias loraplus_lr_ratio lora_task_type freeze_trainable_layers layers_to_transform",
-    f"{_NOT_BUILT}": "use_unsloth unsloth use_galore use_badam use_adam_mini early_stopping_patience swa ema "
-    "tensor_parallel_size pipeline_parallel_size context_parallel_size sequence_parallel_size",
+    "additional_target lora_bias loraplus_lr_ratio lora_task_type freeze_trainable_layers layers_to_transform "
+    "freeze_layers",
+    f"{_NOT_BUILT}": "use_unsloth unsloth use_galore use_badam use_adam_mini early_stopping_patience early_stopping "
+    "patience swa ema tensor_parallel_size pipeline_parallel_size context_parallel_size sequence_parallel_size",
     "use model.config for a model from scratch (model_type and its fields); weights bring their own: model.path": (
-        "config_name config_overrides rope_scaling"
+        "config_name config_overrides rope_scaling rope_theta"
     ),
     "set the environment variable HF_TOKEN": "token use_auth_token hf_token",
     "weights are always loaded so": "low_cpu_mem_usage",
@@ -239,6 +261,7 @@ _REASONS = {
     _GENERATE: "predict_with_generate max_new_tokens do_sample temperature top_p top_k prompt",
     "it is nccl on GPUs and gloo on a CPU": "backend xpu_backend",
     "weights are not uploaded to trackers": "wandb_log_model wandb_watch",
+    "set W&B's own variables WANDB_TAGS and WANDB_NOTES": "wandb_tags wandb_notes tags notes",
     "a resumed run keeps its id by itself": "wandb_run_id wandb_id",
     "use --report_to wandb or tensorboard": "logger use_swanlab use_mlflow use_comet tracker",
 }

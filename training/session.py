@@ -22,7 +22,7 @@ from training.build import build_trainer, build_training_arguments, find_run_pat
 from training.checkpoints.manifest import Manifest, check_resumable, find_checkpoints, find_resumable, read_manifest
 from training.config import LoadedConfig
 from training.config.resume_changes import Change, describe_settings, find_changes
-from training.data.held_out import without_empty_evaluation
+from training.data.held_out import warn_of_warmup, without_empty_evaluation
 from training.launch import World, join_world, leave_world
 from training.memory.comparison import MemoryBase, measure_base
 from training.micro_batch import fit_micro_batch
@@ -72,6 +72,7 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
         trainer.start_data(checkpoint)
         if by_epochs and checkpoint is not None and is_over(run_dir, checkpoint, args.max_steps, world):
             return
+        warn_of_warmup(args)
         opening = Opening(loaded, run_dir, world, checkpoint, changes)
         trainer.on_open(opening)
         trainer.settings = settings

@@ -3,11 +3,12 @@
 import json
 
 import pytest
+from transformers import TrainingArguments
 
 from data_prep.errors import UserError
 from data_prep.prepare import prepare
 from training.config import load_config
-from training.data.held_out import warn_of_few_rows, without_empty_evaluation
+from training.data.held_out import warn_of_few_rows, warn_of_warmup, without_empty_evaluation
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +56,26 @@ def test_fewer_rows_than_a_step_has(caplog, rows, said):
     caplog.clear()
     warn_of_few_rows(rows, 64)
     assert ("2 rows to train on, fewer than the 64 of one step: a step sees some more than once" in caplog.text) == said
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "schedule", "said"),
+    [
+        (
+            1,
+            0.03,
+            "cosine",
+            "warm-up takes all 1 steps (training.warmup_steps: 0.03): the rate ends at 0 of 0.001, and",
+        ),
+        (5, 10, "linear", "warm-up takes all 5 steps (training.warmup_steps: 10): the rate ends at 0.0004 of 0.001; "),
+        (5, 4, "linear", ""),
+        (1, 0, "linear", ""),
+        (1, 0.03, "constant", ""),
+    ],
+)
+def test_steps_that_are_all_warm_up(tmp_path, caplog, steps, warmup, schedule, said):
+    args = TrainingArguments(
+        str(tmp_path), max_steps=steps, warmup_steps=warmup, lr_scheduler_type=schedule, learning_rate=1e-3
+    )
+    warn_of_warmup(args)
+    assert caplog.text.count("warm-up") == bool(said) and said in caplog.text

@@ -1,12 +1,15 @@
-"""Evaluation where no document is held out: switched off with a line, or refused where the run depends on it.
+"""What little data does to a run: said in a line, or refused where the run depends on it.
 
-`data.validation_share` is a share of documents chosen by content hash, so that of a few documents often none is.
+`data.validation_share` is a share of documents chosen by content hash, so that of a few documents often none is held
+out. Few rows make few steps, and the first of them are warm-up.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
+
+from transformers import TrainingArguments
 
 from data_prep.errors import UserError
 from data_prep.prepare import Prepared
@@ -15,6 +18,7 @@ from training.config import LoadedConfig
 
 logger = logging.getLogger("redline.data")
 
+_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 _ADVICE = "raise data.validation_share, or give a source with split: validation"
 
 
@@ -48,4 +52,16 @@ def warn_of_few_rows(num_rows: int, rows_per_step: int) -> None:
             "%d rows to train on, fewer than the %d of one step: a step sees some more than once; lower "
             "training.per_device_train_batch_size or gradient_accumulation_steps, or data.seq_len",
             num_rows, rows_per_step,
+        )  # fmt: skip
+
+
+def warn_of_warmup(args: TrainingArguments) -> None:
+    """One line when warm-up takes every step: the rate is 0 in the first, so that one step alone learns nothing."""
+    steps, warmup = args.max_steps, args.get_warmup_steps(args.max_steps)
+    if 0 < steps <= warmup and args.lr_scheduler_type not in _WITHOUT_WARMUP:
+        logger.warning(
+            "warm-up takes all %d steps (training.warmup_steps: %g): the rate ends at %.3g of %.3g%s; raise "
+            "training.num_train_epochs or max_steps, or lower gradient_accumulation_steps or training.warmup_steps",
+            steps, args.warmup_steps, args.learning_rate * (steps - 1) / warmup, args.learning_rate,
+            ", and nothing is learnt" * (steps == 1),
         )  # fmt: skip

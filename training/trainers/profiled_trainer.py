@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
-from data_prep.progress import progress
+from data_prep.progress import Advance, progress
 from training.callbacks.sinks import Sink
 from training.checkpoints.manifest import read_manifest, write_manifest
 from training.checkpoints.progress import Progress
@@ -119,6 +119,7 @@ class ProfiledTrainer(Trainer):
         self._step_tokens = 0  # of this rank, since the last record of progress
         self._text = TextCounter()
         self._eval_batches: list[tuple[float, int, int]] = []
+        self._advance_evaluation: Advance = lambda batches: None
         self._finite = FiniteCheck(self)
         self._skipped = SkippedSteps(self)
         super().__init__(*args, **kwargs)
@@ -411,12 +412,14 @@ class ProfiledTrainer(Trainer):
         outputs = super().prediction_step(*args, **kwargs)
         if len(self._eval_batches) > num_batches and outputs[0] is not None:
             self._eval_batches[-1] = (outputs[0].item(), *self._eval_batches[-1][1:])
+        self._advance_evaluation(1)
         return outputs
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """The Trainer averages over batches; a validation loss is a mean over tokens."""
         self._eval_batches = []
-        output = super().evaluation_loop(*args, **kwargs)
+        with progress("evaluating", len(dataloader), "batches") as self._advance_evaluation:
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         if self._eval_batches and output.metrics and f"{prefix}_loss" in output.metrics:
             output.metrics[f"{prefix}_loss"], bits_per_byte = self._mean_eval_loss()

@@ -68,9 +68,12 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
         if not any(source.path.startswith(HUB_PREFIX) for source in loaded.config.data.sources):
             leave_out("datasets")
         # torch comes in here, after everything that can fail without it; a wrong model is found before data is prepared
+        import torch
+
         from training.models.build import check_model
 
-        check_model(loaded.config.model, loaded.config.data.seq_len)
+        on_cpu = bool(config.argument("use_cpu")) or not torch.cuda.is_available()
+        check_model(config.model, config.data.seq_len, on_cpu=on_cpu)
 
         from training.session import run_training
 

@@ -38,11 +38,17 @@ def test_float16_parameters_that_train_are_refused() -> None:
 
 def test_rows_longer_than_the_positions_are_refused_of_a_model_from_scratch(qwen_dir: Path, caplog) -> None:
     scratch = ModelSection.model_validate({"config": {"max_position_embeddings": 64}})
-    check_model(scratch, 64)
+    check_model(scratch, 64, on_cpu=True)
     with pytest.raises(UserError, match=r"data\.seq_len: rows of 65 tokens, but the model has 64 positions"):
-        check_model(scratch, 65)
-    check_model(ModelSection.model_validate({"path": str(qwen_dir)}), 10**6)
+        check_model(scratch, 65, on_cpu=True)
+    check_model(ModelSection.model_validate({"path": str(qwen_dir)}), 10**6, on_cpu=True)
     assert "rows of 1000000 tokens" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "why"), [("flash_attention_2", "it needs a CUDA device"), ("foo", "unknown, one of")])
+def test_attention_that_cannot_run_is_refused_before_there_is_data(name: str, why: str) -> None:
+    with pytest.raises(UserError, match=rf"model\.attn_implementation: '{name}' cannot be used: {why}"):
+        check_model(ModelSection.model_validate({"attn_implementation": name}), 64, on_cpu=True)
 
 
 @pytest.mark.parametrize("adapter", [{}, {"method": "lora"}])

@@ -56,12 +56,17 @@ def choose_attention(requested: str, *, device_type: str, dtype: torch.dtype, pa
     if requested == "auto":
         implementation, reason = _choose_best(device_type, dtype, packed)
     else:
-        obstacle = _find_obstacle(requested, device_type, dtype)
-        if obstacle:
-            raise UserError(f"model.attn_implementation: {requested!r} cannot be used: {obstacle}; or use 'auto'")
+        check_attention(requested, device_type, dtype)
         implementation, reason = requested, "asked for"
     logger.info("attention: %s (%s)", implementation, reason)
     return implementation, reason
+
+
+def check_attention(requested: str, device_type: str, dtype: torch.dtype) -> None:
+    """Raises UserError when `requested` is unknown or cannot run here, naming the obstacle and what to install."""
+    obstacle = None if requested == "auto" else _find_obstacle(requested, device_type, dtype)
+    if obstacle:
+        raise UserError(f"model.attn_implementation: {requested!r} cannot be used: {obstacle}; or use 'auto'")
 
 
 def find_usable(device_type: str, dtype: torch.dtype) -> list[str]:

@@ -30,7 +30,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from data_prep.errors import UserError
 
 from .adapters import attach_lora, bnb_config, prepare_4bit, quantization_kwargs, trainable_share
-from .attention import choose_attention
+from .attention import check_attention, choose_attention
 from .pretrained import fit_vocabulary, load_config, load_pretrained, resolve_path
 from .scratch import TokenizerFacts, scratch_config
 from .weight_files import check_weight_files
@@ -85,10 +85,11 @@ def build_model(
     return _finish(built, adapter, gradient_checkpointing)
 
 
-def check_model(model: ModelSection, seq_len: int) -> None:
+def check_model(model: ModelSection, seq_len: int, *, on_cpu: bool) -> None:
     """Raises UserError for what can be told of a model while there is no tokenizer yet: its architecture and shape,
-    whether its weights are there and whole, and whether it has positions for rows of `seq_len` tokens (a warning where
-    they are rotary and can be stretched)."""
+    whether its attention runs here, its weights are there and whole, and whether it has positions for rows of `seq_len`
+    tokens (a warning where they are rotary and can be stretched)."""
+    check_attention(model.attn_implementation, "cpu" if on_cpu else "cuda", torch.bfloat16)  # the dtype is asked later
     config = scratch_config(model, TokenizerFacts(vocab_size=1)) if model.path is None else load_config(model)
     if model.path is not None and Path(resolve_path(model)).is_dir():
         check_weight_files(Path(resolve_path(model)))

@@ -17,6 +17,7 @@ import argparse
 import logging
 import math
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     for name in ("transformers", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # theirs to follow
     _run(args)
     return 0
 

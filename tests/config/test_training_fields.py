@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import importlib.util
 from typing import get_args
 
 import pytest
@@ -9,6 +10,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
+from data_prep.errors import UserError
+from training.config import training_fields
 from training.config.training_fields import DEFAULTS, REFUSED, REMOVED, fields, hf_defaults, training_section
 
 REAL = {field.name: field for field in dataclasses.fields(TrainingArguments)}
@@ -48,3 +51,9 @@ def test_our_defaults_are_arguments_and_differ() -> None:
 
 def test_removed_names_are_removed() -> None:
     assert not set(REMOVED) & set(REAL)
+
+
+def test_a_python_without_transformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"transformers is not installed in this Python: .* source \.venv/bin/activate"):
+        training_fields._package()

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from data_prep.errors import UserError
 from training.config.optimizer_table import describe_offer
 
 REFUSED = {
@@ -165,7 +166,8 @@ def hf_defaults() -> dict[str, Any]:
 
 def _package() -> Path:
     spec = importlib.util.find_spec("transformers")
-    assert spec is not None and spec.submodule_search_locations, "transformers is not installed"
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("transformers is not installed in this Python: make install && source .venv/bin/activate")
     return Path(next(iter(spec.submodule_search_locations)))
 
 

@@ -83,9 +83,8 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
                 from training.finish import finish_run as finish  # its libraries are not loaded before the first step
             finish(loaded, prepared, trainer, memory_base)
         except BaseException as error:
-            if (
-                world.is_main and opening.is_open and not run_dir.is_finished()
-            ):  # what fails after that leaves it finished
+            # What fails after the run has finished leaves it finished.
+            if world.is_main and opening.is_open and not run_dir.is_finished():
                 message = f"{type(error).__name__}: {error}".splitlines()[0]
                 steps, details = trainer.state.global_step, getattr(error, "details", {})
                 run_dir.append_event("error", steps, message)

@@ -220,7 +220,7 @@ def test_bad_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str,
         (["--torch_empty_cache_steps", "5"], "use perf.empty_cache_every"),
         (["--max_steps", "many"], "command line: training.max_steps = 'many': must be an integer"),
         (["--bf16", "1"], "command line: unexpected '1'"),
-        (["--resume", "nowhere"], "--resume = 'nowhere': must be auto, never or a checkpoint directory"),
+        (["--resume", "nowhere"], "--resume = 'nowhere': no such directory; it takes auto, never or a checkpoint"),
     ],
 )
 def test_bad_command_lines(argv: list[str], message: str) -> None:

@@ -91,3 +91,19 @@ def test_an_older_checkpoint_goes_by_the_run_s_config(tmp_path, caplog):
     (tmp_path / "config.yaml").write_text("training:\n  learning_rate: 0.002\n  optim: adamw_torch_fused\n")
     [change] = find_changes(checkpoint, 5, None, settings("--learning_rate=1e-4"))
     assert (change.old, change.new) == (0.002, 1e-4)
+
+
+def test_an_adapter_goes_on_with_its_own_base_alone(tmp_path):
+    for name, data in (("base", b"one"), ("moved", b"one"), ("other", b"two")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(data)
+
+    def with_base(name):
+        return ["--model.path", str(tmp_path / name), "--adapter.method", "lora"]
+
+    [change] = changes(with_base("base"), with_base("moved"))
+    assert change.key == "model.path"
+    with pytest.raises(UserError, match="model.base was .* .the adapter in the checkpoint was trained on other weights."):
+        changes(with_base("base"), with_base("other"))
+    with pytest.raises(UserError, match="trained on other weights"):
+        changes(with_base("org/one"), with_base("org/two"))

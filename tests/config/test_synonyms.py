@@ -371,7 +371,7 @@ def test_limit_on_documents_keeps_the_origin_of_the_rest() -> None:
         (["--lora_r", "8", "--model", "org/m"], "adapter.r (command line): needs adapter.method: lora"),
         (
             ["--resume_from_checkpoint", "nowhere"],
-            "--resume = 'nowhere': must be auto, never or a checkpoint directory",
+            "--resume = 'nowhere': no such directory; it takes auto, never or a checkpoint",
         ),
     ],
 )

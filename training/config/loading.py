@@ -162,7 +162,7 @@ def _resume(text: str | None) -> str:
     if text in ("auto", "never"):
         return text
     if not Path(text).is_dir():
-        raise UserError(f"command line: --resume = {text!r}: must be auto, never or a checkpoint directory")
+        raise UserError(f"command line: --resume = {text!r}: no such directory; it takes auto, never or a checkpoint")
     return text
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xxhash
+
 from data_prep.errors import UserError
 from data_prep.recipe.yaml_file import parse_yaml
 from training.config.deepspeed_blocks import TAKE_AUTO
@@ -30,9 +32,11 @@ FREE = "free"
 _OPTIMIZER = "the optimizer's state in the checkpoint is of the other one"
 _PRECISION = "the states in the checkpoint are of the other precision"
 _MODEL = "the weights in the checkpoint are of the other model"
+_BASE = "the adapter in the checkpoint was trained on other weights"
 _RANDOM = "random numbers go on where the checkpoint left them"
 _ZERO = "the states in the checkpoint are cut for the other set-up"
 _SCHEDULE = "the schedule's state in the checkpoint is of the other one"
+ENDS_BYTES = 2**20  # of each weight file, hashed at its beginning and its end
 STATEFUL_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # no function of the step alone
 
 _EFFECTIVE = (
@@ -66,6 +70,7 @@ RULES: dict[str, str] = {
     "training.fsdp_config": _ZERO,
     "model": _MODEL,
     "model.path": TAKES_EFFECT,  # a folder may have moved: what was trained comes from the checkpoint
+    "model.base": _BASE,
     "model.attn_implementation": FREE,
     "model.trust_remote_code": FREE,
     "adapter": _MODEL,
@@ -100,9 +105,28 @@ def describe_settings(loaded: "LoadedConfig") -> dict[str, Any]:
     blocks: dict[str, Any] = {name: config[name] for name in ("model", "adapter", "training")}
     stated = {key: value for key, value in _flatten(loaded.deepspeed or {}, ()) if key not in TAKE_AUTO}
     settings = _keep_compared(blocks)
+    if loaded.config.adapter.method != "none" and loaded.config.model.path:
+        settings["model.base"] = identify_weights(loaded.config.model.path)
     return (
         settings | {"deepspeed.used": loaded.deepspeed is not None} | {f"deepspeed.{k}": v for k, v in stated.items()}
     )
+
+
+def identify_weights(path: str) -> str:
+    """What tells the weights of a directory from others, wherever it lies: a hash of the beginning and end of each
+    file, and their sizes. Of a name on the hub, the name."""
+    files = sorted(file for pattern in ("*.safetensors", "*.bin") for file in Path(path).glob(pattern))
+    if not files:
+        return path
+    digest = xxhash.xxh3_128()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as opened:
+            digest.update(opened.read(ENDS_BYTES))
+            opened.seek(max(0, size - ENDS_BYTES))
+            digest.update(opened.read(ENDS_BYTES))
+    return digest.hexdigest()
 
 
 def find_rule(key: str) -> str:

@@ -96,8 +96,10 @@ def test_a_ceiling_that_a_run_exceeds_is_told_and_forgotten(launch, tmp_path, mo
     entries = json.loads(cache.read_text())
     ceilings = [key for key in entries if key.startswith("ceiling")]
     assert ceilings
+    # A busy machine may have made the first run forget its own.
+    measured = next(found[0] for found in entries.values() if found)
     for key in ceilings:
-        entries[key] = [{**entries[key][0], "tflops": 1e-9}] * 3  # as on a machine that did something else
+        entries[key] = [{**measured, "tflops": 1e-9}] * 3  # as on a machine that did something else
     cache.write_text(json.dumps(entries))
     finished = launch("python", "second")
     assert "the run was faster" in finished.output and "of the 1e-09 TFLOP/s" not in finished.output

@@ -103,7 +103,7 @@ def test_an_adapter_goes_on_with_its_own_base_alone(tmp_path):
 
     [change] = changes(with_base("base"), with_base("moved"))
     assert change.key == "model.path"
-    with pytest.raises(UserError, match="model.base was .* .the adapter in the checkpoint was trained on other weights."):
+    with pytest.raises(UserError, match="model.base was .* trained on other weights"):
         changes(with_base("base"), with_base("other"))
     with pytest.raises(UserError, match="trained on other weights"):
         changes(with_base("org/one"), with_base("org/two"))

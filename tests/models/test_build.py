@@ -63,6 +63,12 @@ def test_same_seed_same_weights() -> None:
     torch.testing.assert_close(first, second, atol=0, rtol=0)
 
 
+def test_weights_beyond_the_memory_are_refused_before_they_are_drawn() -> None:
+    huge = {**SHAPE, "hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 400}
+    with pytest.raises(UserError, match=r"model: there is no memory for its weights: they take [\d,.]+ GB, [\d,.]+ GB"):
+        build_tiny({"kind": "minigpt", "config": huge})
+
+
 def test_gradient_checkpointing_is_on_in_every_layer() -> None:
     model = build_tiny({"config": SHAPE}, gradient_checkpointing=True)
     assert model.is_gradient_checkpointing

@@ -22,9 +22,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from data_prep.errors import UserError
@@ -118,7 +120,11 @@ def resolve_parameter_dtype(requested: str, *, compute_dtype: torch.dtype, froze
 def build_from_config(
     config: PreTrainedConfig, implementation: str, dtype: torch.dtype, *, meta: bool, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A model of this shape with random weights, or on the meta device."""
+    """A model of this shape with random weights, or on the meta device.
+
+    Raises UserError for weights that this machine's memory cannot hold."""
+    if not meta and not is_deepspeed_zero3_enabled():  # ZeRO-3 holds a part of each weight only
+        _check_memory(build_from_config(config, implementation, dtype, meta=True, trust_remote_code=trust_remote_code))
     try:
         with torch.device("meta") if meta else nullcontext():
             return AutoModelForCausalLM.from_config(
@@ -130,6 +136,17 @@ def build_from_config(
         raise UserError(
             "model: there is no memory for its weights: `python -m training.plan` says what they need"
         ) from error
+
+
+def _check_memory(shapes: PreTrainedModel) -> None:
+    """Linux grants memory that it does not have and kills the process that fills it: nothing would be raised later."""
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in shapes.parameters())
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    if needed > free:
+        raise UserError(
+            f"model: there is no memory for its weights: they take {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are "
+            "free: `python -m training.plan` says what a run needs"
+        )
 
 
 def _check_sections(model: ModelSection, adapter: AdapterSection) -> None:

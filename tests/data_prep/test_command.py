@@ -62,7 +62,7 @@ def test_characters_that_an_encoding_lacks_are_escaped(tmp_path: Path, encoding:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (PermissionError(errno.EACCES, "x", "/root/models"), "error: /root/models: Permission denied\n"),
+        (PermissionError(errno.EACCES, "x", "models"), "error: models: Permission denied\n"),
         (OSError(errno.ENOSPC, "x", "/disk/a"), "error: /disk/a: No space left on device: free space there, or"),
         (UserError("data.seq_len: odd"), "error: data.seq_len: odd\n"),
     ],

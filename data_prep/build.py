@@ -1,7 +1,7 @@
 """One part of the plan to its shards: read, parse, render, tokenize, write. A pure function that any process can run.
 
 Memory is bounded by a batch (4 MB of text, or one document if that is larger), whatever the size of the input. Tokens
-are counted as they are written, and ids held against the vocabulary; no shard is read again.
+are counted as they are written, and ids compared with the vocabulary; no shard is read again.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -229,7 +229,7 @@ def find_encoder(spec: BuildSpec) -> Encoder:
 
 @lru_cache(maxsize=1)
 def _load_encoder(directory: Path, fingerprint: str, name: EncoderName, in_text: SpecialInText) -> Encoder:
-    """Loaded once a process; `fingerprint` makes it anew when the files have changed."""
+    """Loaded once a process; `fingerprint` makes it again when the files have changed."""
     return Encoder(load_tokenizer(directory), name, in_text)
 
 

@@ -28,7 +28,7 @@ from data_prep.tables import open_arrow
 
 MIN_BYTES = 8 * 2**20
 MAX_BYTES = 24 * 2**20
-REACH = 128  # bytes looked at on each side of a line end; most are told apart by the nearest 8
+REACH = 128  # bytes looked at on each side of a line end; most are distinguished by the nearest 8
 BLOCK_BYTES = 2**20
 CACHED_BYTES = 2**18
 LINE_FORMATS = ("jsonl", "lines")

@@ -2,7 +2,7 @@
 
 Read from bounded lines, so a quote that is never closed costs `data.max_record_bytes` of memory and not the file.
 Every line is part of a row, or refused: where a row breaks, because its quote is closed nowhere, in the wrong place or
-not within the limit, the row is a bad record and reading goes on with the line after the one in which that quote opens.
+not within the limit, the row is a bad record and reading continues behind the line in which that quote opens.
 So a lost quote costs its row, and what it seemed to enclose is read again: each line at most twice.
 What splits fields is the recipe's or found (`delimiters`). A first row that reads like data, not like names of columns,
 is refused: it would be lost without a word.

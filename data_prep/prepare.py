@@ -166,7 +166,7 @@ def _find_complete(directory: Path) -> Manifest | None:
     try:
         return Store.open(directory).manifest
     except UserError as error:
-        logger.warning("store: %s; building it anew", error)
+        logger.warning("store: %s; building it again", error)
         (directory / MANIFEST).unlink()
         return None
 

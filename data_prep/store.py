@@ -14,7 +14,7 @@ trained on (`Store.split("train_rejected")`).
 `loss_runs` flattens [start, end) ranges of positions that carry loss; null means all. `datasets.Dataset.from_file`
 reads a shard. What bears a final name is whole (`writing`).
 Opening costs a stat per shard (about 5 µs with its entry in the manifest, so 60 ms for 100 GB of text), and holds its
-size against the manifest; its bytes are held against their hash by `data_prep.inspect --verify`. What is read of it
+size against the manifest; its bytes are compared with their hash by `data_prep.inspect --verify`. What is read of it
 later is said in `document_table`.
 """
 

@@ -5,7 +5,7 @@ one column of texts is wanted, the others are not read.
 Where rows hold objects (structs), each has the keys of all rows, null where a row has none: a null key of an object is
 an absent one, at any depth. Maps are objects; binary columns that hold UTF-8 are texts.
 A Parquet row is named by the byte at which its row group begins and its number in the file. Of a row group that cannot
-be decoded each row is a bad record, so that counts stay exact, and reading goes on with the next.
+be decoded each row is a bad record, so that counts stay exact, and reading continues with the next.
 """
 
 import shutil

@@ -328,7 +328,7 @@ def name_peak_format(args: TrainingArguments) -> str:
 
 
 def build_meter(config: Config, model: torch.nn.Module, args: TrainingArguments, world: World) -> Meter:
-    """Clock, FLOPs of this model, and the rates they are held against: the vendor's dense peak of this device, or a
+    """Clock, FLOPs of this model, and the rates they are compared with: the vendor's dense peak of this device, or a
     measured one where no table has it (every CPU), and what the model's own matmuls reach here."""
     dtype = compute_dtype(args)
     calibrator = Calibrator(dtype, args.device, ranks=world.local_size, keeps=world.is_main)

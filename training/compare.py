@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.compare", description="Hold runs against each other.")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="one run a side, each held against the first")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="one run a side, each compared with the first")
     for side in ("a", "b"):
         parser.add_argument(
             f"--{side}", nargs="+", metavar="RUN", help=f"repeats of side {side.upper()}, or a directory of them"

@@ -8,7 +8,7 @@ to the row; only how many of them are computed at once is chosen, so only their 
 2. The trial is a throwaway run: another trainer, built by the same code, takes two optimizer steps on rows of random
    tokens, in an empty directory. The second has the optimizer's states, so its peak is that of training. Out of memory
    on any rank: the next smaller divisor.
-3. Of the trial nothing stays: model, optimizer, data and run directory are built anew for the run, which seeds itself,
+3. Of the trial nothing stays: model, optimizer, data and run directory are built again for the run, which seeds itself,
    so it trains what it would train had its sizes been written in the recipe (tested).
 
 Costs a few traces of the model and the trial: its start and two steps of at most two micro-batches. When one of

@@ -3,8 +3,8 @@
 The order matters. Rank 0 locks the run directory against other sessions, and alone touches it, before the others look
 at it; what can fail without data is settled first (the place, the checkpoint and what changed since, the arguments);
 one rank of each node prepares the data while the others wait. The run directory is opened when model, optimizer,
-schedule and trackers stand: a run that is started anew over an older one then moves the old one aside and never writes
-into it. A checkpoint is checked against its manifest before anything unpickles it.
+schedule and trackers stand: a run that starts over an older one then moves the old one aside and never writes into it.
+A checkpoint is checked against its manifest before anything unpickles it.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def is_over(run_dir: RunDir, checkpoint: Path, max_steps: int, world: World) -> 
 
 
 def find_start(loaded: LoadedConfig, run_dir: RunDir, world: World) -> Path | None:
-    """`--resume`: the checkpoint that it means, checked, or None to start anew."""
+    """`--resume`: the checkpoint that it means, checked, or None to start from scratch."""
     if loaded.resume == "never":
         return None
     verify = loaded.config.checkpoint.verify_on_resume
@@ -131,7 +131,8 @@ def find_start(loaded: LoadedConfig, run_dir: RunDir, world: World) -> Path | No
         _check_world(checkpoint, read_manifest(checkpoint), loaded, world)
     elif find_checkpoints(run_dir.path):
         raise UserError(
-            f"{run_dir.path}: no checkpoint in it can be resumed from; --resume never starts anew and keeps them aside"
+            f"{run_dir.path}: no checkpoint in it can be resumed from; --resume never starts from scratch and "
+            "keeps them aside"
         )
     else:
         older = sorted(path.name for path in run_dir.path.parent.glob(f"{run_dir.path.name}.old-*"))

@@ -6,9 +6,9 @@
     accelerate launch --multi_gpu --num_processes 2 training/train.py --config debug      (so on a CPU, too)
 
 `--config` takes a path or a bare name in `configs/`; any key of any section can be overridden (`--learning_rate 1e-4`,
-`data.seq_len=1024`); `--resume auto|PATH|never` goes on from the latest whole checkpoint, from PATH, or starts anew.
-Exit codes: 0 trained, 2 something in the recipe, the data or the machine is to be mended (one line says what), 130
-stopped by Ctrl-C.
+`data.seq_len=1024`); `--resume auto|PATH|never` resumes from the latest whole checkpoint or
+from PATH, or starts from scratch. Exit codes: 0 trained, 2 user error in the recipe, the data or the machine (one line
+says what to do), 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations

@@ -238,7 +238,7 @@ def test_real_ranks_are_measured_and_one_writes(tmp_path):
     assert (len(found["seconds"]), len(found["accounted"])) == (12, 2)
     assert all(0 < inside < period for inside, period in zip(found["inside"], found["accounted"], strict=True))
     assert len(found["drawing"]) == 1
-    assert done.stdout.count("# What measuring costs") == 1
+    assert done.stdout.count("# Profiling overhead") == 1
     # two periods of warm-up, two in turn, two accounted: a line of the console each
     assert done.stdout.count("MFU ") - done.stdout.count("MFU is against") == 6
 

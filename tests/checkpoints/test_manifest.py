@@ -68,7 +68,7 @@ def test_resume_takes_the_latest_that_is_whole_and_says_why_not_a_later_one(chec
     ],
 )
 def test_weights_alone_are_not_resumed_from(tmp_path, caplog, name, holds):
-    """`training.save_only_model`: the Trainer would begin the optimizer and the schedule anew without a word."""
+    """`training.save_only_model`: the Trainer would start optimizer and schedule from scratch without a word."""
     checkpoint = tmp_path / "checkpoint-3"
     for file in ("model.safetensors", name):
         (checkpoint / file).parent.mkdir(parents=True, exist_ok=True)

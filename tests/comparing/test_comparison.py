@@ -208,7 +208,7 @@ def test_where_no_speed_is_compared_the_page_says_why(write_timed):
     page = format_page(compare_paths(untimed, timed))
     assert (
         "- speed: not told: A has no perf/step_ms (perf.enabled: false?)\n" in page
-        and "could show | verdict" not in page
+        and "detectable | verdict" not in page
     )
     first = compare_paths(timed, short)
     assert describe_verdict(first.pairs[0])[0] == "speed: not told: B has no record after its first steps"

@@ -23,7 +23,7 @@ def write(path: Path, texts: list[str]) -> Path:
 
 @pytest.fixture
 def changing(tmp_path: Path, monkeypatch, small_parts):
-    """A source that is written anew, with as many bytes, once its content has a name; `stop` ends that."""
+    """A source that is written again, with as many bytes, once its content has a name; `stop` ends that."""
     source = write(tmp_path / "a.jsonl", OLD)
 
     def find(item, root):

@@ -7,6 +7,6 @@ launching     one training in processes of its own, which end with it
 advise/       one lever at a time, tried on a configuration (docs/advise.md)
 compare, calibrate   two configurations in turn, and how often that is wrong (docs/compare.md)
 memory/       the memory plan against real steps (docs/results/memory.md)
-overhead      what measuring costs
+overhead      profiling overhead
 data/         raw text to batches: what `data_prep` and `training.data` promise (docs/results/data.md)
 """

@@ -12,7 +12,7 @@ BENCHMARKS = {
     "compare": ("training.benchmark.compare", "two configurations trained in turn, with intervals"),
     "data": ("training.benchmark.data.command", "raw text to batches, against datasets, TRL and accelerate"),
     "memory": ("training.benchmark.memory.command", "the plan's peak of a rank against the peak of real steps"),
-    "overhead": ("training.benchmark.overhead.command", "what measuring costs a step, on and off in turn"),
+    "overhead": ("training.benchmark.overhead.command", "profiling overhead of a step, on and off in turn"),
     "text": ("training.benchmark.data.text", "write a directory of files as the JSONL that `data --input` reads"),
 }
 

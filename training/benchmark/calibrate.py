@@ -3,7 +3,7 @@
     python -m training.benchmark calibrate [--pairs N] [--output docs/results/compare.md] [--runs DIR]
 
 Simulation: step times of one configuration on a machine of several kinds, as one path over time that is cut into runs
-which take turns as in `interleave`, held against each other as `compare` holds speed. **False alarms** are the pairs
+which take turns as in `interleave`, compared with each other as `compare` holds speed. **False alarms** are the pairs
 that came out as different. **Found** is the smallest slowdown seen in 80 % of the pairs: slowing B by a factor scales
 its interval, so a pair shows every slowdown above 1 / low - 1, and the figure is the 80 % quantile of those.
 
@@ -139,7 +139,7 @@ SEEDS: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """Of one machine, length and number of runs. shown: median of what the comparison itself says it could show."""
+    """Of one machine, length and number of runs. shown: median of what the comparison itself says it could detect."""
 
     false_alarms: float
     found: float

@@ -1,4 +1,4 @@
-"""Two configurations trained in turn, several times each, and held against each other.
+"""Two configurations trained in turn, several times each, and compared with each other.
 
     python -m training.benchmark compare --a "--config debug" --b "--config debug training.learning_rate=1e-3" \\
         --repeat 6 --max_steps 60 [--seeds] [--launcher "torchrun --nproc_per_node=2"] [--output PAGE.md]

@@ -82,7 +82,7 @@ def check_resumable(checkpoint: Path, *, verify: bool = True) -> Manifest:
     """Check that a checkpoint is whole (`verify`: every byte of it, and that its weights are finite) and holds the
     optimizer's state.
 
-    The Trainer itself would start Adam and the learning-rate schedule anew without a word. Raises UserError.
+    The Trainer itself would start Adam and the learning-rate schedule from scratch without a word. Raises UserError.
     """
     manifest = verify_checkpoint(checkpoint) if verify else read_manifest(checkpoint)
     if verify and (bad := find_bad_weight(checkpoint)):

@@ -21,8 +21,8 @@ EQUAL = "equal in every digit"
 NEEDS_REPEATS = "not told: needs repeats"  # one value a run: its spread is not in it
 AXIS_UNITS = {"tokens": "tokens", "text_bytes": "bytes of text"}
 HOW_TO_READ = """\
-Ratios are {b} / {a}, each with its interval: all intervals of this page hold together 95 times in 100. "Could show" is
-the smallest true change that such runs show 8 times in 10; what is smaller may be there unseen."""
+Ratios are {b} / {a}, each with its interval: all intervals of this page hold together 95 times in 100. "Detectable" is
+the minimum detectable effect: the smallest true change that such runs show 8 times in 10."""
 
 
 def format_page(comparison: Comparison, picture: str | None = None) -> str:
@@ -113,7 +113,7 @@ def judge(row: Row, b: str) -> str:
 
 
 def _format_metrics(rows: Sequence[Row], a: str, b: str, share: bool) -> list[str]:
-    cells = [["metric", a, b, f"{b} / {a}", "interval", "could show", "verdict"]]
+    cells = [["metric", a, b, f"{b} / {a}", "interval", "detectable", "verdict"]]
     totals = [sum(getattr(row, side) for row in rows) or math.nan for side in ("a", "b")]
     for row in rows:
         values = [format_significant(row.a), format_significant(row.b)]
@@ -153,7 +153,7 @@ def _judge_loss(loss: LossComparison, b: str) -> str:
         return f"{NEEDS_REPEATS} ({found.estimate:+.4f})"
     verdict = (f"{b} {'higher' if found.estimate > 0 else 'lower'}") if found.differs else NO_DIFFERENCE
     interval = f"{found.estimate:+.4f}, {found.low:+.4f} to {found.high:+.4f}"
-    return f"{verdict} ({interval}; could show {found.detectable:.4f})"
+    return f"{verdict} ({interval}; detectable {found.detectable:.4f})"
 
 
 def _format_settings(pair: Pair, a: str, b: str) -> list[str]:
@@ -172,7 +172,7 @@ def _split_ratio(interval: Interval) -> tuple[str, str]:
 
 def _ratio(interval: Interval) -> str:
     ratio, between = _split_ratio(interval)
-    return ratio if between == "-" else f"{ratio}, {between}; could show {_percent(interval.detectable)}"
+    return ratio if between == "-" else f"{ratio}, {between}; detectable {_percent(interval.detectable)}"
 
 
 def _short(value: float) -> str:

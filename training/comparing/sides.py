@@ -4,7 +4,7 @@ Left out are each launch's first steps (allocation, autotuning, caches; `skipped
 the run as a whole (sums of an epoch, single ranks, the learning rate). A mean over windows is weighted so that it is
 total over total: times and sizes by steps, rates (tokens/s, MFU) by seconds. Memory is one value a run, its mean or its
 peak: it stays where the first steps put it, so the windows of one run say nothing of another run. So is MFU where runs
-were held against different peaks, as on a CPU, whose peak is measured once a run.
+were compared with different peaks, as on a CPU, whose peak is measured once a run.
 """
 
 from __future__ import annotations

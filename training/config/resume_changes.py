@@ -165,7 +165,7 @@ def find_changes(checkpoint: Path, step: int, before: Mapping[str, Any] | None, 
     if refused:
         raise UserError(
             f"{checkpoint}: cannot be resumed with other settings: {'; '.join(refused)}: go on with what it was, or "
-            "start anew with --resume never"
+            "start from scratch with --resume never"
         )
     return changes
 

@@ -232,7 +232,7 @@ _REASONS = {
     _MIN_RATE: "min_lr min_learning_rate cosine_min_lr_ratio min_lr_ratio decay_lr",
     "use --resume auto|PATH|never; weights to start from: --model.path": "init_from load_from_checkpoint ckpt_path",
     _RESUME: "auto_resume_from_checkpoints resume_from",
-    "an older run at this place is moved aside by itself, --resume auto goes on with it: leave it out": (
+    "an older run at this place is moved aside by itself, --resume auto continues it: leave it out": (
         "overwrite_output_dir"
     ),
     "everything of a run is below training.output_dir": "log_dir tensorboard_dir",

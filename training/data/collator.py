@@ -4,7 +4,7 @@ Packed rows have static shapes, (rows, seq_len): padding is a trailing document 
 restart and labels of -100, so no attention mask is needed and no real token sees it. transformers reads the
 documents off `position_ids`, and only when `use_cache` is off, as its Trainer sets it. Kernels of variable length get
 them once per batch, under the names that transformers hands on to its attention functions. Without these FlashAttention
-finds the documents anew in every layer, waiting for the device, and in a batch of several rows it does not find them at
+finds the documents in every layer, waiting for the device, and in a batch of several rows it does not find them at
 all. The one shape that changes from batch to batch is theirs, (documents + 1,).
 
 Without packing, rows are padded to the longest, rounded up to a multiple, and an attention mask says what is real.

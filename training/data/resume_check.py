@@ -41,5 +41,5 @@ def check_same_order(checkpoint: Path, before: dict[str, Any], now: dict[str, An
     if changed:
         raise UserError(
             f"{checkpoint}: the order of its data is not the order here, so nobody knows which rows are left: "
-            f"{'; '.join(changed)}: go on with the data as it was, or start anew with --resume never"
+            f"{'; '.join(changed)}: go on with the data as it was, or start from scratch with --resume never"
         )

@@ -118,7 +118,7 @@ class PhaseTimer(Generic[Work]):
         self._closed: deque[tuple[_OpenStep, Work]] = deque()
 
     def start(self) -> None:
-        """Begin (or begin anew, forgetting an unfinished step)."""
+        """Begin (or begin again, forgetting an unfinished step)."""
         self._open = _OpenStep(self._clock.mark())
 
     @property

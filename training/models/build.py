@@ -103,7 +103,7 @@ def check_model(model: ModelSection, seq_len: int, *, on_cpu: bool) -> None:
         raise UserError(f"{fault}: raise model.config.max_position_embeddings, or shorten the rows")
     if not hasattr(config.get_text_config(), "rope_parameters"):
         raise UserError(f"{fault}, which are a table: shorten the rows")
-    logger.warning("%s: what it writes beyond them has to be learnt anew", fault)
+    logger.warning("%s: what it writes beyond them has to be learnt again", fault)
 
 
 def resolve_parameter_dtype(requested: str, *, compute_dtype: torch.dtype, frozen: bool) -> torch.dtype:

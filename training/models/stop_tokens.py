@@ -132,7 +132,7 @@ def stop_at(model: Any, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
     own: Any = tokenizer.eos_token_id
     before = [*_as_list(generation.eos_token_id), *_as_list(own)]
     generation.eos_token_id = list(dict.fromkeys([*stops, *before]))
-    generation._from_model_config = False  # or transformers 4 would make it anew from config.json
+    generation._from_model_config = False  # or transformers 4 would make it again from config.json
     if generation.pad_token_id is None:
         pad: Any = tokenizer.pad_token_id
         generation.pad_token_id = own if pad is None else pad

@@ -21,7 +21,7 @@ PHASE_MEANINGS = {
     names.DATA_WAIT: "the loop waits for the loader",
     names.H2D: "the batch is copied to the device",
     names.FORWARD: "forward pass and loss",
-    names.BACKWARD: "gradients, and what is computed anew",
+    names.BACKWARD: "gradients, and what is recomputed",
     names.COMM_EXPOSED: "computation waits for other ranks",
     names.OPTIMIZER: "clipping and the optimizer step",
     names.CACHE_CLEAR: "the allocator's cache is emptied",

@@ -9,7 +9,7 @@ optimizer, zero-stage, bucket-size, threads; all of them by default, where they 
 
 Each run is a short training of its own: the configuration's data, model and launcher, `--steps` steps without
 evaluation, saving or report. A round runs every variant once, in groups of three, each group with a run of the
-configuration as it is; the order is drawn anew. A variant that is a fifth slower in two rounds is not run again. At the
+configuration as it is; the order is redrawn. A variant that is a fifth slower in two rounds is not run again. At the
 end everything that was faster and trains the same is put together and run against the configuration in new rounds:
 chosen after many tries, a gain may have been luck. What is printed is also written to `--output` with its JSON.
 

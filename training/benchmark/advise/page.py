@@ -91,7 +91,7 @@ def describe_speed(verdict: Verdict) -> str:
     shown = speed.detectable
     if shown is None or shown > TOO_NOISY:
         return "not told: the runs vary too much"
-    return f"no difference (could show {100 * shown:.1f} %)"
+    return f"no difference (detectable {100 * shown:.1f} %)"
 
 
 def _format_confirmed(advice: Advice) -> list[str]:
@@ -100,7 +100,9 @@ def _format_confirmed(advice: Advice) -> list[str]:
     if not advice.confirmed:
         untold = sum(verdict.speed.differs is not True for verdict in advice.verdicts)
         lines = ["None of these was shown to be faster without changing what is trained."]
-        return lines + [f"{untold} could not be told apart from it; more rounds (--repeat) show less."] * bool(untold)
+        return lines + [
+            f"{untold} differed from it by less than these rounds can detect; more rounds (--repeat) detect less."
+        ] * bool(untold)
     lines = ["What was faster and trains the same, run once more in new rounds against the configuration as it is:", ""]
     lines += _format_table(advice.confirmed)
     best = max(advice.confirmed, key=lambda verdict: verdict.speed.estimate)

@@ -1,1 +1,1 @@
-"""`python -m training.benchmark overhead`: what measuring costs, on and off in turn within one training."""
+"""`python -m training.benchmark overhead`: profiling overhead, on and off in turn within one training."""

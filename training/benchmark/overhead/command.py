@@ -1,4 +1,4 @@
-"""What measuring costs: one training, in which steps are either measured and reported, or not at all.
+"""Profiling overhead: one training, in which steps are either measured and reported, or not at all.
 
     python -m training.benchmark overhead [--config NAME] [--steps N] [--output PAGE.md] [KEY=VALUE ...]
     torchrun --nproc_per_node=2 -m training.benchmark overhead …                      (any launcher of train.py)

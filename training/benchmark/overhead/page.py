@@ -23,7 +23,7 @@ def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
             "plots"
         )
     lines = [
-        "# What measuring costs, as measured",
+        "# Profiling overhead",
         "",
         f"{machine['cpu_count']} cores of {machine['cpu']}; {machine['platform']}, Python {machine['python']}, "
         + ", ".join(f"{name} {machine[name]}" for name in PACKAGES if machine[name])

@@ -1,4 +1,4 @@
-"""From the seconds of steps to what measuring costs, with its interval and its verdict."""
+"""From the seconds of steps to profiling overhead, with its interval and its verdict."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Sides of runs -> what differs between them, as data: each side against the first.
 
 All intervals of one comparison hold together at least 95 times in 100: the 5 % are divided among the sides
-compared with the first, then in thirds among three questions (speed, loss, everything else); within a question among its
-rows (Bonferroni), except that speed counts once: its rows are one measurement in several units.
+compared with the first, then in thirds among three questions (speed, loss, everything else); within a question among
+its rows (Bonferroni), except that speed counts once: its rows are one measurement in several units.
 """
 
 from __future__ import annotations

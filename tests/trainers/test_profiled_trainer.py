@@ -2,19 +2,17 @@
 
 import json
 import math
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer
 
 from training.callbacks.run_events import RunEvents
 from training.checkpoints.progress import Progress
 from training.run_dir import RunDir
-from training.trainers import profiled_trainer
-from training.trainers.profiled_trainer import ProfiledTrainer, _ProgressKeeper
+from training.trainers.profiled_trainer import ProfiledTrainer
+from training.trainers.progress_keeper import ProgressKeeper
 from training.trainers.text_counter import TextCounter
 
 
@@ -27,7 +25,7 @@ def test_a_running_loss_that_is_not_finite_is_not_taken_up(sums, loss, last_logg
     )  # fmt: skip
     state = SimpleNamespace(global_step=10, max_steps=20, log_history=[{"loss": math.nan}], best_metric=math.inf)
     args: Any = SimpleNamespace(world_size=1, process_index=0)
-    _ProgressKeeper(trainer).on_train_begin(args, state, SimpleNamespace())
+    ProgressKeeper(trainer).on_train_begin(args, state, SimpleNamespace())
     assert (trainer._tr_loss.item(), trainer._globalstep_last_logged) == (loss, last_logged)
     assert (trainer._text.tokens, trainer._text.text_bytes) == ((6, 20) if loss else (0, 0))
     assert (state.log_history, state.best_metric) == ([{"loss": None}], None)
@@ -50,25 +48,3 @@ def test_a_validation_loss_that_is_not_finite_is_an_event(tmp_path):
         events.on_evaluate(None, SimpleNamespace(global_step=step), None, {"eval_loss": loss})
     found = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [(event["kind"], event.get("eval_loss")) for event in found] == [("eval", None), ("not_finite", "nan")]
-
-
-def test_an_evaluation_says_how_far_it_has_come(monkeypatch):
-    seen = []
-
-    @contextmanager
-    def spy(what, total, unit):
-        seen.append((what, total, unit))
-        yield seen.append
-
-    def evaluate(self, batches):
-        for batch in batches:
-            self.prediction_step(batch)
-        return SimpleNamespace(metrics=None)
-
-    trainer: Any = ProfiledTrainer.__new__(ProfiledTrainer)
-    trainer._eval_batches = []
-    monkeypatch.setattr(profiled_trainer, "progress", spy)
-    monkeypatch.setattr(Trainer, "prediction_step", lambda self, batch: (None,))
-    monkeypatch.setattr(Trainer, "evaluation_loop", evaluate)
-    trainer.evaluation_loop(["batch", "batch", "batch"])
-    assert seen == [("evaluating", 3, "batches"), 1, 1, 1]

@@ -31,17 +31,14 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints
 
-from data_prep.progress import Advance, progress
+from data_prep.progress import progress
 from training.callbacks.sinks import Sink
 from training.checkpoints.manifest import read_manifest, write_manifest
 from training.checkpoints.progress import Progress
 from training.data.batch import BATCH_INFO, BatchInfo
-from training.data.dataset import EvenRows
 from training.data.loader import TrainBatches
-from training.data.packing_check import EPSILON, check_packing, measure_crosstalk
 from training.data.resume_check import check_same_order
 from training.metrics import names
 from training.metrics.flops import measure_flops
@@ -50,13 +47,16 @@ from training.metrics.throughput import Meter
 from training.models.saved_files import complete_files, save_generation_config
 from training.run_dir import RunDir, keep_finite
 from training.trainers.collectives import gather_floats, sum_over_ranks
+from training.trainers.evaluation import TokenMeanEvaluation
 from training.trainers.finite import FiniteCheck, check_weights, guard_step
+from training.trainers.packing import check_documents_apart
+from training.trainers.progress_keeper import ProgressKeeper
 from training.trainers.resumed_options import AsBuilt, apply_changes
 from training.trainers.setup_errors import explain_setup_errors
 from training.trainers.skipped_steps import SkippedSteps
 from training.trainers.smoothed_loss import build_loss
 from training.trainers.step_timing import time_step
-from training.trainers.text_counter import TextCounter, find_bits_per_byte
+from training.trainers.text_counter import TextCounter
 
 logger = logging.getLogger("redline.train")
 
@@ -70,7 +70,7 @@ TRAINER_KEYS = {
 }
 
 
-class ProfiledTrainer(Trainer):
+class ProfiledTrainer(TokenMeanEvaluation):
     """A Trainer that measures itself.
 
     Args:
@@ -118,13 +118,11 @@ class ProfiledTrainer(Trainer):
         self._last_measured_step = 0
         self._step_tokens = 0  # of this rank, since the last record of progress
         self._text = TextCounter()
-        self._eval_batches: list[tuple[float, int, int]] = []
-        self._advance_evaluation: Advance = lambda batches: None
         self._finite = FiniteCheck(self)
         self._skipped = SkippedSteps(self)
         super().__init__(*args, **kwargs)
         self.compute_loss_func = build_loss(self.args.label_smoothing_factor, lambda: self._is_training)
-        self.add_callback(_ProgressKeeper(self))
+        self.add_callback(ProgressKeeper(self))
 
     # ---- phases ----
 
@@ -146,7 +144,7 @@ class ProfiledTrainer(Trainer):
         check_weights(self, "no step is taken", is_open=False)
         if self._verify_packing:
             with progress("checking that packed documents leave each other alone"):
-                self._check_packing()
+                check_documents_apart(self)
         guard_step(self, self._finite)
         if self.meter:
             time_step(self, self.meter.timer)
@@ -199,7 +197,7 @@ class ProfiledTrainer(Trainer):
 
     def _count(self, info: BatchInfo) -> None:
         if not self._is_training:
-            self._eval_batches.append((0.0, info.loss_tokens, info.loss_bytes))
+            self.count_evaluated(info)
             return
         if not self._finite.infos:
             self._skipped.begin_step()
@@ -363,37 +361,6 @@ class ProfiledTrainer(Trainer):
         load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
         super()._issue_warnings_after_load(load_result)
 
-    def _check_packing(self) -> None:
-        """Collective: every rank does the same forwards, so ZeRO-3 can gather."""
-        model: Any = self.deepspeed if self.is_deepspeed_enabled else self.model
-        config = cast(Any, self.model).config.get_text_config()
-        computed_in = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
-        dtypes = {computed_in, *(parameter.dtype for parameter in model.parameters())}.intersection(EPSILON)
-
-        def forward(batch: dict[str, Any]) -> torch.Tensor:
-            inputs: Any = self._prepare_input(batch)
-            return model(**inputs, use_cache=False).logits
-
-        was_training = model.training
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
-            crosstalk = measure_crosstalk(
-                forward, vocab_size=config.vocab_size, varlen=getattr(self.data_collator, "varlen", False)
-            )
-        model.train(was_training)
-        worst = max(gather_floats(crosstalk, self.args.device), key=lambda value: (math.isnan(value), value))
-        check_packing(worst, max(dtypes, key=lambda dtype: EPSILON[dtype]), str(config._attn_implementation))
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Every validation row once: the tail is neither dropped nor repeated to make batches even over the ranks."""
-        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            multiple = self.args.eval_batch_size * self.args.world_size
-            return super().get_eval_dataloader(EvenRows(rows, len(rows), multiple))
-        finally:
-            self.args.dataloader_drop_last = drop_last
-
     def _get_dataloader(self, dataset: Dataset[Any], *args: Any, **kwargs: Any) -> DataLoader[Any]:
         # Batches stay on the host until their own micro-step: counting labels needs no sync, and h2d is a phase.
         placement, self.accelerator.device_placement = self.accelerator.device_placement, False
@@ -404,46 +371,6 @@ class ProfiledTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # the Trainer's own count leaves attention out, counts frozen weights, and walks the model each time
-
-    # ---- evaluation ----
-
-    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        num_batches = len(self._eval_batches)
-        outputs = super().prediction_step(*args, **kwargs)
-        if len(self._eval_batches) > num_batches and outputs[0] is not None:
-            self._eval_batches[-1] = (outputs[0].item(), *self._eval_batches[-1][1:])
-        self._advance_evaluation(1)
-        return outputs
-
-    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """The Trainer averages over batches; a validation loss is a mean over tokens."""
-        self._eval_batches = []
-        with progress("evaluating", len(dataloader), "batches") as self._advance_evaluation:
-            output = super().evaluation_loop(dataloader, *args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        if self._eval_batches and output.metrics and f"{prefix}_loss" in output.metrics:
-            output.metrics[f"{prefix}_loss"], bits_per_byte = self._mean_eval_loss()
-            if bits_per_byte is not None:
-                output.metrics[f"{prefix}_bits_per_byte"] = bits_per_byte
-        return output
-
-    def _mean_eval_loss(self) -> tuple[float, float | None]:
-        """Mean over tokens and ranks, and the same losses in bits per byte of their text, None where none is counted.
-
-        A model that takes `num_items_in_batch` returns, on rank r, its sum of losses x ranks / tokens of the batch on
-        all ranks; any other returns its own mean. Either way the weights below give back the sum of losses.
-        """
-        tokens = [float(count) for _, count, _ in self._eval_batches]
-        text_bytes = float(sum(count for *_, count in self._eval_batches))
-        gets_tokens = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
-        if gets_tokens and self.args.average_tokens_across_devices:
-            weights = [total / self.args.world_size for total in sum_over_ranks(tokens, self.args.device)]
-        else:
-            weights = tokens  # a batch of padding rows alone has no mean, and no weight
-        losses = sum(batch[0] * weight for batch, weight in zip(self._eval_batches, weights, strict=True) if weight)
-        loss_sum, token_sum, byte_sum = sum_over_ranks([losses, sum(tokens), text_bytes], self.args.device)
-        mean = loss_sum / token_sum if token_sum else float("nan")
-        return mean, find_bits_per_byte(loss_sum, byte_sum)
 
     # ---- checkpoints ----
 
@@ -510,46 +437,3 @@ class ProfiledTrainer(Trainer):
         """Flush and close the sinks."""
         for sink in self._sinks:
             sink.close()
-
-
-class _ProgressKeeper(TrainerCallback):
-    """Starts the clocks when training starts and restores what the Trainer's own state leaves out; reports epochs."""
-
-    def __init__(self, trainer: ProfiledTrainer) -> None:
-        self._trainer = trainer
-        self._epochs_done = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer = self._trainer
-        if trainer._resumed_progress is not None:
-            progress = trainer._resumed_progress
-            trainer.progress = progress
-            state.log_history, state.best_metric = keep_finite(state.log_history), keep_finite(state.best_metric)
-            sums = [value for value in progress.loss_sums if value is not None and math.isfinite(value)]
-            if len(sums) < len(progress.loss_sums):
-                logger.warning("the checkpoint's running loss is not finite: the next one logged is of later steps")
-            elif len(sums) == args.world_size:
-                trainer._tr_loss.fill_(sums[args.process_index])
-                trainer._globalstep_last_logged = progress.last_logged_step
-                if args.process_index == 0:
-                    trainer._text.restore(progress.unlogged)
-        trainer._started = time.monotonic()
-        trainer._last_measured_step = state.global_step
-        self._epochs_done = int(trainer.train_batches.epoch)
-        if trainer.meter:
-            trainer.meter.timer.start()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """An epoch is over with the step that takes its last row; the next rows of that step are of the next epoch."""
-        state.epoch = self._trainer.train_batches.epoch
-        control.should_epoch_stop = control.should_epoch_stop or int(state.epoch) > self._epochs_done
-        self._epochs_done = int(state.epoch)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._trainer.meter:
-            self._trainer.meter.close()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._trainer.meter:
-            with self._trainer.span(names.LOGGING):
-                self._trainer.add_to_record(self._trainer.meter.epoch())

@@ -157,6 +157,19 @@ def read_blocks(file: BinaryIO, size: int = BLOCK_BYTES) -> Iterator[bytes]:
         yield block
 
 
+def read_whole(reading: Reading) -> tuple[bytes, int]:
+    """All bytes of a file without a byte order mark, and how many were read; none of a file over the limit."""
+    pieces: list[bytes] = []
+    size = 0
+    with open_binary(reading.span.path) as file:
+        for block in read_blocks(file):
+            size += len(block)
+            pieces.append(block)
+            if size > reading.limit:
+                pieces.clear()
+    return b"".join(pieces).removeprefix(BOM), size
+
+
 def find_text_fault(data: bytes, what: str = "byte") -> tuple[int, str] | None:
     """Offset and reason of the first byte that is no text: invalid UTF-8 or a NUL; None for a text."""
     if data.startswith(UTF16_MARKS):

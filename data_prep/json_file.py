@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from data_prep.files import BOM, BadRecord, Reading, Record, open_binary, read_blocks
+from data_prep.files import BOM, BadRecord, Reading, Record, open_binary, read_blocks, read_whole
 from data_prep.json_array import Frame, read_elements
 from data_prep.json_outline import Member, Outline, outline_object, read_from
 from data_prep.json_scan import split_elements, split_values
@@ -193,18 +193,10 @@ def _end_values(values: Iterable[tuple[bytes, bool]]) -> Iterator[tuple[bytes, b
 
 def _read_value(reading: Reading, line: int) -> Iterator[Record | BadRecord]:
     """The whole file as one record."""
-    pieces: list[bytes] = []
-    size = 0
-    with open_binary(reading.span.path) as file:
-        for block in read_blocks(file):
-            size += len(block)
-            pieces.append(block)
-            if size > reading.limit:
-                pieces.clear()
+    data, size = read_whole(reading)
     if size > reading.limit:
         yield reading.refuse(reading.explain_size("a record", size), line)
         return
-    data = b"".join(pieces).removeprefix(BOM)
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:

@@ -22,6 +22,7 @@ from data_prep.files import (
     one_line,
     open_binary,
     read_blocks,
+    read_whole,
 )  # fmt: skip
 
 
@@ -107,18 +108,10 @@ def read_text_lines(reading: Reading) -> Iterator[Record | BadRecord]:
 
 
 def read_text(reading: Reading) -> Iterator[Record | BadRecord]:
-    pieces: list[bytes] = []
-    size = 0
-    with open_binary(reading.span.path) as file:
-        for block in read_blocks(file):
-            size += len(block)
-            pieces.append(block)
-            if size > reading.limit:
-                pieces.clear()
+    data, size = read_whole(reading)
     if size > reading.limit:
         yield reading.refuse(f"{reading.explain_size('a text file', size)}, or set text_unit: line", 1)
         return
-    data = b"".join(pieces).removeprefix(BOM)
     if fault := find_text_fault(data):
         yield reading.refuse(fault[1], 1 + data.count(b"\n", 0, fault[0]))
     elif size:

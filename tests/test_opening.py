@@ -5,8 +5,7 @@ import json
 import pytest
 
 from data_prep.errors import UserError
-from training.checkpoints.manifest import write_manifest
-from training.config import load_config
+from tests.older_run import load, make_older_run
 from training.launch import World
 from training.opening import move_aside, open_run
 from training.run_dir import RunDir
@@ -16,19 +15,7 @@ ONE_RANK = World("python", 0, 0, 1, 1)
 
 @pytest.fixture
 def run_dir(tmp_path):
-    run_dir = RunDir(tmp_path / "run")
-    for step in (3, 6):
-        checkpoint = run_dir.path / f"checkpoint-{step}"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "optimizer.pt").write_bytes(bytes([step]))
-        write_manifest(checkpoint, step=step, world_size=2)
-        run_dir.append_metrics({"step": step})
-    run_dir.write_json(run_dir.summary, {"steps": 6})
-    return run_dir
-
-
-def load(*flags):
-    return load_config(["--config", "debug", *flags])
+    return make_older_run(tmp_path / "run")
 
 
 def test_a_new_run_moves_each_older_one_aside_whole(run_dir):

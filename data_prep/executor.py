@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import connection
 from typing import Any, Protocol, TypeVar
@@ -79,11 +80,30 @@ def run_parts(function: Callable[[P], R], parts: Sequence[P], processes: int) ->
 
 def _submit(pool: ProcessPoolExecutor, function: Callable[[P], R], part: P) -> Future[R]:
     """Submitting is what starts workers, and they inherit which signals are blocked: from their first moment on."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
+    with _hold_interrupts():
         return pool.submit(function, part)
+
+
+@contextmanager
+def _hold_interrupts() -> Iterator[None]:
+    """A Ctrl-C counts behind the block: within it a worker may have been started and not yet been told what to do.
+
+    Blocking SIGINT in this thread is not enough, since any other takes it, and Python raises in the main one.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    came: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    is_ours = callable(handler) and threading.current_thread() is threading.main_thread()
+    if is_ours:
+        signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
     finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if came and callable(handler):
+        handler(signal.SIGINT, None)
 
 
 def _find_done(futures: list[Future[Any]], block: bool) -> list[Future[Any]]:

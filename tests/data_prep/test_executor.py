@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import psutil
 import pytest
 
 from data_prep.errors import UserError
-from data_prep.executor import choose_executor, find_num_processes, run_bounded, run_parts
+from data_prep.executor import _hold_interrupts, choose_executor, find_num_processes, run_bounded, run_parts
 from data_prep.options import DataSection
 
 
@@ -139,6 +140,24 @@ def test_ctrl_c_is_one_line(tmp_path: Path, delay: float | None):
         parent.kill()
     assert (parent.returncode, said) == (130, "stopped; finished parts are kept: run again to go on\n")
     assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
+def test_a_ctrl_c_that_another_thread_takes_waits_for_the_worker_to_be_started():
+    end = threading.Event()
+    other = threading.Thread(target=end.wait)  # SIGINT is not blocked in it: the kernel gives it the signal
+    other.start()
+    reached = False
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), _hold_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            reached = True
+    finally:
+        signal.signal(signal.SIGINT, before)
+        end.set()
+        other.join()
+    assert reached
 
 
 def test_number_of_processes():

@@ -6,23 +6,18 @@ formulas. It starts from the run's first weights, which the seed gives, and sees
 run directory says how far the weights moved, and how far both trainings are apart at the end.
 """
 
-import itertools
 import json
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
-THEN = "--then"
-
 
 def main(argv: list[str]) -> int:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from training import session, train
+    from tests.integration import several_runs
 
-    session.leave_world = lambda: None  # the ranks' group is made once a process
-    runs = [list(run) for is_then, run in itertools.groupby(argv, THEN.__eq__) if not is_then]
-    return max(train.main(run, finish=compare) for run in runs)
+    return several_runs.main(argv, finish=compare)
 
 
 def compare(loaded: Any, prepared: Any, trainer: Any, memory_base: Any) -> None:

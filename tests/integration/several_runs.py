@@ -9,23 +9,25 @@ What has to start in a fresh process, such as a resume, is launched by itself; o
 import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 THEN, REFUSED, UNFINISHED = "--then", "--refused", "--unfinished"
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], finish: Any = None) -> int:
+    """finish: what comes after the last step of each run, instead of `final/` and the report."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from training import session, train
 
     session.leave_world = lambda: None  # DeepSpeed keeps the groups of the world that it saw first
     local_rank = [flag for flag in argv[:1] if flag.startswith("--local_rank")]  # deepspeed's launcher puts it first
     runs = [list(run) for is_then, run in itertools.groupby(argv[len(local_rank) :], THEN.__eq__) if not is_then]
-    return max(check(train, local_rank, run) for run in runs)
+    return max(check(train, local_rank, run, finish) for run in runs)
 
 
-def check(train, local_rank, run):
+def check(train, local_rank, run, finish):
     arguments = [flag for flag in run if flag not in (REFUSED, UNFINISHED)]
-    code = train.main([*local_rank, *arguments], finish=leave if UNFINISHED in run else None)
+    code = train.main([*local_rank, *arguments], finish=leave if UNFINISHED in run else finish)
     return int(code != 2) if REFUSED in run else code
 
 

@@ -22,11 +22,11 @@ from functools import partial
 from multiprocessing import connection
 from typing import Any, Protocol, TypeVar
 
+from data_prep.bounded import run_bounded
 from data_prep.errors import UserError
 from data_prep.options import DataSection
 
 MAX_PROCESSES = 16
-SUBMITTED_PER_WORKER = 2
 # What a pool takes to start (1.0 to 1.3 s of imports a worker on 2 shared cores): it has to save more than that.
 POOL_START_SECONDS = 1.3
 P = TypeVar("P")
@@ -108,37 +108,6 @@ def _hold_interrupts() -> Iterator[None]:
 
 def _find_done(futures: list[Future[Any]], block: bool) -> list[Future[Any]]:
     return list(wait(futures, None if block else 0, FIRST_COMPLETED).done)
-
-
-def run_bounded(
-    submit: Callable[[P], Any],
-    find_done: Callable[[list[Any], bool], list[Any]],
-    get: Callable[[Any], R],
-    parts: Sequence[P],
-    workers: int,
-) -> Iterator[tuple[int, R]]:
-    """Results of tasks, of which two a worker are submitted at a time, as they finish. After a first failure nothing is
-    submitted any more, and it is raised behind the results that are there."""
-    running: dict[Any, int] = {}
-    submitted = 0
-    while submitted < len(parts) or running:
-        failure: Exception | None = None
-        try:
-            while submitted < len(parts) and len(running) < SUBMITTED_PER_WORKER * workers:
-                running[submit(parts[submitted])] = submitted
-                submitted += 1
-        except Exception as error:
-            failure = error
-        for task in find_done(list(running), failure is None):
-            index = running.pop(task)
-            try:
-                result = get(task)
-            except Exception as error:
-                failure = failure or error
-                continue
-            yield index, result
-        if failure is not None:
-            raise failure
 
 
 def _end_with_parent() -> None:

@@ -24,14 +24,14 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from data_prep.command import run_command, with_exit_code
-from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
-from data_prep.examples import BRACKETS, COLOURS, describe_example, find_pieces, load_examples, mark_loss
-from data_prep.fingerprint import hash_file
 from data_prep.progress import progress
-from data_prep.statistics import count_tokens, measure_oddness
-from data_prep.store import REJECTED_SPLITS, SPLITS, TOKENIZER, Manifest, Split, Store, count_left_out
-from data_prep.summary import read_bad_records
+from data_prep.read.fingerprint import hash_file
+from data_prep.store.document_table import DocumentTable
+from data_prep.store.examples import BRACKETS, COLOURS, describe_example, find_pieces, load_examples, mark_loss
+from data_prep.store.statistics import count_tokens, measure_oddness
+from data_prep.store.store import REJECTED_SPLITS, SPLITS, TOKENIZER, Manifest, Split, Store, count_left_out
+from data_prep.store.summary import read_bad_records
 
 BAR_WIDTH = 32
 PIPED_WIDTH = 160  # rich takes 80 where there is no terminal, and cuts counts and paths off

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 EMBEDDED = "embedded"
 HUB_PREFIX = "hf:"
+MAX_RECORD_BYTES = 64 * 2**20
 
 FileFormat = Literal["auto", "jsonl", "json", "parquet", "arrow", "csv", "tsv", "text"]
 Kind = Literal["auto", "text", "messages", "alpaca", "sharegpt", "prompt_completion", "preference"]

@@ -18,34 +18,40 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_prep.assembly import assemble_store
-from data_prep.build import BuildSpec
-from data_prep.chunks import Content
 from data_prep.command import run_command, with_exit_code
-from data_prep.contents import find_contents
-from data_prep.documents import Document, LeftOut, find_source_shape, read_documents
-from data_prep.duplicates import drop_duplicates, remove_signatures
-from data_prep.encoder_choice import choose_encoder, sample_documents
-from data_prep.encoding import EncoderName
+from data_prep.encode.encoder_choice import choose_encoder, sample_documents
+from data_prep.encode.encoding import EncoderName
+from data_prep.encode.template_choice import build_template, choose_template, read_template
+from data_prep.encode.tokenizer import (
+    LoadedTokenizer,
+    find_tokenizer,
+    fingerprint_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
+from data_prep.encode.tokenizer_text import READ_TIMES, choose_parts, read_texts
 from data_prep.errors import UserError
-from data_prep.examples import find_examples, load_examples, log_examples, save_examples
-from data_prep.fingerprint import describe_contents, fingerprint_store, fingerprint_trained_tokenizer
-from data_prep.kinds import Shape
-from data_prep.noticed import log_noticed, notice_sample
 from data_prep.options import DataSection, SourceSection, TokenizerSection
-from data_prep.parts import Part, plan_parts
+from data_prep.parse.kinds import Shape
 from data_prep.progress import progress
+from data_prep.read.chunks import Content
+from data_prep.read.fingerprint import describe_contents, fingerprint_store, fingerprint_trained_tokenizer
+from data_prep.read.parts import Part, plan_parts
+from data_prep.read.records import BadRecord
+from data_prep.read.sources import Input, find_inputs
 from data_prep.recipe import DATA_SECTIONS, load_data_recipe
 from data_prep.recipe.sections import describe_sections
-from data_prep.records import BadRecord
-from data_prep.sources import Input, find_inputs
-from data_prep.store import MANIFEST, Manifest, Store
-from data_prep.stream import StreamPlan, plan_stream, plan_units, sample_texts
-from data_prep.summary import check_bad_share, log_store
-from data_prep.template_choice import build_template, choose_template, read_template
-from data_prep.tokenizer import LoadedTokenizer, find_tokenizer, fingerprint_tokenizer, load_tokenizer, train_tokenizer
-from data_prep.tokenizer_text import READ_TIMES, choose_parts, read_texts
-from data_prep.writing import exclusive, explain_write_errors
+from data_prep.render.documents import Document, LeftOut, find_source_shape, read_documents
+from data_prep.render.noticed import log_noticed, notice_sample
+from data_prep.store.assembly import assemble_store
+from data_prep.store.build import BuildSpec
+from data_prep.store.contents import find_contents
+from data_prep.store.duplicates import drop_duplicates, remove_signatures
+from data_prep.store.examples import find_examples, load_examples, log_examples, save_examples
+from data_prep.store.store import MANIFEST, Manifest, Store
+from data_prep.store.summary import check_bad_share, log_store
+from data_prep.store.writing import exclusive, explain_write_errors
+from data_prep.stream.stream import StreamPlan, plan_stream, plan_units, sample_texts
 
 logger = logging.getLogger("redline.data")
 

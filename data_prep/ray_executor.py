@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from data_prep.bounded import run_bounded
 from data_prep.errors import UserError
-from data_prep.executor import run_bounded
 
 MAX_RETRIES = 3
 CONNECT_SECONDS = 10

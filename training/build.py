@@ -26,13 +26,13 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
 from data_prep.options import DataSection
 from data_prep.prepare import Prepared
 from data_prep.progress import progress
-from data_prep.store import Store
-from data_prep.stream import StreamPlan
+from data_prep.store.document_table import DocumentTable
+from data_prep.store.store import Store
+from data_prep.stream.stream import StreamPlan
 from training.callbacks.cache_clearing import CacheClearing
 from training.callbacks.first_step import FirstStep
 from training.callbacks.gpu_monitor import GpuMonitor

@@ -20,8 +20,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from data_prep.errors import UserError
 from data_prep.prepare import Prepared
 from data_prep.progress import progress
-from data_prep.store import Store
-from data_prep.summary import LEFT_OUT
+from data_prep.store.store import Store
+from data_prep.store.summary import LEFT_OUT
 from training.build import compute_dtype, find_table
 from training.config import LoadedConfig
 from training.data.batch import BATCH_INFO

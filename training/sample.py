@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.document_table import DocumentTable
+from data_prep.store.document_table import DocumentTable
 from training.models.stop_tokens import Chats
 from training.models.writing import Sampling, count_free_positions, render_prompt, write
 from training.trainers.profiled_trainer import ProfiledTrainer

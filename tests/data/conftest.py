@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.build import build_record_batch
-from data_prep.encoding import EncodedBatch
-from data_prep.store import MANIFEST, Manifest, Shard, Split, SplitCounts, Store
-from data_prep.writing import ShardWriter, write_atomically
+from data_prep.encode.encoding import EncodedBatch
+from data_prep.store.build import build_record_batch
+from data_prep.store.store import MANIFEST, Manifest, Shard, Split, SplitCounts, Store
+from data_prep.store.writing import ShardWriter, write_atomically
 
 Documents = Sequence[Sequence[int]]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import blocks, stream
+from data_prep.encode.tokenizer import train_tokenizer
 from data_prep.errors import UserError
 from data_prep.options import DataSection, TokenizerSection
 from data_prep.prepare import prepare
-from data_prep.store import Store
-from data_prep.tokenizer import train_tokenizer
+from data_prep.store.store import Store
+from data_prep.stream import blocks, stream
 from tests.data_prep.conftest import make_texts, write_jsonl
 from training.data.batch import BATCH_INFO
 from training.data.collator import Collator

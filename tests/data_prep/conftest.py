@@ -8,10 +8,11 @@ import orjson
 import pytest
 import xxhash
 
-from data_prep import chunks, executor
+from data_prep import executor
+from data_prep.encode.tokenizer import LoadedTokenizer, load_tokenizer, train_tokenizer
 from data_prep.options import DataSection, TokenizerSection
-from data_prep.store import Store
-from data_prep.tokenizer import LoadedTokenizer, load_tokenizer, train_tokenizer
+from data_prep.read import chunks
+from data_prep.store.store import Store
 
 WORDS = "the cat sat on a mat and said hello to its dog; what is two plus two? four, of course. search weather in Paris"
 SPECIAL_TOKENS = [

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from data_prep import prepare as module
-from data_prep.contents import find_contents
 from data_prep.errors import UserError
-from data_prep.files import Span, read_stamp, refuse_changes
 from data_prep.options import TokenizerSection
 from data_prep.prepare import prepare
+from data_prep.read.files import Span, read_stamp, refuse_changes
+from data_prep.store.contents import find_contents
 from tests.data_prep.conftest import make_texts, write_jsonl
-from tests.data_prep.test_documents import build
+from tests.data_prep.render.test_documents import build
 from tests.data_prep.test_prepare import decode
 
 OLD, NEW = make_texts(300, "old "), make_texts(300, "new ")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from data_prep.encode.tokenizer import LoadedTokenizer
 from data_prep.errors import UserError
 from data_prep.inspect import inspect, main, show_document, show_histogram
 from data_prep.prepare import prepare
-from data_prep.store import Store
-from data_prep.tokenizer import LoadedTokenizer
+from data_prep.store.store import Store
 from tests.data_prep.conftest import make_texts, write_jsonl
 
 

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.kinds import RecordError, Shape, parse_record
-from data_prep.records import BadRecord, Record, Span, read_records
-from tests.data_prep.test_documents import build
-from tests.data_prep.test_records import compress_zst
+from data_prep.parse.kinds import RecordError, Shape, parse_record
+from data_prep.read.records import BadRecord, Record, Span, read_records
+from tests.data_prep.read.test_records import compress_zst
+from tests.data_prep.render.test_documents import build
 
 LIMIT = 2048
 USER, ASSISTANT = {"role": "user", "content": "what \\ is é?"}, {"role": "assistant", "content": 'it "is" 你'}

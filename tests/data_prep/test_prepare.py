@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from data_prep.errors import UserError
 from data_prep.options import DataSection, SourceSection, TokenizerSection
 from data_prep.prepare import main, prepare
-from data_prep.store import Store
+from data_prep.store.store import Store
 from tests.data_prep.conftest import make_texts, set_part_bytes, write_jsonl
 
 

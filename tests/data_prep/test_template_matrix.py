@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from data_prep.chat import ChatTemplate
-from data_prep.chatml import CHATML
-from data_prep.control_tokens import ControlTokens
-from data_prep.kinds import Conversation, RecordError, Shape, parse_record
+from data_prep.parse.kinds import Conversation, RecordError, Shape, parse_record
+from data_prep.render.chat import ChatTemplate
+from data_prep.render.chatml import CHATML
+from data_prep.render.control_tokens import ControlTokens
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CONTROL = ControlTokens(("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>"))

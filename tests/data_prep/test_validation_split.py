@@ -3,7 +3,7 @@
 import random
 
 from data_prep.prepare import prepare
-from data_prep.store import SPLITS, Split, Store
+from data_prep.store.store import SPLITS, Split, Store
 from tests.data_prep.conftest import make_texts, write_jsonl
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import assembly, build
 from data_prep.errors import UserError
 from data_prep.prepare import prepare
 from data_prep.ray_executor import run_on_ray
-from data_prep.store import Store
+from data_prep.store import assembly, build
+from data_prep.store.store import Store
 from tests.data_prep.conftest import hash_shards, make_texts, recipe, small_parts, tokenizer_dir, write_jsonl
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install -r requirements-ray.txt")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from data_prep.store import Store
+from data_prep.store.store import Store
 from training.models.trained import load_trained
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from data_prep.store import Store
+from data_prep.store.store import Store
 from tests.integration.conftest import ROOT, Finished
 from tests.integration.plain_step import step_once
 from tests.integration.several_runs import REFUSED, UNFINISHED

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
-from data_prep.build import build_record_batch
-from data_prep.document_table import DocumentTable
-from data_prep.encoding import EncodedBatch
+from data_prep.encode.encoding import EncodedBatch
+from data_prep.store.build import build_record_batch
+from data_prep.store.document_table import DocumentTable
 from tests.models.tiny import CHAT_TEMPLATE, chat_tokenizer, tiny_minigpt
 from training.models.stop_tokens import Chats, TurnEnds, find_turn_ends, prepare_chats, set_chat_template, stop_at
 

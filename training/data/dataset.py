@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from data_prep.document_table import DocumentTable
 from data_prep.options import DataSection, SourceSection
-from data_prep.store import Split, Store
+from data_prep.store.document_table import DocumentTable
+from data_prep.store.store import Split, Store
 from training.data.packing import RowPlan, describe_changes, plan_rows
 
 logger = logging.getLogger("redline.data")

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from data_prep.errors import UserError
 from data_prep.prepare import Prepared
-from data_prep.store import Store
+from data_prep.store.store import Store
 from training.config import LoadedConfig
 
 logger = logging.getLogger("redline.data")

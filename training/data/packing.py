@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.document_table import DocumentTable
 from data_prep.options import LongDocuments, Packing
+from data_prep.store.document_table import DocumentTable
 from training.data.order import permute
 
 Ints = NDArray[np.integer[Any]]

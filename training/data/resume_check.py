@@ -10,8 +10,8 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.options import DataSection
-from data_prep.store import Store
-from data_prep.stream import StreamPlan
+from data_prep.store.store import Store
+from data_prep.stream.stream import StreamPlan
 
 STREAMING = "data.streaming"
 NAMED = {"seq_len", "packing", "long_documents", "seed", "group_by_length", "max_tokens_per_batch"}

@@ -24,13 +24,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
 
-from data_prep.blocks import COUNTED, Block, read_blocks
-from data_prep.document_table import DocumentTable
 from data_prep.errors import UserError
-from data_prep.files import BadRecord
 from data_prep.options import DataSection
-from data_prep.stream import StreamPlan
-from data_prep.summary import BAD_RECORDS, SHOWN_BAD_RECORDS, check_bad_share
+from data_prep.read.files import BadRecord
+from data_prep.store.document_table import DocumentTable
+from data_prep.store.summary import BAD_RECORDS, SHOWN_BAD_RECORDS, check_bad_share
+from data_prep.stream.blocks import COUNTED, Block, read_blocks
+from data_prep.stream.stream import StreamPlan
 from training.data.batch import BATCH_INFO
 from training.data.collator import Collator
 from training.data.dataset import Row, RowDataset, choose_documents

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from data_prep.document_table import DocumentTable
-from data_prep.store import Store
-from data_prep.stream import StreamPlan
+from data_prep.store.document_table import DocumentTable
+from data_prep.store.store import Store
+from data_prep.stream.stream import StreamPlan
 
 from .saved_files import find_base
 

@@ -33,7 +33,7 @@ def build_store(text: Path, tokenizer: Path, root: Path, num_proc: int) -> Build
     """`data_prep.prepare` into a fresh `store_dir`."""
     from data_prep.options import DataSection, TokenizerSection
     from data_prep.prepare import prepare
-    from data_prep.store import Store
+    from data_prep.store.store import Store
 
     data = DataSection.model_validate(
         {"sources": [{"path": str(text)}], "store_dir": str(root), "num_proc": num_proc, "on_bad_record": "skip"}

@@ -125,7 +125,7 @@ def measure_cached(inputs: Inputs) -> Row:
 
 def open_store(directory: Path) -> float:
     """Seconds until any document of a store can be read; for a fresh process."""
-    from data_prep.store import SPLITS, Store
+    from data_prep.store.store import SPLITS, Store
 
     started = time.perf_counter()
     store = Store.open(directory)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.encode.tokenizer import train_tokenizer
 from data_prep.options import TokenizerSection
-from data_prep.tokenizer import train_tokenizer
 from training.benchmark.data.text import cut_prefix
 from training.benchmark.isolation import Runner, run_fresh
 

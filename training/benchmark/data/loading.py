@@ -61,7 +61,7 @@ def measure_reading(inputs: Inputs) -> Row:
 def build_rows(store_dir: Path, seq_len: int, packing: str) -> tuple[Any, Any]:
     """The training rows of a store and their collator, as a training run builds them."""
     from data_prep.options import DataSection
-    from data_prep.store import Store
+    from data_prep.store.store import Store
     from training.data.collator import Collator
     from training.data.dataset import build_datasets
 

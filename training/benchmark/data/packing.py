@@ -97,7 +97,7 @@ def _compare_rows(inputs: Inputs, capacity: int, notes: list[str]) -> bool:
 
 def load_lengths(inputs: Inputs, capacity: int, count: int) -> tuple[NDArray[np.int64], str]:
     """Lengths of `count` pieces of real documents, and how they were drawn."""
-    from data_prep.store import SPLITS, Store
+    from data_prep.store.store import SPLITS, Store
     from training.data.packing import cut_long
 
     store = Store.open(inputs.store(inputs.settings.build_mb))

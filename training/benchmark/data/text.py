@@ -16,8 +16,8 @@ from pathlib import Path
 
 import orjson
 
-from data_prep.corpus import find_corpus_files, read_corpus_documents
 from data_prep.errors import UserError
+from data_prep.read.corpus import find_corpus_files, read_corpus_documents
 
 
 def main(argv: list[str]) -> int:

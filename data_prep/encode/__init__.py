@@ -1,0 +1,1 @@
+"""Text to token ids: tokenizers trained or found, templates chosen, encoders compared."""

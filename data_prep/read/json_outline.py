@@ -1,0 +1,86 @@
+"""The members of a JSON object by their keys and beginnings, found in one pass and in bounded memory."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from data_prep.read.files import read_blocks
+from data_prep.read.json_array import MEMBER_KEY
+from data_prep.read.json_scan import split_elements
+
+HEAD_BYTES = 2**16
+MAX_MEMBERS = 1000
+
+
+@dataclass
+class Member:
+    """A value under a key of the outer object: where it begins in the file, and its first bytes."""
+
+    key: str
+    start: int
+    line: int
+    head: bytes
+
+    @property
+    def opens(self) -> bytes:
+        """The value's first byte: `[`, `{`, `"`, …"""
+        return self.head[:1]
+
+    @property
+    def first(self) -> bytes:
+        """The first byte of the value's first element."""
+        return self.head[1:].lstrip()[:1]
+
+
+@dataclass
+class Outline:
+    """The members of an object (the first MAX_MEMBERS), whether all of them are objects, and what stands behind it."""
+
+    members: list[Member] = field(default_factory=list)
+    count: int = 0
+    all_objects: bool = True
+    behind: bytes = b""
+
+    def find(self, test: Callable[[Member], bool]) -> list[str]:
+        return [member.key for member in self.members if test(member)]
+
+
+def outline_object(blocks: Iterable[bytes], offset: int, line: int) -> Outline:
+    """The members of an object from behind its bracket at `offset`."""
+    outline = Outline()
+    head, start, at_line, is_over = b"", offset, line, False
+    for piece, end in split_elements(blocks):
+        if is_over:
+            outline.behind = outline.behind or piece.lstrip()[:1]
+            if outline.behind:
+                break
+            continue
+        head += piece[: HEAD_BYTES - len(head)]
+        offset += len(piece) + len(end)
+        line += piece.count(b"\n")
+        if end:
+            _add_member(outline, head, start, at_line)
+            head, start, at_line = b"", offset, line
+        is_over = end in (b"}", b"]")
+    if not is_over:
+        _add_member(outline, head, start, at_line)
+    return outline
+
+
+def _add_member(outline: Outline, head: bytes, start: int, line: int) -> None:
+    key = MEMBER_KEY.match(head)
+    if key is None:
+        return
+    member = Member(key[1].decode(errors="replace"), start + key.end(), line + key[0].count(b"\n"), head[key.end() :])
+    outline.count += 1
+    outline.all_objects = outline.all_objects and member.opens == b"{"
+    if len(outline.members) < MAX_MEMBERS:
+        outline.members.append(member)
+
+
+def read_from(file: BinaryIO, offset: int) -> Iterator[bytes]:
+    """Blocks from a byte of the decompressed file on."""
+    for block in read_blocks(file):
+        if offset < len(block):
+            yield block[offset:]
+        offset = max(0, offset - len(block))

@@ -1,0 +1,1 @@
+"""The token store: its parts built, assembled and summed up, and its documents read by memory map."""

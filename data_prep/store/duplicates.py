@@ -1,0 +1,219 @@
+"""De-duplication over all sources of a store, before its parts are built: the first of equal documents stays.
+
+1. Each part is read on its own, by the executor, and leaves one row per good document in `STORE/signatures`: 16 bytes
+   of content hash (`exact`), or a MinHash signature of 512 bytes (`minhash`). What an earlier, stopped build left
+   there is used.
+2. All rows together decide, in the order of the plan (sources as they are listed, files by path): a document is left
+   out when one before it that stays is equal, or similar by `minhash_similarity` at least. So no two that stay are
+   found similar, and none of them can be on both sides of the split into train and validation. Of sources with `split:
+   validation`, list them first to keep them whole.
+3. Each part gets the numbers of its documents to be left out; they are part of its name.
+
+What is similar is looked for by bands of the signature (LSH), as many as find 99 % of pairs at the threshold, and
+decided by the share of equal places of whole signatures. Results do not depend on the number of processes.
+
+Order of what leaves documents out: bad records; limits of a source (`max_documents`, `max_tokens`), which say what is
+read and so count duplicates too; duplicates; lengths. Weights apply to what is left.
+Memory: about 40 bytes a document in this process, with `minhash` 24 and 350 more for each that has a similar one;
+signatures stay on disk. Time: a second reading of the input, and for conversations a second rendering.
+"""
+
+import logging
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from data_prep.executor import choose_executor
+from data_prep.options import DataSection, Deduplicate
+from data_prep.progress import progress
+from data_prep.read.fingerprint import hash_text, name_of
+from data_prep.read.parts import Part
+from data_prep.render.documents import Document
+from data_prep.store.build import BuildSpec, estimate_seconds, read_batches
+from data_prep.store.results import PartResult
+from data_prep.store.shingles import SIGNATURE_WORDS, sign_texts
+from data_prep.store.writing import write_atomically
+
+logger = logging.getLogger("redline.data")
+
+FOLDER = "signatures"
+SIGNATURE_FORMAT = 1
+FOUND_SHARE = 0.99
+Rows = NDArray[np.uint32]
+
+
+def drop_duplicates(parts: Sequence[Part], spec: BuildSpec, data: DataSection) -> list[Part]:
+    """The parts with the numbers of their documents to be left out. Raises UserError as `build_part`, WriteError."""
+    if data.deduplicate == "none":
+        return list(parts)
+    folder = spec.directory / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{_name(part, spec, data.deduplicate)}.bin" for part in parts]
+    missing = [(part, path) for part, path in zip(parts, paths, strict=True) if not path.exists()]
+    execute = choose_executor(data, estimate_seconds([part for part, _ in missing], spec))
+    with progress("reading documents for duplicates", sum(part.size for part, _ in missing), "B") as advance:
+        for index, _ in execute(partial(_sign_part, spec=spec, method=data.deduplicate), missing):
+            advance(missing[index][0].size)
+    width = 4 if data.deduplicate == "exact" else SIGNATURE_WORDS
+    table = SignatureTable([_map(path, width) for path in paths])
+    with progress("looking for duplicates"):
+        found = find_equal(table) if data.deduplicate == "exact" else find_similar(table, data.minhash_similarity)
+    logger.info("duplicates (%s): %d of %d documents are left out", data.deduplicate, found.sum(), len(table))
+    return [replace(part, dropped=tuple(np.flatnonzero(mine).tolist())) for part, mine in table.by_part(parts, found)]
+
+
+def remove_signatures(spec: BuildSpec) -> None:
+    """For when the store is whole."""
+    shutil.rmtree(spec.directory / FOLDER, ignore_errors=True)
+
+
+def _name(part: Part, spec: BuildSpec, method: Deduplicate) -> str:
+    """Of what shapes a part's signatures: content and limits; with a token limit the tokenizer also."""
+    tokenizer = None if part.max_tokens is None else spec.tokenizer_fingerprint
+    shape = orjson.dumps(spec.shapes[part.source]).decode()
+    limits = [part.max_documents, part.max_tokens, tokenizer]
+    return name_of([SIGNATURE_FORMAT, method, part.content, part.size, shape, limits, spec.template, spec.train_on])
+
+
+def _sign_part(task: tuple[Part, Path], spec: BuildSpec, method: Deduplicate) -> None:
+    part, path = task
+    batches = read_batches(part, spec, PartResult(part.index, part.source))
+    write_atomically(path, (_sign(batch, method).tobytes() for batch in batches))
+
+
+def _sign(batch: Sequence[Document], method: Deduplicate) -> NDArray[Any]:
+    if method == "exact":
+        return np.frombuffer(b"".join(hash_text(_content_of(document)) for document in batch), np.uint32)
+    return sign_texts([_said_in(document) for document in batch])
+
+
+def _content_of(document: Document) -> bytes:
+    return document.key if document.rejected is None else document.key + b"\0" + document.rejected.text.encode()
+
+
+def _said_in(document: Document) -> bytes:
+    """What a document says: of a conversation the contents and calls, not what all of its kind have in common, that is
+    the template, the system prompt and the list of tools."""
+    if not document.is_chat:
+        return document.key
+    messages, _ = orjson.loads(document.key)
+    said = [message for message in messages if message["role"] != "system"]
+    lines = [
+        text for m in said for text in (m["content"], *(str(call["function"]) for call in m.get("tool_calls", ())))
+    ]
+    return "\n".join(lines).encode() + (b"" if document.rejected is None else document.rejected.text.encode())
+
+
+def _map(path: Path, width: int) -> Rows:
+    if not path.stat().st_size:
+        return np.empty((0, width), np.uint32)
+    return np.memmap(path, np.uint32, "r").reshape(-1, width)
+
+
+@dataclass(frozen=True)
+class SignatureTable:
+    """The signatures of all documents in the order of the plan, by part; of shape (documents, width)."""
+
+    by_parts: list[Rows]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.by_parts))
+
+    def hash_columns(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """A hash of these columns of each row."""
+        return np.concatenate([_hash_rows(rows[:, begin:end]) for rows in self.by_parts])
+
+    def take(self, documents: NDArray[np.int64]) -> Rows:
+        """The rows of some documents."""
+        starts = self._starts
+        owners = np.searchsorted(starts, documents, side="right") - 1
+        return np.stack([self.by_parts[o][d - starts[o]] for o, d in zip(owners, documents, strict=True)])
+
+    def by_part(self, parts: Sequence[Part], marks: NDArray[np.bool_]) -> Iterator[tuple[Part, NDArray[np.bool_]]]:
+        return zip(parts, np.split(marks, self._starts[1:-1]), strict=True)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum([len(rows) for rows in self.by_parts])])
+
+
+def _hash_rows(rows: Rows) -> NDArray[np.uint64]:
+    hashes = np.full(len(rows), 0x9E3779B97F4A7C15, np.uint64)
+    for column in rows.T:
+        hashes = (hashes ^ column) * np.uint64(0xBF58476D1CE4E5B9)
+        hashes ^= hashes >> np.uint64(32)
+    return hashes
+
+
+def find_equal(table: SignatureTable) -> NDArray[np.bool_]:
+    """Rows that come a second time, (documents,)."""
+    words = np.concatenate([np.asarray(rows) for rows in table.by_parts]).view(np.uint64)
+    order = np.lexsort((words[:, 0], words[:, 1]))  # equal rows stay in their order
+    is_later = np.zeros(len(words), bool)
+    is_later[order[1:]] = (words[order[1:]] == words[order[:-1]]).all(axis=1)
+    return is_later
+
+
+def find_similar(table: SignatureTable, similarity: float) -> NDArray[np.bool_]:
+    """Rows of which at least the share `similarity` is as in an earlier row that is not marked itself, (documents,)."""
+    marks = _find_repeated(table.hash_columns(0, SIGNATURE_WORDS))
+    width = choose_band_width(similarity)
+    documents, buckets = _find_buckets(table, width, ~marks)
+    kept: dict[int, list[int]] = defaultdict(list)
+    order = np.argsort(documents, kind="stable")
+    edges = np.flatnonzero(np.diff(documents[order], prepend=-1, append=-1))
+    for begin, end in zip(edges, edges[1:], strict=False):
+        document, mine = int(documents[order[begin]]), buckets[order[begin:end]].tolist()
+        others = sorted({other for bucket in mine for other in kept[bucket]})
+        if others:
+            rows = table.take(np.array([document, *others]))
+            if (rows[1:] == rows[0]).mean(axis=1).max() >= similarity - 1e-9:
+                marks[document] = True
+                continue
+        for bucket in mine:
+            kept[bucket].append(document)
+    return marks
+
+
+def _find_repeated(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    _, first = np.unique(hashes, return_index=True)
+    marks = np.ones(len(hashes), bool)
+    marks[first] = False
+    return marks
+
+
+def choose_band_width(similarity: float) -> int:
+    """The most places per band with which the bands, 128 // width of them, find FOUND_SHARE of pairs at `similarity`:
+    a pair is found if all places of one band are equal, 1 - (1 - s^width)^bands."""
+    widths = range(SIGNATURE_WORDS, 1, -1)
+    found = (w for w in widths if 1 - (1 - similarity**w) ** (SIGNATURE_WORDS // w) >= FOUND_SHARE)
+    return next(found, 1)
+
+
+def _find_buckets(
+    table: SignatureTable, width: int, chosen: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs (document, bucket) for documents that share a bucket: those with equal places in one band."""
+    candidates = np.flatnonzero(chosen)
+    documents: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    buckets: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    number = 0
+    for begin in range(0, SIGNATURE_WORDS - width + 1, width):
+        hashes = table.hash_columns(begin, begin + width)[candidates]
+        order = np.argsort(hashes, kind="stable")
+        is_new = np.diff(hashes[order], prepend=np.uint64(0)) != 0
+        is_new[:1] = True
+        members = np.cumsum(is_new) - 1
+        is_shared = np.bincount(members)[members] > 1
+        documents.append(candidates[order[is_shared]])
+        buckets.append(members[is_shared] + number)
+        number += int(is_new.sum())
+    return np.concatenate(documents), np.concatenate(buckets)

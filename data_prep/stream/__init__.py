@@ -1,0 +1,1 @@
+"""Sources as a stream of documents, without a store."""

@@ -2,12 +2,13 @@
 
 Layers, imports go downwards only (held by `make check`):
 
-    train, plan, compare, report, monitor, generate, export    entrypoints: wire only
-      build                                             config -> model, data, callbacks, trainer
-        trainers                                        the Trainer subclass: seams, never a copied loop
-          callbacks, comparing
-            data, models, memory, checkpoints, reporting
-              metrics                                   phase timer, FLOPs, peaks, names
-                config, run_dir, launch
-                  data_prep                             raw text -> token store; knows no torch
+    train, plan, compare, report, monitor, generate, export    entrypoints: wire only; benchmark/ beside them
+      run/                                              one run, from launch to final/
+        inference/                                      text from a trained model
+          trainers/                                     the Trainer subclass: seams, never a copied loop
+            callbacks, comparing
+              data, models, memory, checkpoints, reporting
+                metrics                                 phase timer, FLOPs, peaks, names
+                  config, run_dir, run_lock, launch, ranks, environment
+                    data_prep                           raw text -> token store; knows no torch
 """

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.command import run_command, with_exit_code
 from data_prep.errors import UserError
-from training.prompts import Messages, Prompt, check_prompt, read_prompts
+from training.inference.prompts import Messages, Prompt, check_prompt, read_prompts
 
 if TYPE_CHECKING:
-    from training.answering import Answerer
+    from training.inference.answering import Answerer
 
 
 @with_exit_code
@@ -90,7 +90,7 @@ def _run(args: argparse.Namespace) -> None:
         prompts = [check_prompt(args.prompt, "--prompt", chat=args.chat, system=system)]
     elif not (args.chat and sys.stdin.isatty()):
         raise UserError("--prompt: give the text to go on from, or --prompts FILE (or --chat on a terminal, to talk)")
-    from training.answering import Answerer
+    from training.inference.answering import Answerer
 
     answerer = Answerer.load(args)
     if args.prompts is not None:

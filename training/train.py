@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from training.session import Finish
+    from training.run.session import Finish
 
 if __package__ in (None, ""):  # run as a script: its folder is on the path, the project's root is not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
         on_cpu = bool(config.argument("use_cpu")) or not torch.cuda.is_available()
         check_model(config.model, config.data.seq_len, on_cpu=on_cpu)
 
-        from training.session import run_training
+        from training.run.session import run_training
 
         run_training(loaded, world, finish)
     except UserError as error:

@@ -10,22 +10,22 @@ import pytest
 from transformers import TrainingArguments
 
 from data_prep.errors import UserError
-from training.build import FORCED_ARGUMENTS
 from training.config import load_config
 from training.config.synonyms import NAMES
 from training.config.training_fields import REFUSED, training_section
+from training.run.build import FORCED_ARGUMENTS
 
 FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
 
 # Taken field -> the test that shows it, or what of transformers does as it says and nothing here touches.
 SHOWN = {
-    "output_dir": "tests/test_session.py",
+    "output_dir": "tests/run/test_session.py",
     "per_device_train_batch_size": "tests/integration/test_arguments.py",
     "num_train_epochs": "tests/integration/test_resume.py",
     "max_steps": "tests/integration/test_arguments.py",
     "learning_rate": "tests/integration/test_arguments.py",
     "lr_scheduler_type": "tests/integration/test_arguments.py",
-    "lr_scheduler_kwargs": "tests/test_build.py",
+    "lr_scheduler_kwargs": "tests/run/test_build.py",
     "warmup_steps": "tests/integration/test_arguments.py",
     "optim": "tests/config/test_optimizers.py",
     "optim_args": "tests/config/test_optimizers.py",
@@ -39,7 +39,7 @@ SHOWN = {
     "max_grad_norm": "tests/integration/test_arguments.py",
     "label_smoothing_factor": "tests/integration/test_arguments.py",
     "bf16": "tests/integration/test_resume.py",
-    "fp16": "tests/test_build.py",
+    "fp16": "tests/run/test_build.py",
     "tf32": "TrainingArguments sets torch's switch",
     "activation_checkpointing": "another name of gradient_checkpointing",
     "activation_checkpointing_kwargs": "another name of gradient_checkpointing_kwargs",

@@ -126,7 +126,7 @@ def slow_callback(sleeper):
 
 def main():
     from tests.integration import several_runs
-    from training import session
+    from training.run import session
 
     build = session.build_trainer
     sleepers = []

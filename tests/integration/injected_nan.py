@@ -42,7 +42,7 @@ def leave_weights(trainer):
 
 def main():
     from tests.integration import several_runs
-    from training import session
+    from training.run import session
 
     build, trainers = session.build_trainer, []
 

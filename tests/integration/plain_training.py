@@ -24,7 +24,7 @@ def compare(loaded: Any, prepared: Any, trainer: Any, memory_base: Any) -> None:
     """In the place of what comes after a run."""
     import torch
 
-    from training.build import build_run_model, build_train_batches
+    from training.run.build import build_run_model, build_train_batches
 
     given = loaded.config.arguments()
     ours = {name: weight.detach() for name, weight in trainer.model.named_parameters() if weight.requires_grad}

@@ -17,7 +17,8 @@ THEN, REFUSED, UNFINISHED = "--then", "--refused", "--unfinished"
 def main(argv: list[str], finish: Any = None) -> int:
     """finish: what comes after the last step of each run, instead of `final/` and the report."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from training import session, train
+    from training import train
+    from training.run import session
 
     session.leave_world = lambda: None  # DeepSpeed keeps the groups of the world that it saw first
     local_rank = [flag for flag in argv[:1] if flag.startswith("--local_rank")]  # deepspeed's launcher puts it first

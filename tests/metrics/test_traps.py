@@ -23,12 +23,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2MoeConfig
 
 from tests.metrics.test_phase_timer import HandClock
-from training import build
 from training.metrics import names
 from training.metrics.flops import ModelFlops
 from training.metrics.peaks import Peak, find_peak
 from training.metrics.phase_timer import PhaseTimer
 from training.metrics.throughput import Meter
+from training.run import build
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 10, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -9,7 +9,7 @@ def test_readers_do_not_import_torch_or_the_trainer():
     code = (
         "import sys, training.report, training.monitor, training.compare, training.reporting\n"
         "heavy = {'torch', 'transformers', 'deepspeed', 'accelerate', 'datasets', 'matplotlib.pyplot'}\n"
-        "ours = {'training.trainers', 'training.config', 'training.data', 'training.build', 'training.metrics.flops'}\n"
+        "ours = {'training.trainers', 'training.config', 'training.data', 'training.run', 'training.metrics.flops'}\n"
         "found = (heavy | ours) & set(sys.modules)\n"
         "assert not found, found\n"
     )

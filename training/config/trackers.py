@@ -2,7 +2,7 @@
 
 W&B is asked nothing here: its key is looked for where it looks itself (environment, netrc, its settings files), so the
 check needs neither the network nor the second that `import wandb` takes. A key that the server then refuses is found
-when the run is opened, which puts an older run back (`training/session.py`).
+when the run is opened, which puts an older run back (`training/run/session.py`).
 """
 
 import configparser

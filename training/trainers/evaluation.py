@@ -14,7 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from data_prep.progress import Advance, progress
 from training.data.batch import BatchInfo
 from training.data.dataset import EvenRows
-from training.trainers.collectives import sum_over_ranks
+from training.ranks import sum_over_ranks
 from training.trainers.text_counter import find_bits_per_byte
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from training.data.packing_check import EPSILON, check_packing, measure_crosstalk
-from training.trainers.collectives import gather_floats
+from training.ranks import gather_floats
 
 if TYPE_CHECKING:
     from training.trainers.profiled_trainer import ProfiledTrainer

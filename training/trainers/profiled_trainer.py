@@ -45,8 +45,8 @@ from training.metrics.flops import measure_flops
 from training.metrics.memory import measure_allocated_bytes, measure_memory
 from training.metrics.throughput import Meter
 from training.models.saved_files import complete_files, save_generation_config
+from training.ranks import gather_floats, sum_over_ranks
 from training.run_dir import RunDir, keep_finite
-from training.trainers.collectives import gather_floats, sum_over_ranks
 from training.trainers.evaluation import TokenMeanEvaluation
 from training.trainers.finite import FiniteCheck, check_weights, guard_step
 from training.trainers.packing import check_documents_apart

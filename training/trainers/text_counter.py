@@ -9,7 +9,7 @@ import torch
 
 from training.data.batch import BatchInfo
 from training.metrics import names
-from training.trainers.collectives import sum_over_ranks
+from training.ranks import sum_over_ranks
 
 
 def find_bits_per_byte(nats: float, text_bytes: float) -> float | None:

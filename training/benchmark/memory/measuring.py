@@ -1,7 +1,7 @@
 """One configuration: what `training.plan` says of it, and what its real run took.
 
-The run is the real one, built by `training.build` and trained by `ProfiledTrainer` on prepared data; only `final/` and
-the report are left out. Everything here runs in processes of its own (`isolation.run_fresh`).
+The run is the real one, built by `training.run.build` and trained by `ProfiledTrainer` on prepared data; only `final/`
+and the report are left out. Everything here runs in processes of its own (`isolation.run_fresh`).
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def measure_case(
 def _measure_run(loaded: Any, instrument: Instrument) -> int:
     from data_prep.prepare import prepare
     from training.benchmark.memory.tracking import AllocatorEvents, CudaAllocator, PeakResident, StepMarks
-    from training.build import build_trainer, build_training_arguments, find_run_path
     from training.launch import join_world, leave_world, read_world
+    from training.run.build import build_trainer, build_training_arguments, find_run_path
     from training.run_dir import RunDir
 
     config, world = loaded.config, read_world()

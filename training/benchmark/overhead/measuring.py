@@ -131,7 +131,7 @@ def measure_overhead(config: str, steps: int, overrides: list[str]) -> Result | 
             found.append({"device": trainer.args.device.type, "ranks": trainer.args.world_size})
 
         set_environment(read_world(), loaded.config.perf.num_threads)  # before torch comes in
-        from training import session
+        from training.run import session
 
         with _built(session, look):
             code = train.main(arguments, finish=lambda *_: None)

@@ -36,7 +36,6 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from data_prep.errors import UserError
 from data_prep.prepare import Prepared
 from data_prep.progress import progress
-from training.build import build_trainer, build_training_arguments
 from training.config import Config, LoadedConfig
 from training.data.collator import Collator
 from training.data.dataset import Row
@@ -44,8 +43,9 @@ from training.launch import World
 from training.memory.estimate import CUDA_CONTEXT_BYTES
 from training.memory.run_plan import Planner
 from training.models.planned import build_planned_model
+from training.ranks import gather_floats
+from training.run.build import build_trainer, build_training_arguments
 from training.run_dir import RunDir
-from training.trainers.collectives import gather_floats
 
 logger = logging.getLogger("redline.train")
 

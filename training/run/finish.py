@@ -22,9 +22,9 @@ from data_prep.prepare import Prepared
 from data_prep.progress import progress
 from data_prep.store.store import Store
 from data_prep.store.summary import LEFT_OUT
-from training.build import compute_dtype, find_table
 from training.config import LoadedConfig
 from training.data.batch import BATCH_INFO
+from training.inference.sample import Sample, write_sample
 from training.memory.comparison import MemoryBase, PeakComparison, compare_peak
 from training.metrics import names
 from training.metrics.matmuls import find_matmuls, uses_input_grad_hook
@@ -38,7 +38,7 @@ from training.reporting.facts import facts_from_summary
 from training.reporting.html import build_report
 from training.reporting.run_reader import load_run
 from training.reporting.screen import format_summary
-from training.sample import Sample, write_sample
+from training.run.build import compute_dtype, find_table
 from training.trainers.finite import check_weights
 from training.trainers.profiled_trainer import ProfiledTrainer
 

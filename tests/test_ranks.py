@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.errors import UserError
 from training.launch import World
-from training.on_ranks import on_each_node
+from training.ranks import on_each_node
 
 
 @pytest.fixture

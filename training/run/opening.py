@@ -24,7 +24,7 @@ from training.config import LoadedConfig, dump_resolved
 from training.config.resume_changes import Change
 from training.environment import describe_machine
 from training.launch import World
-from training.on_ranks import on_main_rank
+from training.ranks import on_main_rank
 from training.run_dir import RunDir, write_text_atomic
 
 logger = logging.getLogger("redline.train")

@@ -7,9 +7,9 @@ import pytest
 from data_prep.errors import UserError
 from tests.older_run import load, make_older_run
 from training.launch import World
-from training.opening import open_run
+from training.run.opening import open_run
+from training.run.session import find_start
 from training.run_dir import RunDir
-from training.session import find_start
 
 ONE_RANK = World("python", 0, 0, 1, 1)
 

@@ -61,8 +61,8 @@ from training.models.attention import takes_varlen
 from training.models.build import build_model
 from training.models.saved_files import make_savable
 from training.models.stop_tokens import Chats, prepare_chats
+from training.ranks import gather_lists, sum_over_ranks
 from training.run_dir import RunDir
-from training.trainers.collectives import gather_lists, sum_over_ranks
 from training.trainers.profiled_trainer import ProfiledTrainer
 from training.trainers.setup_errors import explain_setup_errors
 

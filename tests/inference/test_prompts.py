@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from data_prep.errors import UserError
-from training.prompts import check_prompt, read_prompts
+from training.inference.prompts import check_prompt, read_prompts
 
 SYSTEM = [{"role": "system", "content": "Be brief."}]
 ASK = [{"role": "user", "content": "a"}]

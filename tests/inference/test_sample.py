@@ -8,8 +8,8 @@ import pytest
 
 from tests.models.test_stop_tokens import ASSISTANT, CHAT, EOS, IM_END, START, USER, A, B, table_of
 from tests.models.tiny import CHAT_TEMPLATE, chat_tokenizer, tiny_minigpt
+from training.inference.sample import MAX_NEW_TOKENS, NEW_TOKENS, find_chat_prompt, write_sample
 from training.models.stop_tokens import Chats
-from training.sample import MAX_NEW_TOKENS, NEW_TOKENS, find_chat_prompt, write_sample
 
 CHATS = Chats(CHAT_TEMPLATE, (True,))
 PROMPT = [START, USER, A, IM_END, START, ASSISTANT]

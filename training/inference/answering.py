@@ -15,10 +15,10 @@ from transformers import AutoTokenizer, TextStreamer
 from transformers.utils.logging import disable_progress_bar
 
 from data_prep.errors import UserError
+from training.inference.prompts import Prompt
 from training.metrics.flops import ModelFlops
 from training.models.trained import load_trained
 from training.models.writing import Sampling, Written, count_free_positions, render_prompt, write
-from training.prompts import Prompt
 
 TEXT_TOKENS = 128
 CHAT_TOKENS = 1024

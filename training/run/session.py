@@ -18,16 +18,16 @@ from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import UserError
 from data_prep.prepare import Prepared, prepare
-from training.build import build_trainer, build_training_arguments, find_run_path
 from training.checkpoints.manifest import Manifest, check_resumable, find_checkpoints, find_resumable, read_manifest
 from training.config import LoadedConfig
 from training.config.resume_changes import Change, describe_settings, find_changes
 from training.data.held_out import warn_of_warmup, without_empty_evaluation
 from training.launch import World, join_world, leave_world
 from training.memory.comparison import MemoryBase, measure_base
-from training.micro_batch import fit_micro_batch
-from training.on_ranks import on_each_node, on_main_rank
-from training.opening import Opening
+from training.ranks import on_each_node, on_main_rank
+from training.run.build import build_trainer, build_training_arguments, find_run_path
+from training.run.micro_batch import fit_micro_batch
+from training.run.opening import Opening
 from training.run_dir import RunDir
 from training.run_lock import RunLock
 
@@ -80,7 +80,9 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if finish is None:
-                from training.finish import finish_run as finish  # its libraries are not loaded before the first step
+                from training.run.finish import (
+                    finish_run as finish,  # its libraries are not loaded before the first step
+                )
             finish(loaded, prepared, trainer, memory_base)
         except BaseException as error:
             # What fails after the run has finished leaves it finished.

@@ -7,7 +7,7 @@ import pytest
 from data_prep.errors import UserError
 from tests.older_run import load, make_older_run
 from training.launch import World
-from training.opening import move_aside, open_run
+from training.run.opening import move_aside, open_run
 from training.run_dir import RunDir
 
 ONE_RANK = World("python", 0, 0, 1, 1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
-from training.finish import check_same_weights
+from training.run.finish import check_same_weights
 
 
 def trainer_of(model: torch.nn.Module) -> Any:

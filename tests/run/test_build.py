@@ -5,7 +5,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from data_prep.errors import UserError
-from training.build import check_schedule
+from training.run.build import check_schedule
 
 NEEDED = {
     "warmup_stable_decay": {"num_decay_steps": 3},

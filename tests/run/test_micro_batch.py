@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from data_prep.errors import UserError
-from training import micro_batch
 from training.config import load_config
 from training.data.collator import Collator
 from training.launch import World
 from training.memory.estimate import Evaluation
-from training.micro_batch import (
+from training.run import micro_batch
+from training.run.micro_batch import (
     FullBatches,
     count_rows,
     find_divisors,
@@ -25,7 +25,7 @@ from training.micro_batch import (
     measure_free_bytes,
     with_micro_batch,
 )
-from training.session import run_training
+from training.run.session import run_training
 
 CPU = torch.device("cpu")
 ALONE = World("python", rank=0, local_rank=0, size=1, local_size=1)

@@ -10,5 +10,6 @@ Layers, imports go downwards only (held by `make check`):
               data, models, memory, checkpoints, reporting
                 metrics                                 phase timer, FLOPs, peaks, names
                   config, run_dir, run_lock, launch, ranks, environment
-                    data_prep                           raw text -> token store; knows no torch
+                    precision                       number formats, and what each decides
+                      data_prep                         raw text -> token store; knows no torch
 """

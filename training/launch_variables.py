@@ -11,6 +11,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from data_prep.errors import UserError
+from training.precision import find_precision
 
 LAST_PORT = 65535
 _START = (
@@ -70,7 +71,7 @@ def check_accelerate(
     if environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not arguments.get("fsdp"):
         raise UserError("environment: ACCELERATE_USE_FSDP = 'true': set training.fsdp instead")
     asked = environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    trained = "bf16" if arguments.get("bf16") else "fp16" if arguments.get("fp16") else "no"
+    trained = find_precision(arguments).short_name
     if asked not in ("no", "", trained):
         raise UserError(
             f"environment: ACCELERATE_MIXED_PRECISION = {asked!r}, but training.bf16 and fp16 say {trained!r}: "

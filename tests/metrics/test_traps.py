@@ -28,6 +28,7 @@ from training.metrics.flops import ModelFlops
 from training.metrics.peaks import Peak, find_peak
 from training.metrics.phase_timer import PhaseTimer
 from training.metrics.throughput import Meter
+from training.precision import name_peak_format
 from training.run import build
 
 SHAPE: dict[str, Any] = {
@@ -216,5 +217,5 @@ def test_an_l40s_is_not_an_l4(monkeypatch):
 @pytest.mark.parametrize(("tf32", "tflops"), [(True, 156.0), (False, 19.5)])
 def test_float32_that_runs_as_tf32_is_held_against_the_peak_of_tf32(monkeypatch, tf32, tflops):
     """An A100 has 19.5 TFLOP/s in float32 and 156 in TF32 (datasheet): against the former, 50 % would be 400 %."""
-    args = SimpleNamespace(bf16=False, fp16=False, tf32=tf32)
-    assert find_peak("NVIDIA A100-SXM4-80GB", build.name_peak_format(args)).tflops == tflops  # pyright: ignore
+    arguments = {"bf16": False, "fp16": False, "tf32": tf32}
+    assert find_peak("NVIDIA A100-SXM4-80GB", name_peak_format(arguments)).tflops == tflops  # pyright: ignore

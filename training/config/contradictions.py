@@ -10,6 +10,7 @@ from data_prep.errors import UserError
 from data_prep.recipe import MODEL_REPLACES, Layer, Replaces, either
 from training.config.ranges import check_ranges
 from training.config.sections import Config
+from training.precision import find_precision, list_switches
 
 # Keys of which a later layer's choice replaces an earlier one's; both in one layer is a contradiction.
 REPLACES: Replaces = (
@@ -36,8 +37,9 @@ def _steps_or_epochs(config: Config) -> Broken:
 
 
 def _one_precision(config: Config) -> Broken:
-    if config.training.get("bf16") and config.training.get("fp16"):
-        yield ("training.bf16", "training.fp16"), "are both true: keep one"
+    on = tuple(f"training.{switch}" for switch in list_switches() if config.training.get(switch))
+    if len(on) > 1:
+        yield on, "are both true: keep one"
 
 
 def _one_model(config: Config) -> Broken:
@@ -180,8 +182,9 @@ def _owned(config: Config) -> Broken:
     if config.training.get("use_liger_kernel") and config.argument("label_smoothing_factor"):
         keys = ("training.use_liger_kernel", "training.label_smoothing_factor")
         yield keys, "Liger's loss is computed without the logits that smoothing needs: keep one"
-    if config.training.get("use_cpu") and config.training.get("fp16"):
-        yield ("training.use_cpu", "training.fp16"), "fp16 needs a GPU: use bf16"
+    precision = find_precision(config.training)
+    if config.training.get("use_cpu") and precision.obstacle("cpu"):
+        yield ("training.use_cpu", f"training.{precision.switch}"), f"{precision.switch} needs a GPU: use bf16"
 
 
 RULES: tuple[Callable[[Config], Broken], ...] = (

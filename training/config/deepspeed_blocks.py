@@ -11,6 +11,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.recipe import Layer
+from training.precision import list_switches
 
 AUTO = "auto"
 FROM_RECIPE = (
@@ -19,7 +20,6 @@ FROM_RECIPE = (
     "gradient_accumulation_steps",
     "gradient_clipping",
 )
-PRECISIONS = ("bf16", "fp16")
 OPTIMIZER_PARAMS = ("lr", "betas", "eps", "weight_decay")
 SCHEDULER_PARAMS = ("warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "total_num_steps")
 GATHER = "stage3_gather_16bit_weights_on_model_save"
@@ -28,7 +28,7 @@ GATHER_NAMES = (GATHER, "gather_16bit_weights_on_model_save", "stage3_gather_fp1
 # Keys for which somebody computes a value: Hugging Face, or DeepSpeed itself.
 TAKE_AUTO = {
     *FROM_RECIPE,
-    *(f"{name}.enabled" for name in PRECISIONS),
+    *(f"{name}.enabled" for name in list_switches()),
     *(f"optimizer.params.{name}" for name in OPTIMIZER_PARAMS),
     *(f"scheduler.params.{name}" for name in SCHEDULER_PARAMS),
     "zero_optimization.reduce_bucket_size",
@@ -202,7 +202,7 @@ def fill_in(deepspeed: Mapping[str, Any], training: Mapping[str, Any], params: M
     """
     filled: dict[str, Any] = dict.fromkeys(FROM_RECIPE, AUTO)
     filled |= {key: value for key, value in deepspeed.items() if value is not None or key not in FROM_RECIPE}
-    for name in PRECISIONS:
+    for name in list_switches():
         block = filled.get(name) or {}
         filled[name] = {**block, "enabled": AUTO if block.get("enabled") is None else block["enabled"]}
     for block, names in (("optimizer", OPTIMIZER_PARAMS), ("scheduler", SCHEDULER_PARAMS)):

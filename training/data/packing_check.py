@@ -24,13 +24,14 @@ from data_prep.errors import UserError
 from training.data.batch import BATCH_INFO
 from training.data.collator import Collator
 from training.data.dataset import NO_LOSS, Row
+from training.precision import PRECISIONS
 
 logger = logging.getLogger("redline.data")
 
 ROWS = ((8, 12, 12), (12, 12, 8))
 WIDTH = 32
 TOLERANCE = 8
-EPSILON = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-11}
+EPSILON = {precision.dtype: precision.rounding for precision in PRECISIONS}
 
 Forward = Callable[[dict[str, Any]], torch.Tensor]
 

@@ -34,6 +34,7 @@ from training.memory.states import (
 from training.memory.trace import AttentionKind, Reduction, StepShape, StepTracer
 from training.metrics.flops import ModelFlops
 from training.metrics.peaks import find_peak
+from training.precision import Precision, find_precision
 
 if TYPE_CHECKING:
     from training.config import Config, LoadedConfig
@@ -104,7 +105,7 @@ def plan_run(
     steps = _planned_steps(config)
     step_flops = flops.model * rows_per_step
     tokens_per_step = rows_per_step * config.data.seq_len
-    tflops, how = _find_rate(device, planner.dtype, rate, tf32=bool(config.argument("tf32")))
+    tflops, how = _find_rate(device, planner.precision, rate, tf32=bool(config.argument("tf32")))
     return RunPlan(
         recipe=loaded.recipe,
         setup=planner.describe(),
@@ -153,7 +154,8 @@ class Planner:
         self.config = loaded.config
         self.world_size = world_size
         self.on_gpu = on_gpu
-        self.dtype = find_compute_dtype(loaded.config)
+        self.precision = find_precision(loaded.config.arguments())
+        self.dtype = self.precision.dtype
         self.attention: AttentionKind
         self.attention, self.attention_note = (attention, "") if attention else _attention_kind(loaded.config)
         self.model = build(self.dtype, loaded.config.adapter.load_in_4bit)
@@ -202,7 +204,7 @@ class Planner:
         )
 
     def describe(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
+        dtype = self.precision.name
         if self.zero is None:
             return f"{dtype} autocast, no DeepSpeed" if self.dtype != torch.float32 else "float32, no DeepSpeed"
         offload = [name for name, on in _offloads(self.zero).items() if on]
@@ -241,13 +243,6 @@ class Planner:
         return self.counts.trained_bytes if self.zero is None else self.zero.value_bytes * self.counts.trained
 
 
-def find_compute_dtype(config: Config) -> torch.dtype:
-    """The type matmuls will run in."""
-    if config.argument("bf16"):
-        return torch.bfloat16
-    return torch.float16 if config.argument("fp16") else torch.float32
-
-
 def name_optimizer(loaded: LoadedConfig) -> str:
     """As `OPTIMIZER_BYTES` has it, else as it is: `training.optim`, or what the DeepSpeed JSON has in its place."""
     block: dict[str, Any] = (loaded.deepspeed or {}).get("optimizer") or {}
@@ -284,14 +279,13 @@ def _planned_steps(config: Config) -> int | None:
 
 
 def _find_rate(
-    device: str | None, dtype: torch.dtype, reached: tuple[float, str] | None, *, tf32: bool
+    device: str | None, precision: Precision, reached: tuple[float, str] | None, *, tf32: bool
 ) -> tuple[float | None, str | None]:
     """Model TFLOP/s of a device to predict with, and where they come from."""
     if reached:
         tflops, run = reached
         return tflops, f"{tflops:.3g} TFLOP/s a device, as {run} reached"
-    format_name = "tfloat32" if tf32 and dtype == torch.float32 else str(dtype).removeprefix("torch.")
-    peak = find_peak(device, format_name) if device else None
+    peak = find_peak(device, precision.peak_format(tf32=tf32)) if device else None
     if peak is None:
         return None, None
     return peak.tflops * ASSUMED_MFU_PCT / 100, f"an assumed MFU of {ASSUMED_MFU_PCT:.0f} %"

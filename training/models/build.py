@@ -30,6 +30,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from data_prep.errors import UserError
+from training.precision import PRECISIONS
 
 from .adapters import attach_lora, bnb_config, prepare_4bit, quantization_kwargs, trainable_share
 from .attention import check_attention, choose_attention
@@ -110,8 +111,9 @@ def resolve_parameter_dtype(requested: str, *, compute_dtype: torch.dtype, froze
     """dtype the base parameters are held in (see the module docstring); UserError for float16 that must train."""
     if requested == "auto":
         return compute_dtype if frozen else torch.float32
-    if requested == "float16" and not frozen:
-        raise UserError("model.dtype: float16 parameters cannot be trained: use auto, with training.fp16 for speed")
+    scaled = {one.name for one in PRECISIONS if one.scales_loss}
+    if requested in scaled and not frozen:
+        raise UserError(f"model.dtype: {requested} parameters cannot be trained: use auto, with training.fp16")
     if requested == "bfloat16" and not frozen:
         logger.info("model.dtype bfloat16: float32 masters start from rounded values, without DeepSpeed there are none")
     return getattr(torch, requested)

@@ -61,6 +61,7 @@ from training.models.attention import takes_varlen
 from training.models.build import build_model
 from training.models.saved_files import make_savable
 from training.models.stop_tokens import Chats, prepare_chats
+from training.precision import find_precision, name_peak_format
 from training.ranks import gather_lists, sum_over_ranks
 from training.run_dir import RunDir
 from training.trainers.profiled_trainer import ProfiledTrainer
@@ -88,8 +89,9 @@ def build_training_arguments(
 ) -> TrainingArguments:
     """`training:` as `TrainingArguments`, with what other sections own and what is forced."""
     config = loaded.config
-    if device.type == "cpu" and config.argument("fp16"):
-        raise UserError("training.fp16: float16 needs a GPU, and this run is on a CPU: use training.bf16")
+    precision = find_precision(config.arguments())
+    if obstacle := precision.obstacle(device.type):
+        raise UserError(f"training.{precision.switch}: {obstacle}: use training.bf16")
     given = {key: value for key, value in config.training.items() if key != "report_to"}
     given |= FORCED_ARGUMENTS | {
         "output_dir": str(run_dir.path),
@@ -306,7 +308,7 @@ def build_run_model(
         bos_token_id=_token_id(tokenizer, "bos"),
         eos_token_id=_token_id(tokenizer, "eos"),
         device_type=args.device.type,
-        dtype=compute_dtype(args),
+        dtype=find_precision(vars(args)).dtype,
         packed=config.data.packing != "none",
         gradient_checkpointing=bool(args.gradient_checkpointing),
     )
@@ -314,27 +316,13 @@ def build_run_model(
     return model
 
 
-def compute_dtype(args: TrainingArguments) -> torch.dtype:
-    """The type matmuls run in."""
-    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-
-
-def name_peak_format(args: TrainingArguments) -> str:
-    """The number format whose peak matmuls can reach: float32 ones run as TF32 where that is switched on."""
-    dtype = compute_dtype(args)
-    if dtype == torch.float32 and (args.tf32 or torch.backends.cuda.matmul.allow_tf32):
-        return "tfloat32"
-    return str(dtype).removeprefix("torch.")
-
-
 def build_meter(config: Config, model: torch.nn.Module, args: TrainingArguments, world: World) -> Meter:
     """Clock, FLOPs of this model, and the rates they are compared with: the vendor's dense peak of this device, or a
     measured one where no table has it (every CPU), and what the model's own matmuls reach here."""
-    dtype = compute_dtype(args)
-    calibrator = Calibrator(dtype, args.device, ranks=world.local_size, keeps=world.is_main)
+    calibrator = Calibrator(find_precision(vars(args)).dtype, args.device, ranks=world.local_size, keeps=world.is_main)
     peak = None
     if args.device.type == "cuda":
-        peak = find_peak(torch.cuda.get_device_name(args.device), name_peak_format(args))
+        peak = find_peak(torch.cuda.get_device_name(args.device), name_peak_format(vars(args)))
     peak = peak or calibrator.find_machine_peak()
     matmuls = find_matmuls(model)
     tokens = args.per_device_train_batch_size * config.data.seq_len

@@ -34,11 +34,12 @@ from training.models.adapters import trainable_share
 from training.models.planned import build_planned_model
 from training.models.stop_tokens import Chats
 from training.models.trained import load_trained, measure_difference
+from training.precision import find_precision
 from training.reporting.facts import facts_from_summary
 from training.reporting.html import build_report
 from training.reporting.run_reader import load_run
 from training.reporting.screen import format_summary
-from training.run.build import compute_dtype, find_table
+from training.run.build import find_table
 from training.trainers.finite import check_weights
 from training.trainers.profiled_trainer import ProfiledTrainer
 
@@ -68,7 +69,7 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
                 model = load_trained(
                     run_dir.final,
                     device=trainer.args.device,
-                    dtype=compute_dtype(trainer.args) if loaded.config.adapter.load_in_4bit else "auto",
+                    dtype=find_precision(vars(trainer.args)).dtype if loaded.config.adapter.load_in_4bit else "auto",
                     adapter=loaded.config.adapter,
                     trust_remote_code=loaded.config.model.trust_remote_code,
                 )
@@ -108,7 +109,7 @@ def measure_roofline(trainer: ProfiledTrainer, totals: dict[str, float]) -> dict
         return None
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     matmuls = find_matmuls(model, embeddings_need_grad=uses_input_grad_hook(model))
-    itemsize = compute_dtype(args).itemsize
+    itemsize = find_precision(vars(args)).dtype.itemsize
     traffic = Traffic.of(matmuls, itemsize, recomputes=bool(args.gradient_checkpointing))
     engine: Any = trainer.deepspeed if trainer.is_deepspeed_enabled else None
     optimizer: Any = engine.basic_optimizer if engine is not None else trainer.optimizer
@@ -144,7 +145,7 @@ def _forward_in_memory(trainer: ProfiledTrainer, batch: dict[str, torch.Tensor])
 
 
 def _logits(model: Any, batch: dict[str, Any], trainer: ProfiledTrainer) -> torch.Tensor:
-    dtype = compute_dtype(trainer.args)
+    dtype = find_precision(vars(trainer.args)).dtype
     autocast = dtype != torch.float32 and not trainer.is_deepspeed_enabled
     with torch.no_grad(), torch.autocast(trainer.args.device.type, dtype=dtype, enabled=autocast):
         # With a KV cache transformers does not look for the documents of a packed row.
@@ -176,8 +177,7 @@ def check_same_logits(
     """Compare a forward pass of the model from disk with the one in memory.
 
     The measure is the root mean square of the difference over the standard deviation of the logits. Usually it is 0.
-    The limits (0.05 in 16 bits, 1e-4 in float32) leave room for rounding, which a deep model amplifies: in SmolLM2-135M
-    in bf16, one last-place change before the first layer comes out as 0.024.
+    The limit is that of the precision: it leaves room for rounding, which a deep model amplifies.
     """
     if not bool(reference.isfinite().all()):
         raise UserError(
@@ -186,7 +186,7 @@ def check_same_logits(
         )
     computed = _logits(model.eval(), batch, trainer)
     error = measure_difference(computed, reference)
-    limit = 1e-4 if compute_dtype(trainer.args) == torch.float32 else 0.05
+    limit = find_precision(vars(trainer.args)).reload_tolerance
     if not error <= limit:
         raise UserError(
             f"{trainer.run_dir.final}: reloaded, it computes other logits than the model in memory "

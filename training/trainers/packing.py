@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from training.data.packing_check import EPSILON, check_packing, measure_crosstalk
+from training.precision import find_precision
 from training.ranks import gather_floats
 
 if TYPE_CHECKING:
@@ -19,8 +20,10 @@ def check_documents_apart(trainer: ProfiledTrainer) -> None:
     can gather."""
     model: Any = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
     config = cast(Any, trainer.model).config.get_text_config()
-    computed_in = torch.bfloat16 if trainer.args.bf16 else torch.float16 if trainer.args.fp16 else torch.float32
-    dtypes = {computed_in, *(parameter.dtype for parameter in model.parameters())}.intersection(EPSILON)
+    dtypes = {
+        find_precision(vars(trainer.args)).dtype,
+        *(parameter.dtype for parameter in model.parameters()),
+    }.intersection(EPSILON)
 
     def forward(batch: dict[str, Any]) -> torch.Tensor:
         inputs: Any = trainer._prepare_input(batch)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from training import precision
 from training.config import LoadedConfig
 from training.launch import count_cores
 
@@ -109,10 +110,9 @@ def _packing(base: Baseline) -> list[Variant]:
 
 
 def _attention(base: Baseline) -> list[Variant]:
-    from training.memory.run_plan import find_compute_dtype  # torch and peft: not for `--help`
-    from training.models.attention import find_usable
+    from training.models.attention import find_usable  # torch and peft: not for `--help`
 
-    usable = find_usable(base.device, find_compute_dtype(base.loaded.config))
+    usable = find_usable(base.device, precision.find_precision(base.loaded.config.arguments()).dtype)
     asked = base.loaded.config.model.attn_implementation
     taken = usable[0] if asked == "auto" else asked
     others = [name for name in usable if name != taken]
@@ -144,20 +144,15 @@ def _toggle(base: Baseline, lever: str, key: str, what: str) -> list[Variant]:
 
 
 def _precision(base: Baseline) -> list[Variant]:
-    from training.memory.run_plan import find_compute_dtype
-
-    now = str(find_compute_dtype(base.loaded.config)).removeprefix("torch.")
-    fields = {"bfloat16": "bf16", "float16": "fp16", "float32": None}
-    if base.device == "cpu":
-        del fields["float16"]
+    now = precision.find_precision(base.loaded.config.arguments())
     variants = []
-    for name, chosen in fields.items():
-        if name == now:
+    for other in precision.PRECISIONS:
+        if other is now or other.obstacle(base.device):
             continue
-        switches = {short: short == chosen for short in ("bf16", "fp16")}
-        recipe = {f"training.{short}": on for short, on in switches.items()}
-        json = {f"{short}.enabled": on for short, on in switches.items()} if base.loaded.deepspeed else {}
-        variants.append(Variant("precision", name, recipe, json, "another precision"))
+        switches = other.switches()
+        recipe = {f"training.{switch}": on for switch, on in switches.items()}
+        json = {f"{switch}.enabled": on for switch, on in switches.items()} if base.loaded.deepspeed else {}
+        variants.append(Variant("precision", other.name, recipe, json, "another precision"))
     return variants
 
 

@@ -1,0 +1,65 @@
+"""One object for each precision: what the rest of the project asks it."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from training import precision
+from training.benchmark.advise.levers import Baseline, list_variants
+from training.config import load_config
+from training.precision import PRECISIONS, find_precision, list_switches
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dtype", "short_name", "peak", "peak_with_tf32"),
+    [
+        ({"bf16": True, "fp16": False}, torch.bfloat16, "bf16", "bfloat16", "bfloat16"),
+        ({"bf16": False, "fp16": True}, torch.float16, "fp16", "float16", "float16"),
+        ({"bf16": False}, torch.float32, "no", "float32", "tfloat32"),
+    ],
+)
+def test_what_arguments_choose(arguments, dtype, short_name, peak, peak_with_tf32):
+    found = find_precision(arguments)
+    assert (found.dtype, found.short_name) == (dtype, short_name)
+    assert (found.peak_format(tf32=False), found.peak_format(tf32=True)) == (peak, peak_with_tf32)
+
+
+def test_training_arguments_and_a_recipe_choose_alike(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=True)
+    config = load_config(["--config", "debug", "--bf16", "true"]).config
+    assert find_precision(vars(args)) is find_precision(config.arguments()) is PRECISIONS[0]
+
+
+def test_only_float16_needs_a_gpu_and_a_scaled_loss():
+    assert [(one.name, one.obstacle("cpu")) for one in PRECISIONS if one.obstacle("cpu")] == [
+        ("float16", "float16 needs a GPU, and this run is on a CPU")
+    ]
+    assert [one.name for one in PRECISIONS if one.scales_loss] == ["float16"]
+    assert all(one.obstacle("cuda") is None for one in PRECISIONS)
+
+
+def test_rounding_is_that_of_the_mantissa():
+    """Half a unit in the last place of 1: TF32 has the ten bits of float16."""
+    assert [one.rounding for one in PRECISIONS[:2]] == [torch.finfo(one.dtype).eps / 2 for one in PRECISIONS[:2]]
+    assert PRECISIONS[2].rounding == PRECISIONS[1].rounding
+
+
+def test_a_new_precision_is_checked_and_advised_without_another_line(monkeypatch):
+    made_up = replace(PRECISIONS[0], name="float64", switch="fp64")
+    monkeypatch.setattr(precision, "PRECISIONS", (made_up, *PRECISIONS))
+    assert list_switches() == ("fp64", "bf16", "fp16")
+    assert find_precision({"fp64": True}).dtype is torch.float64
+    base = Baseline(load_config(["--config", "debug"]), 1, "cpu", 1)
+    variants = {one.label: one.recipe for one in list_variants(base, ["precision"])[0]}
+    assert variants["float64"] == {"training.fp64": True, "training.bf16": False, "training.fp16": False}
+
+
+def test_it_is_known_before_torch():
+    code = "import sys, training.precision; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

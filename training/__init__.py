@@ -9,6 +9,7 @@ Layers, imports go downwards only (held by `make check`):
             callbacks, comparing
               data, models, memory, checkpoints, reporting
                 metrics                                 phase timer, FLOPs, peaks, names
+                attention                               kernels, and the choice among them
                   config, run_dir, run_lock, launch, ranks, environment
                     precision                       number formats, and what each decides
                       data_prep                         raw text -> token store; knows no torch

@@ -9,6 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tests.metrics.decoders import CONFIGS, build_decoder
+from training.attention.stand_ins import EAGER, FLASH, MASKED, StandIn
 from training.memory.trace import Reduction, StepShape, StepTracer, _LiveBytes, _Reducer
 
 ROWS, SEQ_LEN = 4, 128  # large enough for kernels' workspaces, which no trace sees, not to matter
@@ -40,7 +41,7 @@ def real_step(model: Any, autocast: torch.dtype | None) -> None:
     loss.backward()
 
 
-def shape(attention: Any = "flash", autocast: torch.dtype | None = None, **changes: Any) -> StepShape:
+def shape(attention: StandIn = FLASH, autocast: torch.dtype | None = None, **changes: Any) -> StepShape:
     fields: dict[str, Any] = {"checkpointing": False, "accumulates": False, "keeps_gradients": True}
     fields |= {"micro_batch_size": ROWS, **changes}
     return StepShape(seq_len=SEQ_LEN, attention=attention, autocast=autocast, **fields)
@@ -55,7 +56,7 @@ def test_traced_peak_is_the_allocated_one(architecture, method, autocast, checkp
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     measured = measure_peak_bytes(lambda: real_step(model, autocast))
-    attention = "eager" if architecture == "minigpt_gelu" else "flash"
+    attention = EAGER if architecture == "minigpt_gelu" else FLASH
     tracer = StepTracer(build_decoder(architecture, method, device="meta"))
     traced = tracer.trace(shape(attention, autocast, checkpointing=checkpointing))
     missing = measured - traced.peak
@@ -70,9 +71,9 @@ def test_attention_dropout_leaves_a_cpu_without_a_fused_kernel(architecture, aut
     monkeypatch.setitem(CONFIGS, architecture, dropped)
     model = build_decoder(architecture)
     measured = measure_peak_bytes(lambda: real_step(model, autocast))
-    traced = StepTracer(build_decoder(architecture, device="meta")).trace(shape("flash", autocast)).peak
+    traced = StepTracer(build_decoder(architecture, device="meta")).trace(shape(FLASH, autocast)).peak
     assert -0.03 * measured < measured - traced < max(0.03 * measured, WORKSPACE_BYTES)
-    fused = StepTracer(build_decoder(architecture, device="meta"), on_gpu=True).trace(shape("flash", autocast)).peak
+    fused = StepTracer(build_decoder(architecture, device="meta"), on_gpu=True).trace(shape(FLASH, autocast)).peak
     assert fused < 0.8 * traced
 
 
@@ -88,7 +89,7 @@ def test_traced_evaluation_is_the_allocated_one(architecture, autocast):
         if autocast:
             outputs.logits = outputs.logits.float()
 
-    attention = "eager" if architecture == "minigpt_gelu" else "flash"
+    attention = EAGER if architecture == "minigpt_gelu" else FLASH
     tracer = StepTracer(build_decoder(architecture, device="meta"))
     training = tracer.trace(shape(attention, autocast)).peak
     measured = measure_peak_bytes(evaluate)
@@ -110,7 +111,7 @@ def test_tracing_twice_gives_the_same(tracer):
 
 @pytest.mark.parametrize(
     ("architecture", "kind", "changes"),
-    [("minigpt", "masked", {"checkpointing": True}), ("qwen2", "flash", {}), ("gpt2", "eager", {"accumulates": True})],
+    [("minigpt", MASKED, {"checkpointing": True}), ("qwen2", FLASH, {}), ("gpt2", EAGER, {"accumulates": True})],
 )
 def test_a_third_size_lies_on_the_lines_of_two(architecture, kind, changes, monkeypatch):
     """Against a trace of that size by itself."""
@@ -130,7 +131,7 @@ def test_a_third_size_lies_on_the_lines_of_two(architecture, kind, changes, monk
 
 def test_order_of_attention_kinds(tracer):
     """Scores of every head > one bias per row > nothing of seq_len^2."""
-    flash, masked, eager = (tracer.trace(shape(kind)).after_forward for kind in ("flash", "masked", "eager"))
+    flash, masked, eager = (tracer.trace(shape(kind)).after_forward for kind in (FLASH, MASKED, EAGER))
     assert flash < masked < eager
     repeated = 2 * ROWS * SEQ_LEN * (32 - 16) * 4  # keys and values of 2 heads become 4
     bias = ROWS * SEQ_LEN * SEQ_LEN * 4

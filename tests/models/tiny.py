@@ -6,9 +6,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from training.attention.kernels import Compute
 from training.config.sections import AdapterSection, ModelSection
 from training.models.build import build_model
 from training.models.minigpt import MiniGPTConfig, MiniGPTForCausalLM
+from training.models.scratch import TokenizerFacts
 
 VOCAB_SIZE = 128
 SHAPE: dict[str, Any] = {
@@ -57,14 +59,7 @@ def tiny_minigpt(**fields: Any) -> Any:
 
 def build_tiny(model: dict[str, Any], adapter: dict[str, Any] | None = None, **overrides: Any) -> Any:
     """`build_model` for a recipe's sections given as dicts, on CPU in float32."""
-    arguments: dict[str, Any] = {
-        "vocab_size": VOCAB_SIZE,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "device_type": "cpu",
-        "dtype": torch.float32,
-        "packed": True,
-    }
+    tokenizer = TokenizerFacts(overrides.pop("vocab_size", VOCAB_SIZE), 0, 1, 2)
+    compute = Compute("cpu", overrides.pop("dtype", torch.float32), packed=True)
     torch.manual_seed(0)
-    return build_model(ModelSection(**model), AdapterSection(**(adapter or {})), **(arguments | overrides))
+    return build_model(ModelSection(**model), AdapterSection(**(adapter or {})), tokenizer, compute, **overrides)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from training.attention.choose import find_model_class, find_named, find_usable
+from training.attention.kernels import AttentionKernel, Compute
 from training.memory.devices import find_device_bytes
 from training.memory.estimate import (
     Estimate,
@@ -31,7 +33,7 @@ from training.memory.states import (
     read_zero_setup,
     zero_state_bytes,
 )
-from training.memory.trace import AttentionKind, Reduction, StepShape, StepTracer
+from training.memory.trace import Reduction, StepShape, StepTracer
 from training.metrics.flops import ModelFlops
 from training.metrics.peaks import find_peak
 from training.precision import Precision, find_precision
@@ -138,8 +140,8 @@ def plan_run(
 class Planner:
     """Model, states and tracer of one recipe; `estimate` puts them together for a micro-batch size.
 
-    Building it builds the model on the meta device, twice; an estimate traces one step. `attention`: what the kernel
-    keeps, where more is known of the rows than the recipe says.
+    Building it builds the model on the meta device, twice; an estimate traces one step. masked: False where it is known
+    that each row will be one whole document.
     """
 
     def __init__(
@@ -149,16 +151,18 @@ class Planner:
         world_size: int,
         *,
         on_gpu: bool,
-        attention: AttentionKind | None = None,
+        masked: bool = True,
     ) -> None:
         self.config = loaded.config
         self.world_size = world_size
         self.on_gpu = on_gpu
         self.precision = find_precision(loaded.config.arguments())
         self.dtype = self.precision.dtype
-        self.attention: AttentionKind
-        self.attention, self.attention_note = (attention, "") if attention else _attention_kind(loaded.config)
         self.model = build(self.dtype, loaded.config.adapter.load_in_4bit)
+        kernel, note = _find_kernel(loaded.config, Compute("cpu", self.dtype, packed=True), self.model)
+        self.attention = kernel.stand_in(masked=masked)
+        notes = [note, "packed and padded rows get a mask of seq_len x seq_len" * self.attention.has_mask]
+        self.attention_note = "; ".join(filter(None, notes))
         self.counts = count_parameters(self.model, double_quant=loaded.config.adapter.double_quant)
         hidden_size: int = self.model.config.get_text_config().hidden_size
         self.zero = (
@@ -257,15 +261,13 @@ def name_optimizer(loaded: LoadedConfig) -> str:
     return next((one for one in (known, name.lower()) if one in OPTIMIZER_BYTES), name)
 
 
-def _attention_kind(config: Config) -> tuple[AttentionKind, str]:
-    """What the kernel will keep: SDPA gets a mask as soon as rows are packed or padded."""
-    asked = config.model.attn_implementation
-    if asked == "eager":
-        return "eager", ""
-    if asked not in ("auto", "sdpa"):
-        return "flash", ""
-    chosen = "auto is taken for sdpa (FlashAttention, where installed, keeps less); " if asked == "auto" else ""
-    return "masked", f"attention: {chosen}packed and padded rows get a mask of seq_len x seq_len"
+def _find_kernel(config: Config, compute: Compute, model: Any) -> tuple[AttentionKernel, str]:
+    """The kernel to plan with, and a note. `auto` is what it takes where no package is installed: on a CPU."""
+    asked, model_class = config.model.attn_implementation, find_model_class(model.config)
+    if asked != "auto":
+        return find_named(asked, model_class), ""
+    kernel = find_usable(compute, model_class)[0]
+    return kernel, f"auto is taken for {kernel.name} (FlashAttention, where installed, keeps less)"
 
 
 def _offloads(zero: ZeroSetup) -> dict[str, bool]:
@@ -309,7 +311,7 @@ def _notes(config: Config, planner: Planner, device: str | None, steps: int | No
     notes = notes if config.perf.micro_batch_size == "auto" else []
     notes += ["activations and peak are traced on fake tensors and are estimates; see docs/memory.md"]
     if planner.attention_note:
-        notes.append(planner.attention_note)
+        notes.append(f"attention: {planner.attention_note}")
     if planner.optimizer not in OPTIMIZER_BYTES:
         notes.append(f"optimizer {planner.optimizer}: its states are taken for Adam's 8 bytes per trained parameter")
     if steps is None:

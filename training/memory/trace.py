@@ -9,12 +9,8 @@ in it: they are counted in `states.py`.
 A trace takes a second or, with adapters on many layers, ten. What lives after each operator is a constant and a share
 of the micro-batch, so two traced sizes give all others: the peak of a third is the highest of so many straight lines.
 
-What is not real: attention kernels. `flash` keeps q, k, v, the output and one fp32 number per head and query; `masked`
-(SDPA with packed or padded rows) has keys and values repeated to all heads and a bias of seq_len^2 per row, kept for
-backward, and one boolean mask of that shape for all layers; `eager` runs as it is, scores and all. CUDA's kernels can
-drop out; on a CPU none can, so attention dropout makes PyTorch fall back to plain products, which are run as they are.
-Autocast follows the CPU's operator list. Kernels' own workspaces and the allocator's rounding are not seen:
-`estimate.py` allows for them.
+What is not real: attention kernels, which have stand-ins (`training/attention/stand_ins.py`). Autocast follows the
+CPU's operator list. Kernels' own workspaces and the allocator's rounding are not seen: `estimate.py` allows for them.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,10 +29,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-AttentionKind = Literal["flash", "masked", "eager"]
+from training.attention.stand_ins import StandIn
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class StepShape:
 
     micro_batch_size: int
     seq_len: int
-    attention: AttentionKind
+    attention: StandIn
     autocast: torch.dtype | None
     checkpointing: bool
     accumulates: bool
@@ -192,7 +187,7 @@ class StepTracer:
 
 def _build_mask(shape: StepShape) -> torch.Tensor | None:
     """What the model makes once and hands to every layer, each of which turns it into a bias of its own."""
-    if shape.attention != "masked":
+    if not shape.attention.has_mask:
         return None
     return torch.empty((shape.micro_batch_size, 1, shape.seq_len, shape.seq_len), dtype=torch.bool)
 
@@ -319,73 +314,18 @@ class _Reducer:
 class _PlannedAttention:
     """Replaces the attention function by one that keeps what the real kernel keeps."""
 
-    def __init__(self, model: nn.Module, kind: AttentionKind, *, on_gpu: bool) -> None:
+    def __init__(self, model: nn.Module, stand_in: StandIn, *, on_gpu: bool) -> None:
         self._on_gpu = on_gpu
         self._config: Any = getattr(model, "config")  # noqa: B009  a PeftModel answers for its base model
-        self._kind = kind
+        self._stand_in = stand_in
 
     def __enter__(self) -> None:
         self._before = self._config._attn_implementation
-        if self._kind != "eager":
-            function = partial(_PLANNED[self._kind], drops_out_by_itself=self._on_gpu)
-            ALL_ATTENTION_FUNCTIONS.register(f"planned_{self._kind}", function)
-        self._config._attn_implementation = "eager" if self._kind == "eager" else f"planned_{self._kind}"
+        name = "eager"
+        if self._stand_in.attend is not None:
+            name = f"planned_{self._stand_in.name}"
+            ALL_ATTENTION_FUNCTIONS.register(name, partial(self._stand_in.attend, drops_out_by_itself=self._on_gpu))
+        self._config._attn_implementation = name
 
     def __exit__(self, *exc: object) -> None:
         self._config._attn_implementation = self._before
-
-
-class _Kernel(torch.autograd.Function):
-    """Attention that computes nothing and keeps for backward what FlashAttention does (and a bias, when it has one)."""
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: Any) -> torch.Tensor:
-        batch, heads, seq_len, _ = query.shape
-        out = query.new_empty((batch, seq_len, heads, value.shape[-1])).transpose(1, 2)  # as kernels lay it out
-        log_sum_exp = query.new_empty(query.shape[:3], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, out, log_sum_exp, bias)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        query, key, value, *_ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
-
-
-def _flash(
-    module: nn.Module, query: Any, key: Any, value: Any, mask: Any, *, drops_out_by_itself: bool, **settings: Any
-) -> tuple[torch.Tensor, None]:
-    query, key, value = _in_compute_dtype(query, key, value)
-    if (dropout := settings.get("dropout", 0.0)) and not drops_out_by_itself:
-        return _multiply(query, key, value, dropout, None), None
-    return _Kernel.apply(query, key, value, None).transpose(1, 2).contiguous(), None
-
-
-def _masked(
-    module: nn.Module, query: Any, key: Any, value: Any, mask: Any, *, drops_out_by_itself: bool, **settings: Any
-) -> tuple[torch.Tensor, None]:
-    query, key, value = _in_compute_dtype(query, key, value)
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)  # as SDPA does; of a single head it is a view
-    shape = (query.shape[0], 1, query.shape[2], key.shape[2])
-    if (dropout := settings.get("dropout", 0.0)) and not drops_out_by_itself:
-        return _multiply(query, key, value, dropout, query.new_empty(shape, dtype=torch.bool)), None
-    return _Kernel.apply(query, key, value, query.new_empty(shape)).transpose(1, 2).contiguous(), None
-
-
-def _multiply(query: Any, key: Any, value: Any, dropout: float, mask: torch.Tensor | None) -> torch.Tensor:
-    """SDPA without a fused kernel, operator by operator, outside autocast as there."""
-    with torch.autocast("cpu", enabled=False):
-        plain = torch.ops.aten._scaled_dot_product_attention_math
-        out = plain(query, key, value, mask, dropout, mask is None, enable_gqa=key.shape[1] != query.shape[1])[0]
-    return out.transpose(1, 2).contiguous()
-
-
-def _in_compute_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Attention is on autocast's list: it gets its inputs in the lower precision."""
-    if not torch.is_autocast_enabled("cpu"):
-        return tensors
-    return tuple(t.to(torch.get_autocast_dtype("cpu")) for t in tensors)
-
-
-_PLANNED = {"flash": _flash, "masked": _masked}

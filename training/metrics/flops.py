@@ -36,6 +36,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from training.attention.kernels import AttentionKernel, find_kernel
+from training.attention.pairs import Attended, causal_pairs, square_pairs
 from training.metrics.matmuls import Matmul, Matmuls, find_matmuls, uses_input_grad_hook
 
 logger = logging.getLogger("redline.metrics")
@@ -82,7 +84,7 @@ class ModelFlops:
     per_forward: int
     recompute_per_forward: int
     attentions: tuple[_AttentionCost, ...]
-    attn_implementation: str
+    kernel: AttentionKernel
     checkpointing: bool
     head_on_loss_tokens: bool
 
@@ -99,7 +101,7 @@ class ModelFlops:
             logger.warning(
                 "FLOPs leave out %d weights of unknown kind, among them %s", len(found.uncounted), found.uncounted[0]
             )
-        implementation = str(getattr(getattr(model, "config", None), "_attn_implementation", None) or "eager")
+        kernel = find_kernel(str(getattr(getattr(model, "config", None), "_attn_implementation", None) or "eager"))
         return cls(
             layers_per_token=_per_token(m for m in found.layers if not m.overhead),
             head_per_token=_per_token(m for m in found.head if not m.overhead),
@@ -112,8 +114,8 @@ class ModelFlops:
             recompute_per_token=sum(m.forward for m in executed.layers if m.recomputed and not m.rows),
             per_forward=sum(m.forward for m in executed.layers + executed.head if m.rows),
             recompute_per_forward=sum(m.forward for m in executed.layers if m.recomputed and m.rows),
-            attentions=_attention_costs(found, executed, flash=implementation != "eager"),
-            attn_implementation=implementation,
+            attentions=_attention_costs(found, executed, flash=kernel.recomputes_scores),
+            kernel=kernel,
             checkpointing=bool(getattr(model, "is_gradient_checkpointing", False)),
             head_on_loss_tokens=head_on_loss_tokens,
         )
@@ -132,8 +134,8 @@ class ModelFlops:
         document_lengths: tokens of each document, padding left out; a document is what attention sees as one sequence.
         tokens:           rows x seq_len, padding included: what the layers are computed on.
         loss_tokens:      positions with a label; used only with `head_on_loss_tokens`.
-        rows:             rows of the batch. Needed to know the attention a masked kernel executes (see
-                          `_executed_pairs`); None takes the kernel to skip what is masked, a lower bound of `hardware`.
+        rows:             rows of the batch. Needed to know the attention a masked kernel executes; None takes the
+                          kernel to skip what is masked, a lower bound of `hardware`.
         checkpointing:    whether layers are recomputed in backward; None: as the model was set when walked.
         """
         lengths = [int(n) for n in document_lengths]  # numpy's int32 would overflow when squared
@@ -152,7 +154,8 @@ class ModelFlops:
             causal, square = _pairs(lengths, cost.window)
             model += cost.model * causal
             palm += cost.model * square
-            executed = self._executed_pairs(lengths, tokens, rows, cost.window, causal)
+            attended = Attended(causal, len(lengths), rows, tokens // rows, cost.window) if rows else None
+            executed = self.kernel.executed_pairs(attended) if attended else causal
             hardware += (cost.hardware + (cost.recompute if recomputes else 0)) * executed
             forward += cost.forward * executed
         return StepFlops(model, palm, hardware, forward)
@@ -170,37 +173,6 @@ class ModelFlops:
         tokens = prompt_tokens + new_tokens - 1
         linear = self.layers_forward_per_token * tokens + self.head_forward_per_token * new_tokens
         return linear + sum(cost.forward * causal_pairs(tokens, cost.window) for cost in self.attentions)
-
-    def _executed_pairs(
-        self, document_lengths: Sequence[int], tokens: int, rows: int | None, window: int | None, pairs: int
-    ) -> int:
-        """Query-key pairs the attention kernel works on.
-
-        eager: all `seq_len^2` of each row. sdpa: the causal half where every row is one whole document (no mask is
-        passed, blocks above the diagonal are skipped); all `seq_len^2` as soon as there is a mask (padding, packing, a
-        window shorter than the row). Flash, varlen and flex kernels: exactly the allowed pairs. Partly masked blocks
-        on the diagonal are executed whole by real kernels; that is left out.
-        """
-        if rows is None or self.attn_implementation not in ("eager", "sdpa"):
-            return pairs
-        seq_len = tokens // rows
-        one_whole_document_a_row = len(document_lengths) == rows and pairs == rows * causal_pairs(seq_len, window)
-        windowed = window is not None and window < seq_len
-        if self.attn_implementation == "sdpa" and one_whole_document_a_row and not windowed:
-            return pairs
-        return rows * seq_len * seq_len
-
-
-def causal_pairs(length: int, window: int | None = None) -> int:
-    """Query-key pairs of a causal document: sum over queries i = 1..n of min(i, window)."""
-    if window is None or length <= window:
-        return length * (length + 1) // 2
-    return window * (window + 1) // 2 + (length - window) * window
-
-
-def square_pairs(length: int, window: int | None = None) -> int:
-    """The same, un-halved: each query counted with all n keys, or with a whole window."""
-    return length * (length if window is None else min(length, window))
 
 
 def _pairs(lengths: list[int], window: int | None) -> tuple[int, int]:

@@ -30,10 +30,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from data_prep.errors import UserError
+from training.attention.choose import check_attention, choose_attention, find_model_class
+from training.attention.kernels import Compute
 from training.precision import PRECISIONS
 
 from .adapters import attach_lora, bnb_config, prepare_4bit, quantization_kwargs, trainable_share
-from .attention import check_attention, choose_attention
 from .pretrained import fit_vocabulary, load_config, load_pretrained, resolve_path
 from .scratch import TokenizerFacts, scratch_config
 from .weight_files import check_weight_files
@@ -47,44 +48,35 @@ logger = logging.getLogger("redline.models")
 def build_model(
     model: ModelSection,
     adapter: AdapterSection,
+    tokenizer: TokenizerFacts,
+    compute: Compute,
     *,
-    vocab_size: int,
-    pad_token_id: int | None,
-    bos_token_id: int | None,
-    eos_token_id: int | None,
-    device_type: str,
-    dtype: torch.dtype,
-    packed: bool,
     gradient_checkpointing: bool = False,
     meta: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """The model of a recipe, on the CPU (4-bit weights: on this rank's device; `meta`: on the meta device).
 
-    `vocab_size` is `len(tokenizer)`; `dtype` is the compute dtype (what autocast or DeepSpeed uses), `device_type`
-    "cuda" or "cpu". `gradient_checkpointing` turns on non-reentrant checkpointing of every decoder layer.
+    `gradient_checkpointing` turns on non-reentrant checkpointing of every decoder layer.
     Raises UserError for whatever in the two sections cannot be built.
     """
     lora = adapter.method == "lora"
     _check_sections(model, adapter)
-    implementation, _ = choose_attention(model.attn_implementation, device_type=device_type, dtype=dtype, packed=packed)
-    parameter_dtype = resolve_parameter_dtype(model.dtype, compute_dtype=dtype, frozen=lora)
-    tokenizer = TokenizerFacts(vocab_size, pad_token_id, bos_token_id, eos_token_id)
-    if model.path is None:
-        built = build_from_config(scratch_config(model, tokenizer), implementation, parameter_dtype, meta=meta)
-    elif meta:
-        config = load_config(model, planning=True)
+    config = scratch_config(model, tokenizer) if model.path is None else load_config(model, planning=meta)
+    implementation, _ = choose_attention(model.attn_implementation, compute, find_model_class(config))
+    parameter_dtype = resolve_parameter_dtype(model.dtype, compute_dtype=compute.dtype, frozen=lora)
+    if model.path is None or meta:
         built = build_from_config(
-            config, implementation, parameter_dtype, meta=True, trust_remote_code=model.trust_remote_code
+            config, implementation, parameter_dtype, meta=meta, trust_remote_code=model.trust_remote_code
         )
         if adapter.load_in_4bit:
-            _quantize_meta(built, adapter, dtype)
+            _quantize_meta(built, adapter, compute.dtype)
     else:
-        quantization = quantization_kwargs(adapter, dtype, device_type) if adapter.load_in_4bit else {}
+        quantization = quantization_kwargs(adapter, compute.dtype, compute.device_type) if adapter.load_in_4bit else {}
         built = load_pretrained(model, dtype=parameter_dtype, attn_implementation=implementation, **quantization)
         if adapter.load_in_4bit:
             prepare_4bit(built)
     if model.path is not None:
-        fit_vocabulary(built, vocab_size, frozen=lora)
+        fit_vocabulary(built, tokenizer.vocab_size, frozen=lora)
     return _finish(built, adapter, gradient_checkpointing)
 
 
@@ -92,8 +84,9 @@ def check_model(model: ModelSection, seq_len: int, *, on_cpu: bool) -> None:
     """Raises UserError for what can be told of a model while there is no tokenizer yet: its architecture and shape,
     whether its attention runs here, its weights are there and whole, and whether it has positions for rows of `seq_len`
     tokens (a warning where they are rotary and can be stretched)."""
-    check_attention(model.attn_implementation, "cpu" if on_cpu else "cuda", torch.bfloat16)  # the dtype is asked later
-    config = scratch_config(model, TokenizerFacts(vocab_size=1)) if model.path is None else load_config(model)
+    config = load_shape(model)
+    compute = Compute("cpu" if on_cpu else "cuda", torch.bfloat16, packed=True)  # the dtype is asked later
+    check_attention(model.attn_implementation, compute, find_model_class(config))
     if model.path is not None and Path(resolve_path(model)).is_dir():
         check_weight_files(Path(resolve_path(model)))
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -105,6 +98,16 @@ def check_model(model: ModelSection, seq_len: int, *, on_cpu: bool) -> None:
     if not hasattr(config.get_text_config(), "rope_parameters"):
         raise UserError(f"{fault}, which are a table: shorten the rows")
     logger.warning("%s: what it writes beyond them has to be learnt again", fault)
+
+
+def load_shape(model: ModelSection, *, planning: bool = False) -> PreTrainedConfig:
+    """The architecture and sizes of a model while there is no tokenizer yet, without weights.
+
+    planning: as of `load_config`. Raises UserError for what cannot be found or read.
+    """
+    if model.path is None:
+        return scratch_config(model, TokenizerFacts(vocab_size=1))
+    return load_config(model, planning=planning)
 
 
 def resolve_parameter_dtype(requested: str, *, compute_dtype: torch.dtype, frozen: bool) -> torch.dtype:

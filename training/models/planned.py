@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from training.attention.kernels import Compute
+
 from .build import build_model
+from .scratch import TokenizerFacts
 
 if TYPE_CHECKING:
     from training.config import Config
@@ -15,26 +18,16 @@ if TYPE_CHECKING:
 
 def build_planned_model(config: Config, dtype: torch.dtype, four_bit: bool) -> Any:
     """The recipe's model on the meta device. Kernels are neither at hand nor needed: the plan stands in for them."""
-    eager = config.model.attn_implementation == "eager"
     log = logging.getLogger("redline.models")
     level = log.level
     log.setLevel(logging.WARNING)  # what a run says of its model would be said of none
     try:
-        return _build(config, dtype, four_bit, eager)
+        return build_model(
+            config.model.model_copy(update={"attn_implementation": "auto"}),
+            config.adapter.model_copy(update={"load_in_4bit": four_bit}),
+            TokenizerFacts(config.tokenizer.vocab_size if config.tokenizer.path is None else 1),  # 1: the model's own
+            Compute("cpu", dtype, packed=False),
+            meta=True,
+        )
     finally:
         log.setLevel(level)
-
-
-def _build(config: Config, dtype: torch.dtype, four_bit: bool, eager: bool) -> Any:
-    return build_model(
-        config.model.model_copy(update={"attn_implementation": "eager" if eager else "sdpa"}),
-        config.adapter.model_copy(update={"load_in_4bit": four_bit}),
-        vocab_size=config.tokenizer.vocab_size if config.tokenizer.path is None else 1,  # 1: keep the model's own
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-        device_type="cpu",
-        dtype=dtype,
-        packed=False,
-        meta=True,
-    )

@@ -95,9 +95,8 @@ def load_pretrained(model: ModelSection, **kwargs: Any) -> PreTrainedModel:
     """The model at `model.path` with its weights; `kwargs` go to `from_pretrained` (dtype, attention, quantization).
 
     Under ZeRO-3 transformers loads it already partitioned. Raises UserError when it cannot be found or read, is an
-    adapter, or lacks weights.
+    adapter, or lacks weights. Load the config before: it tells a bad path apart from bad weights.
     """
-    load_config(model)  # tells a bad path apart from bad weights
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             resolve_path(model), **_origin(model), output_loading_info=True, **kwargs

@@ -33,6 +33,8 @@ from data_prep.progress import progress
 from data_prep.store.document_table import DocumentTable
 from data_prep.store.store import Store
 from data_prep.stream.stream import StreamPlan
+from training.attention.choose import needs_cu_seqlens
+from training.attention.kernels import Compute
 from training.callbacks.cache_clearing import CacheClearing
 from training.callbacks.first_step import FirstStep
 from training.callbacks.gpu_monitor import GpuMonitor
@@ -57,9 +59,9 @@ from training.metrics.matmuls import find_matmuls
 from training.metrics.peaks import find_peak
 from training.metrics.phase_timer import build_phase_timer
 from training.metrics.throughput import Meter
-from training.models.attention import takes_varlen
 from training.models.build import build_model
 from training.models.saved_files import make_savable
+from training.models.scratch import TokenizerFacts
 from training.models.stop_tokens import Chats, prepare_chats
 from training.precision import find_precision, name_peak_format
 from training.ranks import gather_lists, sum_over_ranks
@@ -193,7 +195,7 @@ def build_trainer(
         seq_len=config.data.seq_len,
         pad_to_multiple_of=config.data.pad_to_multiple_of,
         packing=config.data.packing,
-        varlen=takes_varlen(model),
+        varlen=needs_cu_seqlens(model),
         token_bytes=count_token_bytes(tokenizer),
     )
     with explain_setup_errors("training"):
@@ -303,13 +305,8 @@ def build_run_model(
     model = build_model(
         config.model,
         config.adapter,
-        vocab_size=len(tokenizer),
-        pad_token_id=_pad_id(tokenizer),
-        bos_token_id=_token_id(tokenizer, "bos"),
-        eos_token_id=_token_id(tokenizer, "eos"),
-        device_type=args.device.type,
-        dtype=find_precision(vars(args)).dtype,
-        packed=config.data.packing != "none",
+        TokenizerFacts(len(tokenizer), _pad_id(tokenizer), _token_id(tokenizer, "bos"), _token_id(tokenizer, "eos")),
+        Compute(args.device.type, find_precision(vars(args)).dtype, packed=config.data.packing != "none"),
         gradient_checkpointing=bool(args.gradient_checkpointing),
     )
     make_savable(model)

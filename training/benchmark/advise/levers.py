@@ -110,10 +110,16 @@ def _packing(base: Baseline) -> list[Variant]:
 
 
 def _attention(base: Baseline) -> list[Variant]:
-    from training.models.attention import find_usable  # torch and peft: not for `--help`
+    from training.attention.choose import find_model_class, find_usable  # torch and peft: not for `--help`
+    from training.attention.kernels import Compute
+    from training.models.build import load_shape
 
-    usable = find_usable(base.device, precision.find_precision(base.loaded.config.arguments()).dtype)
-    asked = base.loaded.config.model.attn_implementation
+    config = base.loaded.config
+    dtype = precision.find_precision(config.arguments()).dtype
+    compute = Compute(base.device, dtype, packed=config.data.packing != "none")
+    model_class = find_model_class(load_shape(config.model, planning=True))
+    usable = [kernel.name for kernel in find_usable(compute, model_class)]
+    asked = config.model.attn_implementation
     taken = usable[0] if asked == "auto" else asked
     others = [name for name in usable if name != taken]
     return [Variant("attention", name, {"model.attn_implementation": name}) for name in others]

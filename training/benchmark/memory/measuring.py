@@ -140,9 +140,9 @@ def _estimate(loaded: Any, case: Case, inputs: Inputs) -> Any:
     from training.models.planned import build_planned_model
 
     unset_hf_deepspeed_config()  # or, under ZeRO-3, the planned model would be partitioned
-    attention = "flash" if case.attention == "causal" else None
     build = partial(build_planned_model, loaded.config)
-    return Planner(loaded, build, case.ranks, on_gpu=not inputs.use_cpu, attention=attention).estimate(case.rows)
+    masked = case.attention != "causal"
+    return Planner(loaded, build, case.ranks, on_gpu=not inputs.use_cpu, masked=masked).estimate(case.rows)
 
 
 def _quieten() -> None:

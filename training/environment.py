@@ -1,15 +1,17 @@
-"""What a measurement was made on: machine, versions, commit. Imports no torch; costs two calls of git."""
+"""What a measurement was made on: machine, versions, commit. Costs two calls of git."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from training.launch import count_cores
+from training.launch import World, count_cores
 
 
 def describe_machine(packages: Sequence[str]) -> dict[str, Any]:
@@ -21,6 +23,23 @@ def describe_machine(packages: Sequence[str]) -> dict[str, Any]:
         "cpu": find_cpu_name(),
         "cpu_count": count_cores(),
         "git_commit": find_commit(),
+    }
+
+
+def describe_environment(world: World) -> dict[str, Any]:
+    """Versions, machine and command of this session."""
+    import torch  # not for readers of a run
+
+    packages = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "peft", "bitsandbytes", "flash-attn")
+    return {
+        **describe_machine(packages),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "command": " ".join(sys.argv),
+        "launcher": world.launcher,
+        "world_size": world.size,
+        "num_threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from training.benchmark.overhead.result import PLOTS_PCT, Result
 from training.benchmark.overhead.schedule import Schedule, plan_schedule
 from training.callbacks.gpu_monitor import GpuMonitor
 from training.callbacks.plotting import MAX_SHARE, Plotting
+from training.trainers import Profiled
 
 MACHINE = dict.fromkeys(("cpu_count", "cpu", "platform", "python", "git_commit", *PACKAGES), "x")
 
@@ -70,23 +72,24 @@ def trainer(clock):
     trainer = SimpleNamespace(
         meter=Meter(clock), args=SimpleNamespace(device=torch.device("cpu")), state=SimpleNamespace(global_step=0)
     )
-    trainer._sinks, trainer._last_measured_step, trainer.written = [], 0, 0
+    trainer.recorder, trainer.last_measured_step, trainer.written = SimpleNamespace(sinks=[]), 0, 0
     plotting, monitor = Plotting.__new__(Plotting), GpuMonitor.__new__(GpuMonitor)
     plotting._plot = lambda: setattr(clock, "now", clock.now + 100)
     trainer.callback_handler = SimpleNamespace(callbacks=[plotting, monitor])
+    trainer.pause_measuring = lambda: Profiled.pause_measuring(cast(Any, trainer))
 
     def end_step():
         step = trainer.state.global_step
-        if trainer.meter and step > trainer._last_measured_step:  # as ProfiledTrainer does
-            trainer._last_measured_step = step
+        if trainer.meter and step > trainer.last_measured_step:  # as Profiled does
+            trainer.last_measured_step = step
             trainer.meter.end_step()
         if step % 6 == 0 and step > trainer.written:
             trainer.written = step
-            for sink in trainer._sinks:
+            for sink in trainer.recorder.sinks:
                 sink.write(step)
 
     def train(steps, sink):
-        trainer._sinks = [sink]
+        trainer.recorder.sinks = [sink]
         seen = []
         for step in range(steps):
             seen.append((trainer.meter is not None, monitor in trainer.callback_handler.callbacks))

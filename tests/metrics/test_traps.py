@@ -28,8 +28,8 @@ from training.metrics.flops import ModelFlops
 from training.metrics.peaks import Peak, find_peak
 from training.metrics.phase_timer import PhaseTimer
 from training.metrics.throughput import Meter
-from training.precision import name_peak_format
-from training.run import build
+from training.precision import find_precision
+from training.trainers import meter as build
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 10, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -186,10 +186,11 @@ def build_gpu_meter(monkeypatch, device_name: str) -> Meter:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: device_name)
     monkeypatch.setattr(build.Calibrator, "find_machine_peak", lambda self: measured)
     monkeypatch.setattr(build.Calibrator, "find_model_ceiling", lambda *_: None)
-    args = {"device": torch.device("cuda"), "bf16": True, "fp16": False, "per_device_train_batch_size": 1}
-    config: Any = SimpleNamespace(data=SimpleNamespace(seq_len=8))
-    world: Any = SimpleNamespace(local_size=1, is_main=True)
-    return build.build_meter(config, build_llama(), SimpleNamespace(**args, gradient_checkpointing=False), world)  # type: ignore[arg-type]
+    args: Any = SimpleNamespace(
+        device=torch.device("cuda"), bf16=True, fp16=False, tf32=None, per_device_train_batch_size=1, process_index=0,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    return build.build_meter(build_llama(), args, seq_len=8)
 
 
 def test_an_unknown_gpu_has_no_datasheet_rate_and_says_so(monkeypatch, caplog):
@@ -217,5 +218,5 @@ def test_an_l40s_is_not_an_l4(monkeypatch):
 @pytest.mark.parametrize(("tf32", "tflops"), [(True, 156.0), (False, 19.5)])
 def test_float32_that_runs_as_tf32_is_held_against_the_peak_of_tf32(monkeypatch, tf32, tflops):
     """An A100 has 19.5 TFLOP/s in float32 and 156 in TF32 (datasheet): against the former, 50 % would be 400 %."""
-    arguments = {"bf16": False, "fp16": False, "tf32": tf32}
-    assert find_peak("NVIDIA A100-SXM4-80GB", name_peak_format(arguments)).tflops == tflops  # pyright: ignore
+    peak = find_peak("NVIDIA A100-SXM4-80GB", find_precision({"bf16": False}).peak_format(tf32=tf32))
+    assert peak is not None and peak.tflops == tflops

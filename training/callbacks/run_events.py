@@ -16,7 +16,7 @@ logger = logging.getLogger("redline.train")
 
 
 class RunEvents(TrainerCallback):
-    """Saves are written where the checkpoint becomes whole (`ProfiledTrainer._finish_checkpoint`), not here."""
+    """Saves are written where the checkpoint becomes whole (`RecipeTrainer._finish_checkpoint`), not here."""
 
     def __init__(self, trainer: Any, run_dir: RunDir, unigram_entropy_nats: float | None) -> None:
         self._trainer = trainer

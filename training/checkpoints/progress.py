@@ -36,6 +36,8 @@ class Progress:
     seconds: float = 0.0
     position: Any = None
     order: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """State of each callback that has one, by class name (`callbacks/contract.py`)."""
 
     def write(self, checkpoint: Path) -> None:
         write_text_atomic(checkpoint / PROGRESS, json.dumps(keep_finite(asdict(self)), allow_nan=False) + "\n")

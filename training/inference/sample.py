@@ -15,7 +15,7 @@ import numpy as np
 from data_prep.store.document_table import DocumentTable
 from training.models.stop_tokens import Chats
 from training.models.writing import Sampling, count_free_positions, render_prompt, write
-from training.trainers.profiled_trainer import ProfiledTrainer
+from training.trainers.recipe_trainer import RecipeTrainer
 
 logger = logging.getLogger("redline.train")
 
@@ -44,7 +44,7 @@ class _Prompt:
     is_chat: bool
 
 
-def write_sample(model: Any, trainer: ProfiledTrainer, chats: Chats, table: DocumentTable, text: str | None) -> Sample:
+def write_sample(model: Any, trainer: RecipeTrainer, chats: Chats, table: DocumentTable, text: str | None) -> Sample:
     """Lets `model` write after `text` (`monitor.sample_prompt`; of chats a user's message), or after the beginning of a
     document of `table`. Says so, once, when an assistant did not stop."""
     tokenizer: Any = trainer.processing_class
@@ -65,7 +65,7 @@ def write_sample(model: Any, trainer: ProfiledTrainer, chats: Chats, table: Docu
     return sample
 
 
-def _tell(sample: Sample, last: str, trainer: ProfiledTrainer) -> None:
+def _tell(sample: Sample, last: str, trainer: RecipeTrainer) -> None:
     if sample.stopped:
         message = f"the sample's turn stopped by itself, with {last!r} after {sample.tokens} tokens"
         logger.info("%s", message)
@@ -114,6 +114,6 @@ def _find_end(ids: list[int], piece: list[int]) -> int:
     return next((start + size for start in starts if ids[start : start + size] == piece), 0)
 
 
-def _first_tokens(trainer: ProfiledTrainer) -> list[int]:
+def _first_tokens(trainer: RecipeTrainer) -> list[int]:
     dataset: Any = trainer.eval_dataset or trainer.train_dataset
     return trainer.data_collator([dataset[0]])["input_ids"][0, :PROMPT_TOKENS].tolist()

@@ -154,11 +154,29 @@ class ModelFlops:
             causal, square = _pairs(lengths, cost.window)
             model += cost.model * causal
             palm += cost.model * square
-            attended = Attended(causal, len(lengths), rows, tokens // rows, cost.window) if rows else None
-            executed = self.kernel.executed_pairs(attended) if attended else causal
+            executed = self._executed_pairs(len(lengths), causal, tokens, rows, cost.window)
             hardware += (cost.hardware + (cost.recompute if recomputes else 0)) * executed
             forward += cost.forward * executed
         return StepFlops(model, palm, hardware, forward)
+
+    def count_forward(self, document_lengths: Sequence[int], tokens: int, *, rows: int | None = None) -> StepFlops:
+        """FLOPs of a forward pass without a backward pass, as of a reference model. Arguments as of `count`."""
+        lengths = [int(n) for n in document_lengths]
+        linear = (self.layers_forward_per_token + self.head_forward_per_token) * sum(lengths)
+        hardware = (self.hardware_layers_forward_per_token + self.hardware_head_forward_per_token) * tokens
+        hardware += self.per_forward
+        model = palm = linear
+        for cost in self.attentions:
+            causal, square = _pairs(lengths, cost.window)
+            model += cost.forward * causal
+            palm += cost.forward * square
+            hardware += cost.forward * self._executed_pairs(len(lengths), causal, tokens, rows, cost.window)
+        return StepFlops(model, palm, hardware, hardware)
+
+    def _executed_pairs(self, documents: int, causal: int, tokens: int, rows: int | None, window: int | None) -> int:
+        if not rows:
+            return causal
+        return self.kernel.executed_pairs(Attended(causal, documents, rows, tokens // rows, window))
 
     def count_generation(self, prompt_tokens: int, new_tokens: int) -> int:
         """FLOPs of writing `new_tokens` after a prompt with a key-value cache, for one sequence.

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 from training.metrics import names
 from training.metrics.calibration import Calibrator
-from training.metrics.flops import ModelFlops
+from training.metrics.document_lengths import BatchShape
+from training.metrics.flops import ModelFlops, StepFlops
 from training.metrics.peaks import Peak
 from training.metrics.phase_timer import PhaseTimer, Step
 
@@ -43,6 +45,13 @@ class Work:
     """Of `hardware_flops`, the forward pass."""
     micro_batches: int = 0
 
+    def add_flops(self, flops: StepFlops) -> None:
+        """Of one micro-batch."""
+        self.model_flops += flops.model
+        self.palm_flops += flops.palm
+        self.hardware_flops += flops.hardware
+        self.forward_flops += flops.forward
+
     def __iadd__(self, other: Work) -> Work:
         mine, others = vars(self), vars(other)
         for name, value in others.items():
@@ -58,6 +67,28 @@ class StepWork:
     micro_batches: float
     hardware_flops: float
     forward_flops: float
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward pass, counted once its step is over: where its documents are may not be on the host before."""
+
+    shape: BatchShape
+    flops: ModelFlops | None
+    with_backward: bool
+    checkpointing: bool
+
+    def count(self) -> Work:
+        """A pass without gradients, as of a reference model, costs FLOPs and trains on no token."""
+        lengths, rows = self.shape.document_lengths(), self.shape.rows
+        tokens = rows * self.shape.seq_len
+        work = Work(tokens=tokens, useful_tokens=sum(lengths), micro_batches=1) if self.with_backward else Work()
+        if self.flops is not None and self.with_backward:
+            flops = self.flops.count(lengths, tokens, sum(lengths), rows=rows, checkpointing=self.checkpointing)
+            work.add_flops(flops)
+        elif self.flops is not None:
+            work.add_flops(self.flops.count_forward(lengths, tokens, rows=rows))
+        return work
 
 
 class Totals:
@@ -99,7 +130,7 @@ class Meter:
 
     `model_flops` None leaves the FLOPs out; `peak` None leaves MFU out (FLOP/s stay); `ceiling` and `calibrator` are
     kept for the summary. `gather` gives the lists of floats of all ranks, by rank; `window`, `epoch`, `run_totals` and
-    `run_work` are collective.
+    `run_work` and `count_trained_tokens` are collective.
     """
 
     def __init__(
@@ -121,9 +152,12 @@ class Meter:
         self._flops = model_flops
         self._checkpointing = checkpointing
         self._current = Work()
+        self._forwards: list[Forward] = []
+        self._forwards_of_steps: deque[list[Forward]] = deque()
         self._seen: set[str] = set()
         self._num_steps = 0
         self._window, self._epoch, self._run = Totals(), Totals(), Totals()
+        self._useful_tokens = 0
         self.last_batch_flops = 0
         """Hardware FLOPs counted for the latest micro-batch."""
 
@@ -136,28 +170,39 @@ class Meter:
             flops = self._flops.count(
                 document_lengths, tokens, loss_tokens, rows=rows, checkpointing=self._checkpointing
             )
-            work.model_flops, work.palm_flops = flops.model, flops.palm
-            work.hardware_flops, work.forward_flops = flops.hardware, flops.forward
+            work.add_flops(flops)
             self.last_batch_flops = flops.hardware
         self._current += work
+
+    def add_forward(self, forward: Forward) -> None:
+        """Count one forward pass of the step under way, where nobody counted its batch before (`add`)."""
+        self._forwards.append(forward)
 
     def end_step(self, allocated_bytes: int | None = None) -> None:
         """Close the step; `allocated_bytes`: memory in use now, None where it was not read."""
         self._current.steps = 1
         if allocated_bytes is not None:
             self._current.allocated_bytes, self._current.memory_readings = allocated_bytes, 1
-        self.timer.end_step(self._current)
+        self._end(self._current)
         self._current = Work()
         self._collect(wait=False)
 
     def close(self) -> None:
         """Training is over: what ran after the last step, its evaluation and checkpoint, is in the run's totals."""
-        self.timer.end_step(Work())
+        self._end(Work())
         self._collect(wait=True)
+
+    def _end(self, work: Work) -> None:
+        self.timer.end_step(work)
+        self._forwards_of_steps.append(self._forwards)
+        self._forwards = []
 
     def _collect(self, *, wait: bool) -> None:
         for step in self.timer.finished_steps(wait=wait):
+            for forward in self._forwards_of_steps.popleft():
+                step.work += forward.count()
             self._num_steps += step.work.steps
+            self._useful_tokens += step.work.useful_tokens
             self._seen.update(step.seconds)
             self._window.add(step)
             self._epoch.add(step)
@@ -205,6 +250,11 @@ class Meter:
         if not work.steps:
             return None
         return StepWork(**{item.name: getattr(work, item.name) / work.steps for item in fields(StepWork)})
+
+    def count_trained_tokens(self, *, wait: bool = False) -> int:
+        """Tokens without padding of all steps of this launch, over all ranks; wait: on a GPU, those still under way."""
+        self._collect(wait=wait)
+        return sum(int(rank[0]) for rank in self._gather([float(self._useful_tokens)]))
 
     def _of_ranks(self, totals: Totals) -> list[Totals]:
         return [Totals.from_list(values) for values in self._gather(totals.as_list())]

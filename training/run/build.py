@@ -53,20 +53,15 @@ from training.data.resume_check import describe_order
 from training.data.streaming import StreamBatches, read_first_rows, read_validation_rows
 from training.data.token_bytes import count_token_bytes
 from training.launch import World, count_cores
-from training.metrics.calibration import Calibrator
-from training.metrics.flops import ModelFlops
-from training.metrics.matmuls import find_matmuls
-from training.metrics.peaks import find_peak
-from training.metrics.phase_timer import build_phase_timer
-from training.metrics.throughput import Meter
 from training.models.build import build_model
 from training.models.saved_files import make_savable
 from training.models.scratch import TokenizerFacts
 from training.models.stop_tokens import Chats, prepare_chats
-from training.precision import find_precision, name_peak_format
-from training.ranks import gather_lists, sum_over_ranks
+from training.precision import find_precision
+from training.ranks import sum_over_ranks
 from training.run_dir import RunDir
-from training.trainers.profiled_trainer import ProfiledTrainer
+from training.trainers.meter import build_meter
+from training.trainers.recipe_trainer import RecipeTrainer
 from training.trainers.setup_errors import explain_setup_errors
 
 logger = logging.getLogger("redline.build")
@@ -177,7 +172,7 @@ def find_loader_arguments(config: Config, device: torch.device, world: World) ->
 
 def build_trainer(
     loaded: LoadedConfig, prepared: Prepared, run_dir: RunDir, args: TrainingArguments, world: World
-) -> ProfiledTrainer:
+) -> RecipeTrainer:
     """Everything a run needs, wired. Collective: the ceiling is measured on all ranks at once."""
     config = loaded.config
     tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_dir)
@@ -189,7 +184,7 @@ def build_trainer(
     with progress("loading the model" if config.model.path else "building the model"), under_zero:
         model = build_run_model(config, tokenizer, args)
     prepare_chats(Chats.of(source), find_table(train_dataset or eval_dataset), tokenizer, model)
-    meter = build_meter(config, model, args, world) if config.perf.enabled else None
+    meter = build_meter(model, args, config.data.seq_len) if config.perf.enabled else None
     collator = Collator(
         pad_token_id=_pad_id(tokenizer),
         seq_len=config.data.seq_len,
@@ -199,7 +194,7 @@ def build_trainer(
         token_bytes=count_token_bytes(tokenizer),
     )
     with explain_setup_errors("training"):
-        trainer = ProfiledTrainer(
+        trainer = RecipeTrainer(
             model=model,
             args=args,
             data_collator=collator,
@@ -313,39 +308,8 @@ def build_run_model(
     return model
 
 
-def build_meter(config: Config, model: torch.nn.Module, args: TrainingArguments, world: World) -> Meter:
-    """Clock, FLOPs of this model, and the rates they are compared with: the vendor's dense peak of this device, or a
-    measured one where no table has it (every CPU), and what the model's own matmuls reach here."""
-    calibrator = Calibrator(find_precision(vars(args)).dtype, args.device, ranks=world.local_size, keeps=world.is_main)
-    peak = None
-    if args.device.type == "cuda":
-        peak = find_peak(torch.cuda.get_device_name(args.device), name_peak_format(vars(args)))
-    peak = peak or calibrator.find_machine_peak()
-    matmuls = find_matmuls(model)
-    tokens = args.per_device_train_batch_size * config.data.seq_len
-    ceiling = calibrator.find_model_ceiling([m for m in (*matmuls.layers, *matmuls.head) if not m.overhead], tokens)
-    if ceiling and peak.source == "measured" and ceiling.tflops > peak.tflops:
-        peak = ceiling  # each is measured by itself, and whatever else runs can only lower it
-        calibrator.raise_machine_peak(peak)
-    spread = "" if peak.spread_pct is None else f", spread {peak.spread_pct:.0f} %"
-    alone = f"; this model's matmuls alone reach {ceiling.tflops:.3g}" if ceiling else ""
-    logger.info(
-        "MFU is against %.2f TFLOP/s per device: %s (%s, %s%s)%s",
-        peak.tflops, peak.source, peak.device, peak.dtype, spread, alone,
-    )  # fmt: skip
-    return Meter(
-        build_phase_timer(args.device.type),
-        gather=partial(gather_lists, device=args.device),
-        model_flops=ModelFlops.from_model(model),
-        checkpointing=bool(args.gradient_checkpointing),
-        peak=peak,
-        ceiling=ceiling,
-        calibrator=calibrator,
-    )
-
-
 def build_callbacks(
-    config: Config, trainer: ProfiledTrainer, run_dir: RunDir, args: TrainingArguments, entropy: float | None
+    config: Config, trainer: RecipeTrainer, run_dir: RunDir, args: TrainingArguments, entropy: float | None
 ) -> list[TrainerCallback]:
     """One callback for each thing that was asked for."""
     callbacks: list[TrainerCallback] = [FirstStep()] if args.torch_compile else []

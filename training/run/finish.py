@@ -30,7 +30,6 @@ from training.metrics import names
 from training.metrics.matmuls import find_matmuls, uses_input_grad_hook
 from training.metrics.memory import measure_memory
 from training.metrics.roofline import Traffic, count_optimizer_bytes, find_roofline
-from training.models.adapters import trainable_share
 from training.models.planned import build_planned_model
 from training.models.stop_tokens import Chats
 from training.models.trained import load_trained, measure_difference
@@ -41,12 +40,14 @@ from training.reporting.run_reader import load_run
 from training.reporting.screen import format_summary
 from training.run.build import find_table
 from training.trainers.finite import check_weights
-from training.trainers.profiled_trainer import ProfiledTrainer
+from training.trainers.own_run import find_phases_ms
+from training.trainers.own_run import summarize as summarize_training
+from training.trainers.recipe_trainer import RecipeTrainer
 
 logger = logging.getLogger("redline.train")
 
 
-def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTrainer, memory_base: MemoryBase) -> None:
+def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: RecipeTrainer, memory_base: MemoryBase) -> None:
     """Save, check, sample, sum up, report. Collective; rank 0 writes and prints.
 
     memory_base: of this process before its model was built.
@@ -93,7 +94,7 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: ProfiledTraine
         dist.barrier()
 
 
-def measure_roofline(trainer: ProfiledTrainer, totals: dict[str, float]) -> dict[str, Any] | None:
+def measure_roofline(trainer: RecipeTrainer, totals: dict[str, float]) -> dict[str, Any] | None:
     """The phases of a step against the machine's ceilings, as the summary has them; None where nothing was measured.
 
     Collective: all ranks copy at once, as they train at once.
@@ -114,7 +115,7 @@ def measure_roofline(trainer: ProfiledTrainer, totals: dict[str, float]) -> dict
     engine: Any = trainer.deepspeed if trainer.is_deepspeed_enabled else None
     optimizer: Any = engine.basic_optimizer if engine is not None else trainer.optimizer
     moved = count_optimizer_bytes(optimizer, args.device)
-    phases = find_roofline(_phases_ms(totals), work, traffic, moved, meter.peak, bandwidth)
+    phases = find_roofline(find_phases_ms(totals), work, traffic, moved, meter.peak, bandwidth)
     return {
         "gigabytes_per_second": bandwidth.gigabytes_per_second,
         "spread_pct": bandwidth.spread_pct,
@@ -122,11 +123,7 @@ def measure_roofline(trainer: ProfiledTrainer, totals: dict[str, float]) -> dict
     }
 
 
-def _phases_ms(totals: dict[str, float]) -> dict[str, float]:
-    return {p: totals[names.phase_key(p)] for p in names.PHASES if names.phase_key(p) in totals}
-
-
-def _one_row(trainer: ProfiledTrainer) -> dict[str, Any]:
+def _one_row(trainer: RecipeTrainer) -> dict[str, Any]:
     """One validation row (or training row) as a batch on the device."""
     dataset: Any = trainer.eval_dataset or trainer.train_dataset
     batch = trainer.data_collator([dataset[0]])
@@ -137,14 +134,14 @@ def _one_row(trainer: ProfiledTrainer) -> dict[str, Any]:
     }
 
 
-def _forward_in_memory(trainer: ProfiledTrainer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def _forward_in_memory(trainer: RecipeTrainer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits (1, seq_len, vocab) of the trained model; every rank takes part, since ZeRO-3 gathers its weights."""
     model: Any = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
     model.eval()
     return _logits(model, batch, trainer)
 
 
-def _logits(model: Any, batch: dict[str, Any], trainer: ProfiledTrainer) -> torch.Tensor:
+def _logits(model: Any, batch: dict[str, Any], trainer: RecipeTrainer) -> torch.Tensor:
     dtype = find_precision(vars(trainer.args)).dtype
     autocast = dtype != torch.float32 and not trainer.is_deepspeed_enabled
     with torch.no_grad(), torch.autocast(trainer.args.device.type, dtype=dtype, enabled=autocast):
@@ -152,7 +149,7 @@ def _logits(model: Any, batch: dict[str, Any], trainer: ProfiledTrainer) -> torc
         return model(**batch, use_cache=False).logits.float().cpu()
 
 
-def check_same_weights(model: torch.nn.Module, trainer: ProfiledTrainer) -> None:
+def check_same_weights(model: torch.nn.Module, trainer: RecipeTrainer) -> None:
     """Every parameter that was trained came back from disk, equal in the narrower of the two types.
 
     Finds the single tensor that rounding in the logits would hide. Not under ZeRO-3, where no rank has whole ones.
@@ -172,7 +169,7 @@ def check_same_weights(model: torch.nn.Module, trainer: ProfiledTrainer) -> None
 
 
 def check_same_logits(
-    model: torch.nn.Module, batch: dict[str, Any], reference: torch.Tensor, trainer: ProfiledTrainer
+    model: torch.nn.Module, batch: dict[str, Any], reference: torch.Tensor, trainer: RecipeTrainer
 ) -> None:
     """Compare a forward pass of the model from disk with the one in memory.
 
@@ -195,7 +192,7 @@ def check_same_logits(
     logger.info("final/ reloads, and its logits equal those in memory (rms difference %.1e std)", error)
 
 
-def describe_data(prepared: Prepared, trainer: ProfiledTrainer) -> dict[str, Any]:
+def describe_data(prepared: Prepared, trainer: RecipeTrainer) -> dict[str, Any]:
     """What was trained on. Of a stream, no more is known than what was counted on the way. Collective."""
     position = trainer.train_batches.position
     if prepared.store_dir is None:
@@ -221,7 +218,7 @@ def describe_data(prepared: Prepared, trainer: ProfiledTrainer) -> dict[str, Any
 def summarize(
     loaded: LoadedConfig,
     data: dict[str, Any],
-    trainer: ProfiledTrainer,
+    trainer: RecipeTrainer,
     totals: dict[str, float],
     roofline: dict[str, Any] | None,
     sample: Sample | None,
@@ -230,52 +227,27 @@ def summarize(
 ) -> dict[str, Any]:
     """The last word on a run, as numbers. own_peak_gib: of this process; of those before it, the records tell."""
     run = load_run(trainer.run_dir.path)
-    losses = run.metrics.series(names.TRAIN_LOSS).finite().values
-    eval_losses = run.metrics.series(names.EVAL_LOSS).finite().values
-    peaks_gib = run.metrics.series(names.PERF_MEMORY_PEAK_GIB).finite().values.tolist()
-    peak, ceiling = (trainer.meter.peak, trainer.meter.ceiling) if trainer.meter else (None, None)
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    share = trainable_share(model)
-    phases = _phases_ms(totals)
-    step_ms = totals.get(names.PERF_STEP_MS)
+    own = summarize_training(trainer, trainer.run_dir, totals)
+    peaks_gib = [own["peak_memory_gib"], own_peak_gib]
     return {
-        "name": trainer.run_dir.name,
-        "status": "finished",
-        "steps": trainer.state.global_step,
+        **own,
         "epochs": trainer.train_batches.passes,
         "tokens": trainer.progress.tokens,
         "train_seconds": trainer.progress.seconds,
-        "loss_first": _at(losses, 0),
-        "loss_last": _at(losses, -1),
-        "eval_loss_first": _at(eval_losses, 0),
-        "eval_loss_last": _at(eval_losses, -1),
         "bits_per_byte_last": run.series(names.TRAIN_BITS_PER_BYTE).last(),
         "eval_bits_per_byte_last": run.series(names.EVAL_BITS_PER_BYTE).last(),
         "text_bytes": trainer.progress.text_bytes or None,
         "tokenizer_cuts": run.recorded("tokenizer_cuts"),
         **data,
-        "tokens_per_second": totals.get(names.PERF_TOKENS_PER_SECOND),
-        "mfu_pct": totals.get(names.PERF_MFU_PCT),
-        "mfu_palm_pct": totals.get(names.PERF_MFU_PALM_PCT),
-        "hfu_pct": totals.get(names.PERF_HFU_PCT),
-        "peak": asdict(peak) if peak else None,
-        "ceiling": asdict(ceiling) if ceiling else None,
         "roofline": roofline,
-        "phases_ms": phases,
-        "phases_pct": {phase: 100.0 * ms / step_ms for phase, ms in phases.items()} if step_ms else {},
-        "step_ms": step_ms,
-        "peak_memory_gib": max([*peaks_gib, *filter(None, [own_peak_gib])], default=None),
+        "peak_memory_gib": max(filter(None, peaks_gib), default=None),
         "memory_plan": asdict(_compare_memory(loaded, trainer, memory_base, own_peak_gib)),
-        "parameters": share.total,
-        "trainable_parameters": share.trainable,
-        "attn_implementation": getattr(model.config, "_attn_implementation", None),
         "recipe": loaded.recipe,
         "sample": asdict(sample) if sample else None,
-        "report": "report.html",
     }
 
 
-def forget_exceeded_ceiling(summary: dict[str, Any], trainer: ProfiledTrainer) -> None:
+def forget_exceeded_ceiling(summary: dict[str, Any], trainer: RecipeTrainer) -> None:
     """A rate that this run exceeded was measured beside other programs: the next start measures it again."""
     meter = trainer.meter
     if meter and meter.calibrator and meter.ceiling and facts_from_summary(summary).exceeds_ceiling:
@@ -288,12 +260,8 @@ def forget_exceeded_ceiling(summary: dict[str, Any], trainer: ProfiledTrainer) -
 
 
 def _compare_memory(
-    loaded: LoadedConfig, trainer: ProfiledTrainer, base: MemoryBase, peak_gib: float | None
+    loaded: LoadedConfig, trainer: RecipeTrainer, base: MemoryBase, peak_gib: float | None
 ) -> PeakComparison:
     args = trainer.args
     build = partial(build_planned_model, loaded.config)
     return compare_peak(loaded, build, base, peak_gib, world_size=args.world_size, device=args.device)
-
-
-def _at(values: Any, index: int) -> float | None:
-    return float(values[index]) if len(values) else None

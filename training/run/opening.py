@@ -8,21 +8,16 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from data_prep.errors import UserError
 from training.callbacks.sinks import Sink
 from training.checkpoints.manifest import find_checkpoints, read_manifest
 from training.config import LoadedConfig, dump_resolved
 from training.config.resume_changes import Change
-from training.environment import describe_machine
+from training.environment import describe_environment
 from training.launch import World
 from training.ranks import on_main_rank
 from training.run_dir import RunDir, write_text_atomic
@@ -134,18 +129,3 @@ def move_aside(run_dir: RunDir) -> Path | None:
 def _free_name(path: Path) -> Path:
     """`path-1`, or the next number that is free."""
     return next(free for number in itertools.count(1) if not (free := path.with_name(f"{path.name}-{number}")).exists())
-
-
-def describe_environment(world: World) -> dict[str, Any]:
-    """Versions, machine and command of this session."""
-    packages = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "peft", "bitsandbytes", "flash-attn")
-    return {
-        **describe_machine(packages),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "cuda": torch.version.cuda,
-        "command": " ".join(sys.argv),
-        "launcher": world.launcher,
-        "world_size": world.size,
-        "num_threads": torch.get_num_threads(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }

@@ -12,18 +12,16 @@ from training.precision import find_precision
 from training.ranks import gather_floats
 
 if TYPE_CHECKING:
-    from training.trainers.profiled_trainer import ProfiledTrainer
+    from training.trainers.recipe_trainer import RecipeTrainer
 
 
-def check_documents_apart(trainer: ProfiledTrainer) -> None:
+def check_documents_apart(trainer: RecipeTrainer) -> None:
     """Raises UserError where packed documents see each other. Collective: every rank does the same forwards, so ZeRO-3
     can gather."""
     model: Any = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
     config = cast(Any, trainer.model).config.get_text_config()
-    dtypes = {
-        find_precision(vars(trainer.args)).dtype,
-        *(parameter.dtype for parameter in model.parameters()),
-    }.intersection(EPSILON)
+    computed_in = find_precision(vars(trainer.args)).dtype
+    dtypes = {computed_in, *(parameter.dtype for parameter in model.parameters())}.intersection(EPSILON)
 
     def forward(batch: dict[str, Any]) -> torch.Tensor:
         inputs: Any = trainer._prepare_input(batch)

@@ -1,130 +1,71 @@
-"""`ProfiledTrainer`: the Hugging Face Trainer with its phases named, its work counted and its progress kept.
+"""`Profiled`: a mixin that measures any Hugging Face Trainer; `ProfiledTrainer`: the stock one with it.
 
-No part of the training loop is copied. The seams, none of which changes a number that is trained:
+    from training.trainers import Profiled, ProfiledTrainer
+    trainer = ProfiledTrainer(...)                      # in place of transformers.Trainer, same arguments
+    class MySFT(Profiled, trl.SFTTrainer): ...          # over any subclass
+
+No part of the training loop is copied and no number that is trained changes. The seams:
 
 | seam | what happens there |
 |---|---|
-| `get_train_dataloader` | the batches of `training/data/loader.py`, which end no epoch: their position does |
-| `get_batch_samples` | `data_wait`: the loop blocks in the loader; on CUDA also `h2d`: it waits for a copy |
-| `_prepare_for_training` | the packing check, on the model as it will train; then the run directory is opened |
-| `_prepare_inputs` | the collator's `BatchInfo` is taken out and counted; `h2d` of what was not copied ahead |
+| `get_batch_samples` | `data_wait`: the loop blocks in the loader |
+| `_prepare_for_training` | the step is timed and the records are opened, once model and optimizer are ready |
+| `_prepare_inputs` | `h2d`: the copy to the device, where the loader has not made it |
 | `compute_loss_context_manager` | `forward`, while training |
-| `accelerator.backward` | `backward`; under DeepSpeed this also runs `engine.step`, which is `optimizer` |
+| forward pre-hook of each model | the documents and FLOPs of the forward pass are counted (`forward_counter.py`) |
+| `accelerator.backward` | `backward`; under DeepSpeed it also runs `engine.step`, which is `optimizer` |
 | collectives of DeepSpeed, the end of DDP's backward pass, DDP's buffers | `comm_exposed` (`step_timing.py`) |
-| `_get_num_items_in_batch` | `comm_exposed`: the ranks add up the tokens that carry loss |
-| `optimizer.step`, `_clip_grad_norm`, `_get_grad_norm` | `optimizer`; first, all is finite (`finite.py`) |
+| `_get_num_items_in_batch` | `comm_exposed`: the ranks add up their tokens with loss |
+| `optimizer.step`, `_clip_grad_norm`, `_get_grad_norm` | `optimizer` |
 | `evaluate`, `_save_checkpoint`, `log` | `eval`, `checkpoint`, `logging` |
-| `_maybe_log_save_evaluate` | a step ends; its record is put together and written |
+| `_maybe_log_save_evaluate` | a step ends; its record is completed and written (`recorder.py`) |
+| `train` | the summary and the report are written |
+
+Without a recipe the run directory is `args.output_dir`, and a record is written whenever the Trainer logs
+(`logging_steps`). `RecipeTrainer` adds what our recipes need.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import Trainer
 
-from data_prep.progress import progress
-from training.callbacks.sinks import Sink
-from training.checkpoints.manifest import read_manifest, write_manifest
-from training.checkpoints.progress import Progress
-from training.data.batch import BATCH_INFO, BatchInfo
-from training.data.loader import TrainBatches
-from training.data.resume_check import check_same_order
 from training.metrics import names
-from training.metrics.flops import measure_flops
 from training.metrics.memory import measure_allocated_bytes, measure_memory
 from training.metrics.throughput import Meter
-from training.models.saved_files import complete_files, save_generation_config
-from training.ranks import gather_floats, sum_over_ranks
-from training.run_dir import RunDir, keep_finite
-from training.trainers.evaluation import TokenMeanEvaluation
-from training.trainers.finite import FiniteCheck, check_weights, guard_step
-from training.trainers.packing import check_documents_apart
-from training.trainers.progress_keeper import ProgressKeeper
-from training.trainers.resumed_options import AsBuilt, apply_changes
-from training.trainers.setup_errors import explain_setup_errors
-from training.trainers.skipped_steps import SkippedSteps
-from training.trainers.smoothed_loss import build_loss
+from training.trainers.forward_counter import ForwardCounter
+from training.trainers.meter import build_meter
+from training.trainers.own_run import OwnRun
+from training.trainers.recorder import Clock, Recorder, read_saved, save_state
 from training.trainers.step_timing import time_step
-from training.trainers.text_counter import TextCounter
 
-logger = logging.getLogger("redline.train")
-
-# What the Trainer calls a thing -> what the run calls it. Everything else it logs is left out of the record.
-TRAINER_KEYS = {
-    "loss": names.TRAIN_LOSS,
-    "grad_norm": names.TRAIN_GRAD_NORM,
-    "learning_rate": names.TRAIN_LEARNING_RATE,
-    "eval_loss": names.EVAL_LOSS,
-    "eval_bits_per_byte": names.EVAL_BITS_PER_BYTE,
-}
+Base = Trainer if TYPE_CHECKING else object
 
 
-class ProfiledTrainer(TokenMeanEvaluation):
-    """A Trainer that measures itself.
+class Profiled(Base):
+    """Phases, throughput, MFU and records of a Trainer subclass. Put it first among the base classes.
 
-    Args:
-        meter: counts work against time; None trains without any measuring (`perf.enabled: false`).
-        log_every: optimizer steps between `perf/` records.
-        flops_profile_every: optimizer steps between counts of executed FLOPs against the analytic ones; 0: never.
-        train_batches: where training batches come from; they know where they stand.
-        order: what their order is a function of; checkpoints keep it.
-        verify_packing: check before the first step that packed documents leave each other alone.
-
-    `start_data` comes before `train`: it takes the data to where the checkpoint stood and settles the number of steps.
-    Rank 0 gets its sinks through `on_start` when the number of steps is known, within what `on_open` was given.
+    Attributes:
+        meter: counts work against time; None: nothing is measured. Built when training starts unless it was set.
+        recorder: the record of the step under way and the files and trackers that get it.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        run_dir: RunDir,
-        train_batches: TrainBatches,
-        order: dict[str, Any],
-        verify_packing: bool = False,
-        meter: Meter | None = None,
-        log_every: int = 10,
-        flops_profile_every: int = 0,
-        **kwargs: Any,
-    ) -> None:
-        self.run_dir = run_dir
-        self.meter = meter
-        self.progress = Progress()
-        self._log_every = log_every
-        self._flops_profile_every = flops_profile_every
-        self.train_batches = train_batches
-        self._order = order
-        self._verify_packing = verify_packing
-        self._sinks: list[Sink] = []
-        self._build_sinks: Callable[[int], list[Sink]] = lambda max_steps: []
-        self._open_run: Callable[[Callable[[], list[Sink]]], list[Sink]] = lambda build: build()
-        self.settings: dict[str, Any] | None = None  # what each checkpoint says it was trained with
-        self.changed_options: dict[str, tuple[Any, Any]] = {}  # since the checkpoint that is resumed from: old, new
-        self._as_built: AsBuilt | None = None
-        self._step_rate: float | None = None
-        self._record: dict[str, Any] = {}
-        self._resumed_progress: Progress | None = None
-        self._started = 0.0
-        self._last_measured_step = 0
-        self._step_tokens = 0  # of this rank, since the last record of progress
-        self._text = TextCounter()
-        self._finite = FiniteCheck(self)
-        self._skipped = SkippedSteps(self)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.meter: Meter | None = None
+        self.recorder = Recorder()
+        self.last_measured_step = 0
+        self._forwards = ForwardCounter(self)
+        self._own_run: OwnRun | None = None
         super().__init__(*args, **kwargs)
-        self.compute_loss_func = build_loss(self.args.label_smoothing_factor, lambda: self._is_training)
-        self.add_callback(ProgressKeeper(self))
+        self.add_callback(Clock(self))
 
-    # ---- phases ----
+    # ---- what callbacks use ----
 
     def span(self, phase: str) -> AbstractContextManager[None]:
         """Time inside goes to `phase`. Callbacks that do something slow name it with this."""
@@ -135,40 +76,91 @@ class ProfiledTrainer(TokenMeanEvaluation):
         if self.meter:
             self.meter.timer.annotate = annotate
 
+    def add_to_record(self, values: dict[str, float]) -> None:
+        """Put metrics into the record of the step under way."""
+        self.recorder.add(values)
+
+    def pause_measuring(self) -> Callable[[], None]:
+        """Stop measuring and writing records; the function that is returned starts both again."""
+        meter, self.meter = self.meter, None
+
+        def resume() -> None:
+            self.meter = meter
+            if meter is not None:
+                meter.timer.start()
+            # The Trainer ends the last step of an epoch twice: the second time is no step.
+            self.last_measured_step = self.state.global_step
+
+        return resume
+
+    # ---- what a subclass may replace ----
+
+    def prepare_measuring(self) -> None:
+        """Between the preparation of model and optimizer and the timing of the step."""
+        if self.meter is None:
+            self.meter = build_meter(cast(torch.nn.Module, self.model), self.args)
+        self._forwards.start()
+
+    def setting_up(self) -> AbstractContextManager[None]:
+        """Entered while the Trainer prepares model, optimizer and schedule."""
+        return nullcontext()
+
+    def open_records(self, max_steps: int, checkpoint: str | None) -> None:
+        """Give `recorder` its sinks. Collective."""
+        self.recorder.restore(read_saved(checkpoint), self.callback_handler.callbacks)
+        self._own_run = OwnRun(self, max_steps)
+        self.recorder.sinks = self._own_run.open()
+
+    def close_records(self, error: BaseException | None) -> None:
+        """After training, or what ended it. Collective unless there was an error."""
+        self._forwards.stop()
+        if self._own_run is not None:
+            self._own_run.close(error)
+        self._own_run = None
+
+    def is_record_due(self) -> bool:
+        """Whether the step that ends gets performance metrics. The same on all ranks."""
+        return self.control.should_log or self.state.global_step >= self.state.max_steps
+
+    def describe_position(self) -> dict[str, Any]:
+        """The head of a record: where the training stands. Collective."""
+        progress = self.recorder.progress
+        self._update_elapsed(wait=False)
+        return {
+            "step": self.state.global_step,
+            "epoch": self.state.epoch or 0.0,
+            "time_s": progress.seconds,
+            "tokens": progress.tokens,
+        }
+
+    def _update_elapsed(self, *, wait: bool) -> None:
+        progress = self.recorder.progress
+        progress.advance(time.monotonic())
+        if self.meter:
+            progress.tokens = progress.tokens_before + self.meter.count_trained_tokens(wait=wait)
+
+    # ---- seams ----
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            output = super().train(*args, **kwargs)
+        except BaseException as error:
+            self.close_records(error)
+            raise
+        self.close_records(None)
+        return output
+
     def _prepare_for_training(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
-        setting_up = progress("setting up optimizer and engine (the first time, DeepSpeed compiles its kernels)")
-        with explain_setup_errors(), setting_up:
+        with self.setting_up():
             prepared = super()._prepare_for_training(max_steps, *args, **kwargs)
-            if self.changed_options and self._as_built:
-                apply_changes(self, self._as_built, self.changed_options)
-        check_weights(self, "no step is taken", is_open=False)
-        if self._verify_packing:
-            with progress("checking that packed documents leave each other alone"):
-                check_documents_apart(self)
-        guard_step(self, self._finite)
+        self.prepare_measuring()
         if self.meter:
             time_step(self, self.meter.timer)
-        self._sinks = self._open_run(lambda: self._build_sinks(max_steps))
+        self.open_records(max_steps, kwargs.get("resume_from_checkpoint") or (args[1] if len(args) > 1 else None))
         return prepared
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if optimizer is None:  # now both stand as configured, and a checkpoint is not loaded yet
-            self._as_built = AsBuilt.of(self.optimizer, scheduler)
-        return scheduler
-
-    def _get_learning_rate(self) -> float:
-        """Of the step that is logged: DeepSpeed has moved its own schedules on by then."""
-        return super()._get_learning_rate() if self._step_rate is None else self._step_rate
-
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
-        if self.is_deepspeed_enabled:
-            self._step_rate = float(cast(Any, self.optimizer).param_groups[0]["lr"])
         return super().get_batch_samples(self._timed_batches(epoch_iterator), *args, **kwargs)
-
-    def _get_num_items_in_batch(self, *args: Any, **kwargs: Any) -> Any:
-        with self.span(names.COMM_EXPOSED) if self.args.world_size > 1 else nullcontext():
-            return super()._get_num_items_in_batch(*args, **kwargs)
 
     def _timed_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
@@ -179,261 +171,77 @@ class ProfiledTrainer(TokenMeanEvaluation):
                     return
             yield batch
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        info: BatchInfo | None = inputs.pop(BATCH_INFO, None)
-        if info is not None:
-            self._count(info)
-        if self.args.device.type == "cpu":
-            return super()._prepare_inputs(inputs)  # the batch is where it is needed: no copy, no h2d phase
-        with self.span(names.H2D) if self._is_training else nullcontext():
-            return super()._prepare_inputs({key: self._copy_to_device(value) for key, value in inputs.items()})
-
-    def _copy_to_device(self, value: Any) -> Any:
-        return value.to(self.args.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+    def _get_num_items_in_batch(self, *args: Any, **kwargs: Any) -> Any:
+        with self.span(names.COMM_EXPOSED) if self.args.world_size > 1 else nullcontext():
+            return super()._get_num_items_in_batch(*args, **kwargs)
 
     @property
-    def _is_training(self) -> bool:
+    def is_training(self) -> bool:
+        """Whether the model is in training mode."""
         return cast(torch.nn.Module, self.model).training
 
-    def _count(self, info: BatchInfo) -> None:
-        if not self._is_training:
-            self.count_evaluated(info)
-            return
-        if not self._finite.infos:
-            self._skipped.begin_step()
-        self._finite.begin(info)
-        self._step_tokens += info.useful_tokens
-        self._text.add(info)
-        if self.meter:
-            self.meter.add(
-                info.document_lengths,
-                rows=info.rows,
-                tokens=info.tokens,
-                useful_tokens=info.useful_tokens,
-                loss_tokens=info.loss_tokens,
-            )
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        copies = self.args.device.type != "cpu" and self.is_training
+        with self.span(names.H2D) if copies else nullcontext():
+            return super()._prepare_inputs(inputs)
 
-    def compute_loss_context_manager(self) -> ExitStack:
+    def compute_loss_context_manager(self) -> Any:
         stack = super().compute_loss_context_manager()
-        if self._is_training:
+        if self.is_training:
             stack.enter_context(self.span(names.FORWARD))
         return stack
-
-    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        if not self._profile_flops_now():
-            return super().training_step(model, inputs, *args, **kwargs)
-        return self._training_step_with_flops(model, inputs, *args, **kwargs)
-
-    def _profile_flops_now(self) -> bool:
-        every = self._flops_profile_every
-        if not (self.meter and every):
-            return False
-        return (self.state.global_step + 1) % every == 0 and self.accelerator.sync_gradients
-
-    def _training_step_with_flops(
-        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """One micro-step under torch's FLOP counter: what was executed over what was counted from shapes."""
-        assert self.meter is not None
-        losses: list[torch.Tensor] = []
-        step = super().training_step
-        executed = measure_flops(lambda: losses.append(step(model, inputs, *args, **kwargs)))
-        if self.meter.last_batch_flops:
-            self.add_to_record({names.PERF_FLOPS_COUNTED_RATIO: executed / self.meter.last_batch_flops})
-        return losses[0]
 
     def _clip_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         with self.span(names.OPTIMIZER):
             return super()._clip_grad_norm(*args, **kwargs)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        """Between the last backward pass and `optimizer.step`; under DeepSpeed after its step, which checks itself."""
         with self.span(names.OPTIMIZER):
-            norm = super()._get_grad_norm(*args, **kwargs)
-            if not (self.is_deepspeed_enabled or self._skipped.is_scaling):
-                self._finite.check(norm)
-            return norm
+            return super()._get_grad_norm(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self.span(names.EVAL):
             return super().evaluate(*args, **kwargs)
 
-    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        metrics = super()._evaluate(*args, **kwargs)
-        if self.state.global_step == 0:  # `eval_on_start`: its record is that of step 0, not of the first one
-            self.write_record()
-        elif self.state.global_step == self._initial_global_step:  # of a resumed run, whose record is there already
-            self._record.clear()
-        return metrics
-
-    # ---- records ----
-
-    def add_to_record(self, values: dict[str, float]) -> None:
-        """Put metrics into the record of the step under way."""
-        self._record.update(values)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def log(self, *args: Any, **kwargs: Any) -> None:
         with self.span(names.LOGGING):
-            super().log(logs, start_time)
-            self.state.log_history[-1] = keep_finite(self.state.log_history[-1])  # trainer_state.json is JSON
-            self.add_to_record({TRAINER_KEYS[key]: value for key, value in logs.items() if key in TRAINER_KEYS})
-            if "loss" in logs and not self.args.label_smoothing_factor:  # smoothed, it is no length of a code
-                self.add_to_record(self._text.take_record(logs["loss"], self.args.device))
+            super().log(*args, **kwargs)
+            self.recorder.add_logs(self.state.log_history[-1])
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        step = self.state.global_step
-        if self._finite.infos:  # not so at the end of an epoch, which calls this once more
-            self._finite.forget()
-            self._skipped.end_step()
-        if self.meter and step > self._last_measured_step:
-            is_recorded = step % self._log_every == 0 or step >= self.state.max_steps
-            # Reading memory takes as long as all spans of a step: for the mean of an epoch its records and end will do.
-            is_read = is_recorded or self.control.should_epoch_stop or self.control.should_training_stop
-            self.meter.end_step(measure_allocated_bytes(self.args.device) if is_read else None)
-            self._last_measured_step = step
-            if is_recorded:
-                with self.span(names.LOGGING):
-                    self.add_to_record({**self.meter.window(), **measure_memory(self.args.device)})
-        self.control.should_log |= step >= self.state.max_steps  # the last loss is told, whatever `train_every` is
-        if self.control.should_log:
-            self.add_to_record(self._skipped.take_record())
+        self.end_measured_step()
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self.write_record()
 
-    def write_record(self) -> None:
-        """Hand the record of this step to the sinks, if anything was logged. Collective: all ranks have one or none."""
-        if not self._record:
+    def end_measured_step(self) -> None:
+        """Close the step for the meter, once, and put what it measured into the record where one is due."""
+        step = self.state.global_step
+        if self.meter is None or step <= self.last_measured_step:
             return
-        with self.span(names.LOGGING):
-            record, self._record = self._record, {}
-            self._update_progress()
-            head = {
-                "step": self.state.global_step,
-                "epoch": self.train_batches.passes,
-                "time_s": self.progress.seconds,
-                "tokens": self.progress.tokens,
-                **({"text_bytes": self.progress.text_bytes} if self.progress.text_bytes else {}),
-            }
-            for sink in self._sinks:
-                sink.write({**head, **record})
+        is_due = self.is_record_due()
+        # Reading memory takes as long as all spans of a step: for the mean of an epoch its records and end will do.
+        is_read = is_due or self.control.should_epoch_stop or self.control.should_training_stop
+        self.meter.end_step(measure_allocated_bytes(self.args.device) if is_read else None)
+        self.last_measured_step = step
+        if is_due:
+            with self.span(names.LOGGING):
+                self.add_to_record({**self.meter.window(), **measure_memory(self.args.device)})
 
-    def _update_progress(self) -> None:
-        now = time.monotonic()
-        self.progress.seconds += now - self._started
-        self._started = now
-        done = [float(self._step_tokens), float(self._text.take_bytes())]
-        tokens, text_bytes = sum_over_ranks(done, self.args.device)
-        self.progress.tokens += int(tokens)
-        self.progress.text_bytes += int(text_bytes)
-        self._step_tokens = 0
-
-    # ---- data ----
-
-    def start_data(self, checkpoint: Path | None) -> None:
-        """Take the data to where the checkpoint stood (None: to its beginning), and turn epochs into steps.
-
-        Afterwards `args.max_steps` is set. Raises UserError when the checkpoint does not say where the data stood, or
-        when the data has changed since.
-        """
-        progress = Progress.read(checkpoint) if checkpoint else Progress()
-        batches, args = self.train_batches, self.args
-        if checkpoint is not None:
-            self._resumed_progress = progress
-            check_same_order(checkpoint, progress.order, self._order)
-        batches.start(progress.position, lambda: self.span(names.H2D))
-        if args.max_steps <= 0:
-            done = read_manifest(checkpoint).step if checkpoint else 0
-            args.max_steps = done + batches.count_steps(args.num_train_epochs, args.gradient_accumulation_steps)
-
-    def get_train_dataloader(self) -> Any:
-        """Batches without end and without a length: the Trainer counts steps only, accelerate has no part in them."""
-        return self.train_batches
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        super()._init_training_state(*args, **kwargs)
-        if self.state.global_step >= self.args.max_steps:
-            return sys.maxsize, 0  # no step is left, the loop over epochs is empty
-        return int(self.train_batches.epoch), 0  # no batches to skip: the data stands where it should
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """A tied head stands in a checkpoint under one of its names: nothing is missing."""
-        tied = cast(Any, self.model).all_tied_weights_keys
-        load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
-        super()._issue_warnings_after_load(load_result)
-
-    def _get_dataloader(self, dataset: Dataset[Any], *args: Any, **kwargs: Any) -> DataLoader[Any]:
-        # Batches stay on the host until their own micro-step: counting labels needs no sync, and h2d is a phase.
-        placement, self.accelerator.device_placement = self.accelerator.device_placement, False
-        try:
-            return super()._get_dataloader(dataset, *args, **kwargs)
-        finally:
-            self.accelerator.device_placement = placement
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return 0  # the Trainer's own count leaves attention out, counts frozen weights, and walks the model each time
-
-    # ---- checkpoints ----
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """A loss that is not finite is never the best one."""
-        name = self.args.metric_for_best_model
-        value = metrics.get(name if name.startswith("eval_") else f"eval_{name}") if name else None
-        if value is not None and not math.isfinite(value):
-            return False
-        return super()._determine_best_metric(metrics, trial)
+    def write_record(self) -> None:
+        """Hand the record of this step to the sinks, if it has anything. Collective: all ranks have one or none."""
+        if self.recorder.has_record:
+            with self.span(names.LOGGING):
+                self.recorder.write(self.describe_position())
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self.write_record()  # a run killed right after the save has the record of its last step
-        check_weights(self, f"checkpoint-{self.state.global_step}: not written")
         with self.span(names.CHECKPOINT):
-            # The new checkpoint is whole before an old one goes.
-            limit, self.args.save_total_limit = self.args.save_total_limit, None
-            try:
-                super()._save_checkpoint(*args, **kwargs)
-            finally:
-                self.args.save_total_limit = limit
-            self._finish_checkpoint(self.run_dir.path / f"checkpoint-{self.state.global_step}")
+            super()._save_checkpoint(*args, **kwargs)
+            if self._own_run is None:
+                return
+            self._update_elapsed(wait=True)
+            if self.args.should_save:
+                save_state(Path(self._own_run.path), self.state.global_step, self.recorder, self.callback_handler)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and output_dir is not None:
-            save_generation_config(self.accelerator.unwrap_model(self.model), Path(output_dir))
-            complete_files(Path(output_dir))
 
-    def _finish_checkpoint(self, checkpoint: Path) -> None:
-        self._update_progress()
-        self.progress.loss_sums = [*gather_floats(float(self._tr_loss.item()), self.args.device)]
-        self.progress.last_logged_step = self._globalstep_last_logged
-        self.progress.unlogged = self._text.sum_unlogged(self.args.device)
-        self.progress.position, self.progress.order = self.train_batches.position, self._order
-        if self.args.should_save:
-            self.progress.write(checkpoint)
-        if dist.is_initialized():
-            dist.barrier()
-        if self.args.should_save:
-            write_manifest(
-                checkpoint,
-                step=self.state.global_step,
-                world_size=self.args.world_size,
-                settings=self.settings,
-            )
-            self.run_dir.append_event("save", self.state.global_step, f"{checkpoint.name} saved")
-            rotate_checkpoints(
-                output_dir=str(self.run_dir.path),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
-
-    def on_start(self, build_sinks: Callable[[int], list[Sink]]) -> None:
-        """Have the sinks built from the number of optimizer steps once it is known."""
-        self._build_sinks = build_sinks
-
-    def on_open(self, open_run: Callable[[Callable[[], list[Sink]]], list[Sink]]) -> None:
-        """Have the run directory opened once model, optimizer and schedule stand. Collective. `open_run` gets what
-        builds the sinks and gives them back."""
-        self._open_run = open_run
-
-    def close(self) -> None:
-        """Flush and close the sinks."""
-        for sink in self._sinks:
-            sink.close()
+class ProfiledTrainer(Profiled, Trainer):
+    """`transformers.Trainer` that measures itself. Takes exactly what `transformers.Trainer` takes."""

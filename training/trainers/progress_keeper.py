@@ -1,4 +1,4 @@
-"""What training starts and ends with beside the loop: clocks, what a checkpoint keeps of a run's progress, epochs."""
+"""What a checkpoint keeps of a run's progress, taken up again, and where epochs of our own batches end."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from training.metrics import names
+from training.callbacks.contract import load_states
 from training.run_dir import keep_finite
 
 if TYPE_CHECKING:
-    from training.trainers.profiled_trainer import ProfiledTrainer
+    from training.trainers.recipe_trainer import RecipeTrainer
 
 logger = logging.getLogger("redline.train")
 
 
 class ProgressKeeper(TrainerCallback):
-    """Starts the clocks when training starts and restores what the Trainer's own state leaves out; reports epochs."""
+    """Restores what the Trainer's own state leaves out when training starts; ends epochs."""
 
-    def __init__(self, trainer: ProfiledTrainer) -> None:
+    def __init__(self, trainer: RecipeTrainer) -> None:
         self._trainer = trainer
         self._epochs_done = 0
 
@@ -30,6 +30,7 @@ class ProgressKeeper(TrainerCallback):
         if trainer._resumed_progress is not None:
             progress = trainer._resumed_progress
             trainer.progress = progress
+            load_states(trainer.callback_handler.callbacks, progress.callbacks)
             state.log_history, state.best_metric = keep_finite(state.log_history), keep_finite(state.best_metric)
             sums = [value for value in progress.loss_sums if value is not None and math.isfinite(value)]
             if len(sums) < len(progress.loss_sums):
@@ -40,22 +41,10 @@ class ProgressKeeper(TrainerCallback):
                 if args.process_index == 0:
                     trainer._text.restore(progress.unlogged)
         trainer._started = time.monotonic()
-        trainer._last_measured_step = state.global_step
         self._epochs_done = int(trainer.train_batches.epoch)
-        if trainer.meter:
-            trainer.meter.timer.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An epoch is over with the step that takes its last row; the next rows of that step are of the next epoch."""
         state.epoch = self._trainer.train_batches.epoch
         control.should_epoch_stop = control.should_epoch_stop or int(state.epoch) > self._epochs_done
         self._epochs_done = int(state.epoch)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._trainer.meter:
-            self._trainer.meter.close()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._trainer.meter:
-            with self._trainer.span(names.LOGGING):
-                self._trainer.add_to_record(self._trainer.meter.epoch())

@@ -30,6 +30,7 @@ class StepSwitch:
         self._time_plots()
         self._inside = self._drawing = self._last = self._period_seconds = 0.0
         self._depth = 0
+        self._resume: Callable[[], None] | None = None
         self._done = 0
         original = trainer._maybe_log_save_evaluate
 
@@ -60,11 +61,11 @@ class StepSwitch:
 
     def _switch(self, *, on: bool) -> None:
         trainer = self.trainer
-        if on and trainer.meter is None:
-            self.meter.timer.start()
-            # The Trainer comes to the end of an epoch's last step twice: the second time would count as a step.
-            trainer._last_measured_step = trainer.state.global_step
-        trainer.meter = self.meter if on else None
+        if on and self._resume is not None:
+            self._resume()
+            self._resume = None
+        elif not on and self._resume is None:
+            self._resume = trainer.pause_measuring()
         trainer.callback_handler.callbacks = self._callbacks if on else self._without_monitor
 
     def _now(self) -> float:
@@ -95,7 +96,7 @@ class StepSwitch:
         for name in METER_CALLS:
             setattr(self.meter, name, self._inside_of(getattr(self.meter, name)))
         self.meter.timer._change = self._inside_of(self.meter.timer._change)
-        for sink in self.trainer._sinks:
+        for sink in self.trainer.recorder.sinks:
             sink.write = self._inside_of(sink.write)
 
     def _inside_of(self, function: Callable[..., Any]) -> Callable[..., Any]:

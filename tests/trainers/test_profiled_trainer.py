@@ -28,6 +28,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from data_prep.errors import UserError
+from tests.callbacks.test_contract import Counts
 from training import report
 from training.metrics import names
 from training.metrics.flops import measure_flops
@@ -238,6 +239,7 @@ def test_the_stock_trainer_with_evaluation_checkpoints_and_resume(checkpointing,
     stock = plain_trainer(Trainer, tokenizer, tmp_path / "stock", **options)
     stock.train()
     mine = plain_trainer(ProfiledTrainer, tokenizer, tmp_path / "mine", **options)
+    mine.add_callback(Counts())
     mine.train()
     keys = ("loss", "eval_loss", "grad_norm", "learning_rate")
     logs = [[{key: entry.get(key) for key in keys} for entry in one.state.log_history] for one in (stock, mine)]
@@ -247,11 +249,13 @@ def test_the_stock_trainer_with_evaluation_checkpoints_and_resume(checkpointing,
     assert [record["step"] for record in straight if names.EVAL_LOSS in record] == [2, 4]
 
     resumed = plain_trainer(ProfiledTrainer, tokenizer, tmp_path / "mine", **options)
+    resumed.add_callback(counts := Counts())
     resumed.train(resume_from_checkpoint=str(tmp_path / "mine" / "checkpoint-2"))
     assert losses(resumed)[-2:] == losses(stock)[-2:]
     records = read_records(tmp_path / "mine")
     assert [record["step"] for record in records] == [record["step"] for record in straight]
     assert [record["tokens"] for record in records] == [record["tokens"] for record in straight]
+    assert counts.steps == 4
     assert records[:2] == straight[:2] and records[2]["time_s"] > straight[1]["time_s"]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.callbacks.test_contract import Counts
 from training.callbacks.run_events import RunEvents
 from training.checkpoints.progress import Progress
 from training.run_dir import RunDir
@@ -18,16 +19,18 @@ from training.trainers.text_counter import TextCounter
 
 @pytest.mark.parametrize(("sums", "loss", "last_logged"), [([4.5], 4.5, 8), ([math.nan], 0.0, 10), ([None], 0.0, 10)])
 def test_a_running_loss_that_is_not_finite_is_not_taken_up(sums, loss, last_logged):
+    counts = Counts()
     trainer: Any = SimpleNamespace(
-        _resumed_progress=Progress(sums, 8, 100, unlogged=[6, 20]), _text=TextCounter(),
-        _tr_loss=torch.tensor(0.0), _globalstep_last_logged=10,
-        callback_handler=SimpleNamespace(callbacks=[]), train_batches=SimpleNamespace(epoch=0.0), meter=None,
+        _resumed_progress=Progress(sums, 8, 100, unlogged=[6, 20], callbacks={"Counts": {"steps": 7}}),
+        _text=TextCounter(), _tr_loss=torch.tensor(0.0), _globalstep_last_logged=10,
+        callback_handler=SimpleNamespace(callbacks=[counts]), train_batches=SimpleNamespace(epoch=0.0), meter=None,
     )  # fmt: skip
     state = SimpleNamespace(global_step=10, max_steps=20, log_history=[{"loss": math.nan}], best_metric=math.inf)
     args: Any = SimpleNamespace(world_size=1, process_index=0)
     ProgressKeeper(trainer).on_train_begin(args, state, SimpleNamespace())
     assert (trainer._tr_loss.item(), trainer._globalstep_last_logged) == (loss, last_logged)
     assert (trainer._text.tokens, trainer._text.text_bytes) == ((6, 20) if loss else (0, 0))
+    assert counts.steps == 7
     assert (state.log_history, state.best_metric) == ([{"loss": None}], None)
 
 

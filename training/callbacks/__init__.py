@@ -1,1 +1,1 @@
-"""What happens beside the step: records, trackers, plots, profiler. One purpose a file."""
+"""What happens beside a training step: one purpose a file, one contract (`contract.py`)."""

@@ -7,23 +7,30 @@ fresh allocations in the next step. With static shapes (packing) there is nothin
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 
-from training.callbacks.spans import StepRecorder
+from training.callbacks.contract import StatefulCallback
+from training.callbacks.step_recorder import StepRecorder
 from training.metrics import names
 
 
-class CacheClearing(TrainerCallback):
-    def __init__(self, trainer: StepRecorder, every: int) -> None:
-        self._trainer = trainer
-        self._every = every
+@dataclass(eq=False)
+class CacheClearing(StatefulCallback):
+    """Collects garbage and empties the device's cache.
+
+    Metrics recorded: none; its time is the phase `cache_clear`.
+    """
+
+    trainer: StepRecorder
+    every: int
+    """Optimizer steps between two clearings."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % self._every == 0:
-            with self._trainer.span(names.CACHE_CLEAR):
+        if state.global_step % self.every == 0:
+            with self.trainer.span(names.CACHE_CLEAR):
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()

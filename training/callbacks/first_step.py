@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import TrainerCallback
-
 from data_prep.progress import progress
+from training.callbacks.contract import StatefulCallback
 
 
-class FirstStep(TrainerCallback):
-    """Shows the first step of a session as a long one."""
+@dataclass(eq=False)
+class FirstStep(StatefulCallback):
+    """Shows the first step of a launch as a long one.
 
-    def __init__(self) -> None:
-        self._shown = ExitStack()
-        self._begun = False
+    Metrics recorded: none.
+    """
+
+    _shown: ExitStack = field(default_factory=ExitStack)
+    _begun: bool = False
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         if not self._begun:

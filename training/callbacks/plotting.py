@@ -7,11 +7,11 @@ most: one that comes too soon after another waits.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
-from transformers import TrainerCallback
-
-from training.callbacks.spans import StepRecorder
+from training.callbacks.contract import StatefulCallback
+from training.callbacks.step_recorder import StepRecorder
 from training.metrics import names
 from training.reporting.run_reader import MetricsLog
 from training.run_dir import RunDir
@@ -19,22 +19,27 @@ from training.run_dir import RunDir
 MAX_SHARE = 0.0005
 
 
-class Plotting(TrainerCallback):
-    """Draws at the beginning of the next step, or when training ends, with the record of the last step on disk; counts
-    as `logging`."""
+@dataclass(eq=False)
+class Plotting(StatefulCallback):
+    """Draws at the beginning of the next step, or when training ends, when the record of the last step is on disk.
 
-    def __init__(self, trainer: StepRecorder, run_dir: RunDir, every: int, unigram_entropy_nats: float | None) -> None:
-        self._trainer = trainer
-        self._run_dir = run_dir
-        self._every = every
-        self._entropy = unigram_entropy_nats
-        self._metrics: MetricsLog | None = None
-        self._due = False
-        self._saved_step: int | None = None
-        self._not_before = 0.0  # on the monotonic clock
+    Metrics recorded: none; its time is in the phase `logging`.
+    """
+
+    trainer: StepRecorder
+    run_dir: RunDir
+    every: int
+    """Optimizer steps between two plots."""
+    unigram_entropy_nats: float | None
+    """Drawn as a line in the loss plot; None: not known."""
+    _metrics: MetricsLog | None = None
+    _due: bool = False
+    _saved_step: int | None = None
+    _not_before: float = 0.0
+    """On the monotonic clock."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._due = self._due or state.global_step % self._every == 0
+        self._due = self._due or state.global_step % self.every == 0
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._saved_step = state.global_step
@@ -49,7 +54,7 @@ class Plotting(TrainerCallback):
             self._draw()
 
     def _draw(self) -> None:
-        with self._trainer.span(names.LOGGING):
+        with self.trainer.span(names.LOGGING):
             # Here, because matplotlib takes half a second to import: the first plot pays, not the first step.
             import training.reporting.plots  # noqa: F401
 
@@ -63,10 +68,10 @@ class Plotting(TrainerCallback):
         from training.reporting.plots import LOSS_KEYS, plot_losses
 
         if self._metrics is None:
-            self._metrics = MetricsLog(self._run_dir.metrics, LOSS_KEYS)  # from now on it reads only what is new
+            self._metrics = MetricsLog(self.run_dir.metrics, LOSS_KEYS)  # from now on it reads only what is new
         plot_losses(
-            self._run_dir.path,
+            self.run_dir.path,
             checkpoint_step=self._saved_step,
-            unigram_entropy_nats=self._entropy,
+            unigram_entropy_nats=self.unigram_entropy_nats,
             metrics=self._metrics,
         )

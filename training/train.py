@@ -30,7 +30,6 @@ from data_prep.command import describe_refusal, run_command
 from data_prep.errors import UserError
 from data_prep.options import HUB_PREFIX
 from training.config import Config, load_config
-from training.config.optimizer_table import takes_bitsandbytes
 from training.config.trackers import check_trackers
 from training.launch import (
     World,
@@ -41,6 +40,7 @@ from training.launch import (
     set_tracker_environment,
 )
 from training.launch_variables import check_accelerate
+from training.optim.choose import list_unneeded_imports
 from training.run_place import check_place
 
 logger = logging.getLogger("redline.train")
@@ -61,8 +61,9 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
         configure_logging(world)
         for note in loaded.notes:
             logger.info("%s", note)
-        if loaded.config.model.path is None and not takes_bitsandbytes(loaded.config.argument("optim")):
-            leave_out("bitsandbytes")
+        if loaded.config.model.path is None:  # saved weights may be held in 4 bits by the same package
+            for package in list_unneeded_imports(loaded.config.argument("optim")):
+                leave_out(package)
         if world.is_main:  # alone among the ranks it has trackers
             check_trackers(config.training)
         if not any(source.path.startswith(HUB_PREFIX) for source in loaded.config.data.sources):

@@ -9,7 +9,7 @@ from transformers.training_args import OptimizerNames
 
 from data_prep.errors import UserError
 from training.config import load_config
-from training.config.optimizer_table import NOT_OFFERED, OPTIM_ARGS, PACKAGES, takes_bitsandbytes
+from training.optim.choose import find_optimizer
 
 NAMES = [name.value for name in OptimizerNames]
 
@@ -21,13 +21,13 @@ def load(*flags):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_optimizer_is_built_or_refused(name, tmp_path):
     targets = ["training.optim_target_modules=all-linear"] if name.startswith(("galore", "apollo")) else []
-    if name in NOT_OFFERED:
-        with pytest.raises(UserError, match=f"training.optim = {name}: is not offered: {NOT_OFFERED[name]}"):
+    named = find_optimizer(name)
+    if named.refusal:
+        with pytest.raises(UserError, match=f"training.optim = {name}: is not offered: {named.refusal}"):
             load("--optim", name, *targets)
         return
-    module, package = PACKAGES.get(name, ("bitsandbytes" if takes_bitsandbytes(name) else "torch", ""))
-    if importlib.util.find_spec(module) is None:
-        with pytest.raises(UserError, match=f"needs a package that is not installed: pip install '{package}'"):
+    if package := named.find_missing():
+        with pytest.raises(UserError, match=f"that is not installed: pip install '{package.requirement}'"):
             load("--optim", name, *targets)
         return
     arguments = load("--optim", name, *targets).config.training
@@ -40,11 +40,6 @@ def test_an_optimizer_is_built_or_refused(name, tmp_path):
     model(torch.ones(1, 64)).sum().backward()
     optimizer.step()
     assert not model.weight.equal(before)
-
-
-def test_every_row_of_the_tables_is_a_value():
-    assert {*PACKAGES, *NOT_OFFERED} <= {*NAMES}
-    assert all(any(name.startswith(start) for name in NAMES) for start in OPTIM_ARGS)
 
 
 @pytest.mark.parametrize(

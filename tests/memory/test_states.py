@@ -18,6 +18,7 @@ from training.memory.states import (
     read_zero_setup,
 )
 from training.memory.trace import Reduction
+from training.optim.choose import choose_optimizer
 
 COUNTS = Parameters(
     total=1000, trained=800, in_4bit=0, bytes=4000, trained_bytes=3200,
@@ -25,13 +26,20 @@ COUNTS = Parameters(
 )  # fmt: skip
 
 
+def chosen(name):
+    return choose_optimizer({"optim": name}, None)
+
+
 def by_name(parts, place="device"):
     return {part.name: part.bytes for part in parts if part.place == place}
 
 
 def test_plain_adam():
-    assert by_name(list_plain_parts(COUNTS, "adamw_torch_fused", 1)) == {"parameters": 4000, "optimizer states": 6400}
-    assert by_name(list_plain_parts(COUNTS, "sgd", 2)) == {
+    assert by_name(list_plain_parts(COUNTS, chosen("adamw_torch_fused"), 1)) == {
+        "parameters": 4000,
+        "optimizer states": 6400,
+    }
+    assert by_name(list_plain_parts(COUNTS, chosen("sgd"), 2)) == {
         "parameters": 4000,
         "optimizer states": 0,
         "DDP buckets": 3200,
@@ -53,19 +61,19 @@ def test_8bit_optimizers_keep_embeddings_and_small_tensors_in_fp32():
     counts = count_parameters(model)
     assert counts.outside_8bit == 8000 + 64
     # a byte and a 256th of an fp32 scale for each of 4,096 elements, twice for Adam
-    assert plain_state_bytes(counts, "paged_adamw_8bit") == 2 * (4096 + 4 * 16) + 8 * (8000 + 64)
-    assert plain_state_bytes(counts, "lion_8bit") == 4096 + 4 * 16 + 4 * (8000 + 64)
-    assert plain_state_bytes(counts, "adamw_torch") == 8 * (8000 + 4096 + 64)
+    assert plain_state_bytes(counts, chosen("paged_adamw_8bit")) == 2 * (4096 + 4 * 16) + 8 * (8000 + 64)
+    assert plain_state_bytes(counts, chosen("lion_8bit")) == 4096 + 4 * 16 + 4 * (8000 + 64)
+    assert plain_state_bytes(counts, chosen("adamw_torch")) == 8 * (8000 + 4096 + 64)
     # of torchao and not in the table: taken for Adam as it is
-    assert plain_state_bytes(counts, "adamw_torch_8bit") == 8 * (8000 + 4096 + 64)
-    assert by_name(list_plain_parts(counts, "adamw_8bit", 1))["optimizer states"] == 2 * 4160 + 8 * 8064
+    assert plain_state_bytes(counts, chosen("adamw_torch_8bit")) == 8 * (8000 + 4096 + 64)
+    assert by_name(list_plain_parts(counts, chosen("adamw_8bit"), 1))["optimizer states"] == 2 * 4160 + 8 * 8064
     model.embedding.requires_grad_(False)
     assert count_parameters(model).outside_8bit == 64
 
 
 def test_8bit_optimizers_see_no_embedding_in_flat_partitions():
     counts = replace(COUNTS, outside_8bit=700)
-    states = by_name(list_zero_parts(counts, ZeroSetup(2, 4), "adamw_8bit"))["optimizer states"]
+    states = by_name(list_zero_parts(counts, ZeroSetup(2, 4), chosen("adamw_8bit")))["optimizer states"]
     assert states == round(2 * 200 * (1 + 4 / 256))
 
 
@@ -96,7 +104,7 @@ def test_states_are_those_that_bitsandbytes_makes(name, bits, monkeypatch):
         for key, value in state.items()
         if key.startswith(("state", "absmax"))
     )
-    assert plain_state_bytes(count_parameters(model), BITSANDBYTES[name][bits == 32]) == held
+    assert plain_state_bytes(count_parameters(model), chosen(BITSANDBYTES[name][bits == 32])) == held
 
 
 @pytest.mark.parametrize(
@@ -109,7 +117,7 @@ def test_states_are_those_that_bitsandbytes_makes(name, bits, monkeypatch):
     ],
 )
 def test_zero_stages_over_four_ranks(stage, parameters, master, states, gradients, at_step):
-    parts = by_name(list_zero_parts(COUNTS, ZeroSetup(stage, 4, reduce_bucket=100), "adamw_torch"))
+    parts = by_name(list_zero_parts(COUNTS, ZeroSetup(stage, 4, reduce_bucket=100), chosen("adamw_torch")))
     assert parts["parameters"] == parameters
     assert parts["fp32 master weights"] == master
     assert parts["optimizer states"] == states
@@ -120,7 +128,7 @@ def test_zero_stages_over_four_ranks(stage, parameters, master, states, gradient
 
 
 def test_zero3_turns_gradients_to_fp32_one_sub_group_at_a_time():
-    parts = by_name(list_zero_parts(COUNTS, ZeroSetup(3, 4, sub_group=30), "adamw_torch"))
+    parts = by_name(list_zero_parts(COUNTS, ZeroSetup(3, 4, sub_group=30), chosen("adamw_torch")))
     assert parts["fp32 gradients"] == 4 * 30
 
 
@@ -131,20 +139,20 @@ def test_zero3_turns_gradients_to_fp32_one_sub_group_at_a_time():
 def test_zero3_gathers_what_is_soon_used_again(reuse, live, gathered):
     """All of a small model; half the distance; the head of 300 and the prefetch of 50; no more than may live."""
     setup = ZeroSetup(3, 4, prefetch_bucket=50, max_reuse_distance=reuse, max_live_parameters=live)
-    assert by_name(list_zero_parts(COUNTS, setup, "adamw_torch"))["gathered parameters"] == 2 * gathered
+    assert by_name(list_zero_parts(COUNTS, setup, chosen("adamw_torch")))["gathered parameters"] == 2 * gathered
 
 
 def test_a_single_rank_gathers_nothing_that_it_has():
-    assert "gathered parameters" not in by_name(list_zero_parts(COUNTS, ZeroSetup(3, 1), "adamw_torch"))
+    assert "gathered parameters" not in by_name(list_zero_parts(COUNTS, ZeroSetup(3, 1), chosen("adamw_torch")))
     offloaded = ZeroSetup(3, 1, offload_param=True, max_reuse_distance=0, prefetch_bucket=50)
-    assert by_name(list_zero_parts(COUNTS, offloaded, "adamw_torch"))["gathered parameters"] == 2 * 350
+    assert by_name(list_zero_parts(COUNTS, offloaded, chosen("adamw_torch")))["gathered parameters"] == 2 * 350
 
 
 def test_offloading_moves_states_to_the_host():
     setup = ZeroSetup(
         3, 4, offload_optimizer=True, offload_param=True, reduce_bucket=100, prefetch_bucket=50, max_reuse_distance=0
     )
-    parts = list_zero_parts(COUNTS, setup, "adamw_torch")
+    parts = list_zero_parts(COUNTS, setup, chosen("adamw_torch"))
     assert by_name(parts, "host") == {
         "parameters": 500,
         "fp32 master weights": 800,
@@ -163,7 +171,7 @@ def test_buckets_are_made_in_backward_and_double_when_overlapped():
 
 def test_temporaries_of_an_optimizer_that_is_not_fused():
     def size(optimizer, on_gpu):
-        return [part.bytes for part in list_step_temporaries(optimizer, 30, 100, on_gpu=on_gpu)]
+        return [part.bytes for part in list_step_temporaries(chosen(optimizer), 30, 100, on_gpu=on_gpu)]
 
     assert (size("adamw_torch", False), size("adamw_torch", True)) == ([240], [400])
     assert size("adamw_torch_fused", True) == size("sgd", False) == []
@@ -196,4 +204,4 @@ def test_4bit_weights():
     plain = count_parameters(model, double_quant=False)
     assert plain.bytes_in_4bit == 64 * 128 * 0.5625
     # ZeRO-2 holds the 64 other weights in 2 bytes and the 4-bit ones as they are
-    assert by_name(list_zero_parts(plain, ZeroSetup(2, 4), "sgd"))["parameters"] == 64 * 128 * 0.5625 + 2 * 64
+    assert by_name(list_zero_parts(plain, ZeroSetup(2, 4), chosen("sgd")))["parameters"] == 64 * 128 * 0.5625 + 2 * 64

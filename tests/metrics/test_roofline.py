@@ -7,8 +7,9 @@ from tests.metrics.decoders import build_decoder
 from training.metrics.flops import ModelFlops, measure_flops
 from training.metrics.matmuls import Attention, Matmul, Matmuls
 from training.metrics.peaks import Bandwidth, Peak
-from training.metrics.roofline import Traffic, count_optimizer_bytes, find_roofline
+from training.metrics.roofline import OptimizerWork, Traffic, count_optimizer_work, find_roofline
 from training.metrics.throughput import StepWork
+from training.optim.choose import find_optimizer
 
 PEAK = Peak(2.0, "measured", "cpu", "bfloat16")
 BANDWIDTH = Bandwidth(10.0, "cpu", 1.0)
@@ -33,7 +34,7 @@ def test_the_longer_of_two_bounds_is_the_least_time():
     work = StepWork(tokens=1000, micro_batches=2, hardware_flops=9e9, forward_flops=3e9)
     traffic = Traffic(1000, 0, 100_000, 0)
     phases = {"forward": 6.0, "backward": 20.0, "optimizer": 4.0, "other": 1.0}
-    forward, backward, optimizer = find_roofline(phases, work, traffic, 20_000_000, PEAK, BANDWIDTH)
+    forward, backward, optimizer = find_roofline(phases, work, traffic, OptimizerWork(20_000_000), PEAK, BANDWIDTH)
     # forward: 3e9 / 2e12 = 1.5 ms of compute, 1e6 / 10e9 = 0.1 ms of memory
     assert (forward.bound, forward.least_ms, forward.reached_pct) == ("compute", pytest.approx(1.5), pytest.approx(25))
     # backward: 6e9 / 2e12 = 3 ms of compute, 1e8 / 10e9 = 10 ms of memory
@@ -51,7 +52,7 @@ def test_what_was_not_timed_or_lies_elsewhere_is_left_out():
     found = find_roofline({"forward": 6.0, "optimizer": 1.0}, work, Traffic(1, 1, 1, 1), None, PEAK, BANDWIDTH)
     assert [phase.phase for phase in found] == ["forward"]
     weight = torch.nn.Parameter(torch.zeros(10))
-    assert count_optimizer_bytes(torch.optim.SGD([weight]), torch.device("cuda")) is None
+    assert count_optimizer_work(torch.optim.SGD([weight]), find_optimizer("sgd"), torch.device("cuda")) is None
 
 
 def test_an_adam_step_moves_28_bytes_a_parameter():
@@ -60,7 +61,8 @@ def test_an_adam_step_moves_28_bytes_a_parameter():
     weight.grad = torch.ones(1000)
     optimizer.step()
     # gradient read, weight and two moments read and written: 7 x 4 bytes; and the counter of steps, twice 4 bytes
-    assert count_optimizer_bytes(optimizer, torch.device("cpu")) == 28_000 + 8
+    work = count_optimizer_work(optimizer, find_optimizer("adamw_torch"), torch.device("cpu"))
+    assert work == OptimizerWork(28_000 + 8, flops=0)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "minigpt"])

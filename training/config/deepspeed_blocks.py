@@ -5,12 +5,12 @@ of warmup, a ZeRO-3 model that is not gathered when it is saved. Hugging Face fi
 key left out means "auto", and `describe_filled` says which were.
 """
 
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.recipe import Layer
+from training.optim.choose import find_optimizer, is_of_deepspeed
 from training.precision import list_switches
 
 AUTO = "auto"
@@ -36,14 +36,11 @@ TAKE_AUTO = {
     "zero_optimization.stage3_param_persistence_threshold",
     f"zero_optimization.{GATHER}",
 }
-# The rate of these optimizers and schedules is that of the recipe under another name; Hugging Face does not fill it in.
+# The rate of these schedules is that of the recipe under another name; Hugging Face does not fill it in.
 OWN_RATES = {
-    ("optimizer", "muon"): ("muon_lr", "adam_lr"),
     ("scheduler", "LRRangeTest"): ("lr_range_test_min_lr",),
     ("scheduler", "OneCycle"): ("cycle_max_lr",),
 }
-
-OF_DEEPSPEED = {"adam", "adamw", "adagrad", "lamb", "lion", "muon", "muadam", "muadamw", "musgd"}
 
 SCHEDULES_OF_DEEPSPEED = ("LRRangeTest", "OneCycle", "WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
 
@@ -173,12 +170,14 @@ def _broken_zero(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _broken_optimizer(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     name = str((values.get("optimizer") or {}).get("type"))
     zero = values.get("zero_optimization") or {}
-    of_torch = bool(values.get("optimizer")) and name.lower() not in OF_DEEPSPEED
-    if name.lower().startswith("mu") and name.lower() != "muon" and importlib.util.find_spec("mup") is None:
-        yield "optimizer.type", "needs a package that is not installed: pip install mup"
-    if name in ("LBFGS", "SparseAdam"):
-        yield "optimizer.type", "asks for closures or sparse gradients, which there are none of: name another one"
-    elif of_torch and zero.get("stage") and not values.get("zero_allow_untested_optimizer"):
+    if not values.get("optimizer"):
+        return
+    optimizer = find_optimizer(name)
+    if package := optimizer.find_missing():
+        yield "optimizer.type", f"needs a package that is not installed: pip install {package.requirement}"
+    if optimizer.refusal:
+        yield "optimizer.type", optimizer.refusal
+    elif not is_of_deepspeed(name) and zero.get("stage") and not values.get("zero_allow_untested_optimizer"):
         advice = '"zero_allow_untested_optimizer": true beside it, or training.optim in its place'
         yield "optimizer.type", f"{name} is torch's own: under ZeRO DeepSpeed wants {advice}"
 
@@ -223,7 +222,8 @@ def _fill_params(
     found = kind if kind in known[name] else kind.lower()
     taken = known[name].get(found)
     given = {key: value for key, value in (block.get("params") or {}).items() if value is not None}
-    own = () if "lr" in given else OWN_RATES.get((name, found), ())
+    named = find_optimizer(found).own_rates if name == "optimizer" else OWN_RATES.get((name, found), ())
+    own = () if "lr" in given else named
     filled = {key: training["learning_rate"] for key in own}
     filled |= {key: AUTO for key in keys if (taken is None or key in taken) and not (own and key == "lr")}
     return {**block, "params": filled | given}

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from data_prep.errors import UserError
-from training.config.optimizer_table import describe_offer
+from training.optim.choose import describe_offer
 
 REFUSED = {
     "accelerator_config": "batches do not come from accelerate: nothing there would take effect",

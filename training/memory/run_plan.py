@@ -22,7 +22,6 @@ from training.memory.estimate import (
     find_largest_micro_batch,
 )
 from training.memory.states import (
-    OPTIMIZER_BYTES,
     Part,
     ZeroSetup,
     count_parameters,
@@ -31,11 +30,11 @@ from training.memory.states import (
     list_zero_parts,
     plain_state_bytes,
     read_zero_setup,
-    zero_state_bytes,
 )
 from training.memory.trace import Reduction, StepShape, StepTracer
 from training.metrics.flops import ModelFlops
 from training.metrics.peaks import find_peak
+from training.optim.choose import choose_optimizer
 from training.precision import Precision, find_precision
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ class Planner:
             if loaded.deepspeed
             else None
         )
-        self.optimizer = name_optimizer(loaded)
+        self.optimizer = choose_optimizer(loaded.config.arguments(), loaded.deepspeed)
         self.tracer = self._build_tracer(build)
         self.states = self._list_states()
 
@@ -247,20 +246,6 @@ class Planner:
         return self.counts.trained_bytes if self.zero is None else self.zero.value_bytes * self.counts.trained
 
 
-def name_optimizer(loaded: LoadedConfig) -> str:
-    """As `OPTIMIZER_BYTES` has it, else as it is: `training.optim`, or what the DeepSpeed JSON has in its place."""
-    block: dict[str, Any] = (loaded.deepspeed or {}).get("optimizer") or {}
-    if block:
-        name, given = str(block["type"]), block.get("params") or {}
-    else:
-        name = str(loaded.config.argument("optim"))
-        pairs = str(loaded.config.argument("optim_args") or "").replace(" ", "").split(",")
-        given = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    extra = [key for key in ("momentum", "centered") if str(given.get(key, 0)).lower() not in ("0", "0.0", "false")]
-    known = " with ".join([name.lower(), " and ".join(extra)] if extra else [name.lower()])
-    return next((one for one in (known, name.lower()) if one in OPTIMIZER_BYTES), name)
-
-
 def _find_kernel(config: Config, compute: Compute, model: Any) -> tuple[AttentionKernel, str]:
     """The kernel to plan with, and a note. `auto` is what it takes where no package is installed: on a CPU."""
     asked, model_class = config.model.attn_implementation, find_model_class(model.config)
@@ -302,7 +287,7 @@ def _disk_bytes(planner: Planner) -> dict[str, int]:
         return {"final": final, "one checkpoint": final + plain_state_bytes(counts, optimizer)}
     saved = counts.trained if lora else counts.total
     final = zero.value_bytes * saved
-    states = zero_state_bytes(optimizer)
+    states = optimizer.flat_bytes
     return {"final": final, "one checkpoint": 2 * final + round((4 + states) * counts.trained)}
 
 
@@ -312,8 +297,9 @@ def _notes(config: Config, planner: Planner, device: str | None, steps: int | No
     notes += ["activations and peak are traced on fake tensors and are estimates; see docs/memory.md"]
     if planner.attention_note:
         notes.append(f"attention: {planner.attention_note}")
-    if planner.optimizer not in OPTIMIZER_BYTES:
-        notes.append(f"optimizer {planner.optimizer}: its states are taken for Adam's 8 bytes per trained parameter")
+    if planner.optimizer.facts.states is None:
+        name = planner.optimizer.label
+        notes.append(f"optimizer {name}: its states are taken for Adam's 8 bytes per trained parameter")
     if steps is None:
         notes.append(
             "training.max_steps is not set: steps, tokens and time depend on the data, which a plan does not read"

@@ -24,24 +24,9 @@ from typing import Any, Literal
 from torch import nn
 
 from training.memory.trace import Reduction
+from training.optim.facts import MIN_8BIT_ELEMENTS, ChosenOptimizer
 
 Place = Literal["device", "host"]
-
-_IN_8BIT = 1 + 4 / 256  # of bitsandbytes: a byte an element and an fp32 scale for 256 (its blockwise quantisation)
-# Bytes per element of optimizer state, for fp32 trained values. Unknown names are taken for Adam, and the plan says so.
-OPTIMIZER_BYTES: dict[str, float] = {
-    "adamw_torch": 8, "adamw_torch_fused": 8, "adamw_apex_fused": 8, "adamw_anyprecision": 8,
-    "adamw_8bit": 2 * _IN_8BIT, "adamw_bnb_8bit": 2 * _IN_8BIT, "paged_adamw_8bit": 2 * _IN_8BIT,
-    "paged_adamw_32bit": 8,
-    "lion_32bit": 4, "lion_8bit": _IN_8BIT, "paged_lion_32bit": 4, "paged_lion_8bit": _IN_8BIT,
-    "ademamix": 12, "ademamix_8bit": 3 * _IN_8BIT, "paged_ademamix_32bit": 12, "paged_ademamix_8bit": 3 * _IN_8BIT,
-    "sgd": 0, "sgd with momentum": 4, "adagrad": 4, "adafactor": 0,
-    "rmsprop": 4, "rmsprop with momentum": 8, "rmsprop with centered": 8, "rmsprop with momentum and centered": 12,
-    "rmsprop_bnb": 4, "rmsprop_bnb_32bit": 4, "rmsprop_bnb_8bit": _IN_8BIT,
-    # as a DeepSpeed JSON names them
-    "adam": 8, "adamw": 8, "lamb": 8, "radam": 8, "nadam": 8, "adamax": 8, "lion": 4,
-}  # fmt: skip
-_MIN_8BIT_ELEMENTS = 4096  # bitsandbytes keeps the states of smaller tensors in fp32 (its min_8bit_size)
 
 
 @dataclass(frozen=True)
@@ -125,7 +110,7 @@ def count_parameters(model: nn.Module, *, double_quant: bool = True) -> Paramete
         largest_outside_layers=max((p.numel() for p in parameters if id(p) not in in_layers), default=0),
         largest_trained=max((p.numel() for p in trained), default=0),
         bytes_in_4bit=bytes_in_4bit,
-        outside_8bit=_elements(p for p in trained if id(p) in embeddings or p.numel() < _MIN_8BIT_ELEMENTS),
+        outside_8bit=_elements(p for p in trained if id(p) in embeddings or p.numel() < MIN_8BIT_ELEMENTS),
     )
 
 
@@ -161,10 +146,10 @@ def read_zero_setup(deepspeed: dict[str, Any], world_size: int, hidden_size: int
     )
 
 
-def list_plain_parts(counts: Parameters, optimizer: str, world_size: int) -> list[Part]:
+def list_plain_parts(counts: Parameters, optimizer: ChosenOptimizer, world_size: int) -> list[Part]:
     """Without DeepSpeed. Gradients are not listed: the traced step makes them."""
-    in_fp32 = counts.outside_8bit / 1e6 if _is_8bit(optimizer) else 0
-    note = optimizer + (f", {in_fp32:,.1f} M in fp32: embeddings and small tensors" if in_fp32 else "")
+    in_fp32 = counts.outside_8bit / 1e6 if optimizer.facts.in_8bit else 0
+    note = optimizer.label + (f", {in_fp32:,.1f} M in fp32: embeddings and small tensors" if in_fp32 else "")
     parts = [
         Part("parameters", counts.bytes, note=_parameter_note(counts)),
         Part("optimizer states", plain_state_bytes(counts, optimizer), note=note),
@@ -174,37 +159,18 @@ def list_plain_parts(counts: Parameters, optimizer: str, world_size: int) -> lis
     return parts
 
 
-def plain_state_bytes(counts: Parameters, optimizer: str) -> int:
+def plain_state_bytes(counts: Parameters, optimizer: ChosenOptimizer) -> int:
     """Bytes of optimizer states without DeepSpeed, whose flat partitions have no embeddings to keep in fp32."""
-    size = OPTIMIZER_BYTES.get(optimizer, 8)
-    in_fp32 = counts.outside_8bit if _is_8bit(optimizer) else 0
-    return round(size * (counts.trained_bytes / 4 - in_fp32) + 4 * size / _IN_8BIT * in_fp32)
+    return optimizer.count_state_bytes(counts.trained_bytes / 4, counts.outside_8bit)
 
 
-def zero_state_bytes(optimizer: str) -> float:
-    """Bytes of optimizer state per element under DeepSpeed. Its flat partitions have no rows and columns to factor:
-    Adafactor keeps all second moments."""
-    return 4 if optimizer == "adafactor" else OPTIMIZER_BYTES.get(optimizer, 8)
+def list_step_temporaries(optimizer: ChosenOptimizer, largest: int, trained: int, *, on_gpu: bool) -> list[Part]:
+    """What the optimizer makes for a moment; largest, trained: elements of one tensor and of all that it sees."""
+    made = optimizer.facts.find_temporaries(largest, trained, on_gpu=on_gpu)
+    return [Part("optimizer temporaries", made.bytes, at="step", note=made.note)] if made else []
 
 
-def _is_8bit(optimizer: str) -> bool:
-    """One of bitsandbytes' in the table: transformers' others (torchao, GaLore) know no exceptions."""
-    return optimizer in OPTIMIZER_BYTES and optimizer.endswith("8bit")
-
-
-def list_step_temporaries(optimizer: str, largest: int, trained: int, *, on_gpu: bool) -> list[Part]:
-    """What `adamw_torch` makes for a moment (torch/optim/adam.py); fused it needs nothing.
-
-    On a GPU it runs over all tensors at once and roots every second moment; on a CPU it runs over one at a time, and
-    has its root and that root's quotient. largest, trained: elements of one tensor and of all that it sees.
-    """
-    if optimizer != "adamw_torch":
-        return []
-    note = "sqrt(v) of all" if on_gpu else "sqrt(v) of the largest, twice"
-    return [Part("optimizer temporaries", 4 * trained if on_gpu else 2 * 4 * largest, at="step", note=note)]
-
-
-def list_zero_parts(counts: Parameters, setup: ZeroSetup, optimizer: str) -> list[Part]:
+def list_zero_parts(counts: Parameters, setup: ZeroSetup, optimizer: ChosenOptimizer) -> list[Part]:
     """Under DeepSpeed. Gradients and buckets that come and go in backward are not listed: the traced step has them."""
     shard = setup.world_size if setup.stage >= 1 else 1
     trained = -(-counts.trained // shard)
@@ -212,7 +178,7 @@ def list_zero_parts(counts: Parameters, setup: ZeroSetup, optimizer: str) -> lis
     return [
         _zero_parameters(counts, setup),
         Part("fp32 master weights", 4 * trained, states_at, note=f"1/{shard} of the trained ones"),
-        Part("optimizer states", round(zero_state_bytes(optimizer) * trained), states_at, note=optimizer),
+        Part("optimizer states", round(optimizer.flat_bytes * trained), states_at, note=optimizer.label),
         *_zero_gradients(trained, setup, states_at),
         *_zero3_buffers(counts, setup),
     ]

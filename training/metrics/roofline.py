@@ -22,6 +22,7 @@ from training.metrics import names
 from training.metrics.matmuls import Attention, Matmul, Matmuls
 from training.metrics.peaks import Bandwidth, Peak
 from training.metrics.throughput import StepWork
+from training.optim.facts import Optimizer
 
 COMPUTE, MEMORY = "compute", "memory"
 
@@ -97,29 +98,41 @@ def _attended(attentions: Iterable[Attention]) -> int:
     return sum(attention.qk_width + attention.v_width for attention in attentions)
 
 
-def count_optimizer_bytes(optimizer: torch.optim.Optimizer, device: torch.device) -> int | None:
-    """Gradients read, weights and states read and written, on this rank; None where they are not on `device`."""
+@dataclass(frozen=True)
+class OptimizerWork:
+    """Bytes that an optimizer step moves on this rank, and FLOPs of its matrix products."""
+
+    bytes: int
+    flops: int = 0
+
+
+def count_optimizer_work(
+    optimizer: torch.optim.Optimizer, facts: Optimizer, device: torch.device
+) -> OptimizerWork | None:
+    """Work of one step, from the states that it really has; None where the weights are not on `device`."""
     weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not weights or any(weight.device.type != device.type for weight in weights):
         return None
     states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-    return 3 * sum(weight.nbytes for weight in weights) + 2 * sum(state.nbytes for state in states)
+    moved = facts.count_moved_bytes(sum(weight.nbytes for weight in weights), sum(state.nbytes for state in states))
+    return OptimizerWork(moved, facts.count_flops(weight.shape for weight in weights))
 
 
 def find_roofline(
     phases_ms: Mapping[str, float],
     work: StepWork,
     traffic: Traffic,
-    optimizer_bytes: int | None,
+    optimizer: OptimizerWork | None,
     peak: Peak,
     bandwidth: Bandwidth,
 ) -> list[PhaseRoofline]:
     """Forward, backward and optimizer, as far as they were timed. `phases_ms`, `work`: of a step, mean over ranks."""
-    moved: dict[str, Any] = {**traffic.count(work.tokens, work.micro_batches), names.OPTIMIZER: optimizer_bytes}
+    moved: dict[str, Any] = {**traffic.count(work.tokens, work.micro_batches)}
+    moved[names.OPTIMIZER] = optimizer.bytes if optimizer else None
     done = {
         names.FORWARD: work.forward_flops,
         names.BACKWARD: work.hardware_flops - work.forward_flops,
-        names.OPTIMIZER: 0.0,
+        names.OPTIMIZER: optimizer.flops if optimizer else 0.0,
     }
     found = []
     for phase, flops in done.items():

@@ -43,7 +43,6 @@ from training.callbacks.profiler_window import ProfilerWindow
 from training.callbacks.run_events import RunEvents
 from training.callbacks.sinks import build_sinks
 from training.config import Config, LoadedConfig
-from training.config.deepspeed_blocks import OF_DEEPSPEED
 from training.config.trackers import find_trackers
 from training.data.collator import Collator
 from training.data.dataset import RowDataset, build_datasets
@@ -57,6 +56,7 @@ from training.models.build import build_model
 from training.models.saved_files import make_savable
 from training.models.scratch import TokenizerFacts
 from training.models.stop_tokens import Chats, prepare_chats
+from training.optim.choose import is_of_deepspeed
 from training.precision import find_precision
 from training.ranks import sum_over_ranks
 from training.run_dir import RunDir
@@ -132,7 +132,7 @@ def check_json_optimizer(deepspeed: Mapping[str, Any]) -> None:
     Raises UserError when it does not take its `params`, or needs more than those say.
     """
     block = deepspeed.get("optimizer") or {}
-    if not block or block["type"].lower() in OF_DEEPSPEED:
+    if not block or is_of_deepspeed(block["type"]):
         return
     params = {key: value for key, value in block["params"].items() if value != "auto"}
     try:

@@ -29,10 +29,12 @@ from training.memory.comparison import MemoryBase, PeakComparison, compare_peak
 from training.metrics import names
 from training.metrics.matmuls import find_matmuls, uses_input_grad_hook
 from training.metrics.memory import measure_memory
-from training.metrics.roofline import Traffic, count_optimizer_bytes, find_roofline
+from training.metrics.roofline import Traffic, count_optimizer_work, find_roofline
 from training.models.planned import build_planned_model
 from training.models.stop_tokens import Chats
 from training.models.trained import load_trained, measure_difference
+from training.optim.choose import choose_optimizer
+from training.optim.facts import Optimizer
 from training.precision import find_precision
 from training.reporting.facts import facts_from_summary
 from training.reporting.html import build_report
@@ -59,7 +61,8 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: RecipeTrainer,
     data = describe_data(prepared, trainer)
     check_weights(trainer, "final: not written")
     trainer.save_model(str(run_dir.final))
-    roofline = measure_roofline(trainer, totals)
+    chosen = choose_optimizer(loaded.config.arguments(), loaded.deepspeed)
+    roofline = measure_roofline(trainer, totals, chosen.facts)
     batch = _one_row(trainer)
     reference = _forward_in_memory(trainer, batch)
     if trainer.is_world_process_zero():
@@ -94,7 +97,7 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: RecipeTrainer,
         dist.barrier()
 
 
-def measure_roofline(trainer: RecipeTrainer, totals: dict[str, float]) -> dict[str, Any] | None:
+def measure_roofline(trainer: RecipeTrainer, totals: dict[str, float], chosen: Optimizer) -> dict[str, Any] | None:
     """The phases of a step against the machine's ceilings, as the summary has them; None where nothing was measured.
 
     Collective: all ranks copy at once, as they train at once.
@@ -114,8 +117,8 @@ def measure_roofline(trainer: RecipeTrainer, totals: dict[str, float]) -> dict[s
     traffic = Traffic.of(matmuls, itemsize, recomputes=bool(args.gradient_checkpointing))
     engine: Any = trainer.deepspeed if trainer.is_deepspeed_enabled else None
     optimizer: Any = engine.basic_optimizer if engine is not None else trainer.optimizer
-    moved = count_optimizer_bytes(optimizer, args.device)
-    phases = find_roofline(find_phases_ms(totals), work, traffic, moved, meter.peak, bandwidth)
+    step = count_optimizer_work(optimizer, chosen, args.device)
+    phases = find_roofline(find_phases_ms(totals), work, traffic, step, meter.peak, bandwidth)
     return {
         "gigabytes_per_second": bandwidth.gigabytes_per_second,
         "spread_pct": bandwidth.spread_pct,

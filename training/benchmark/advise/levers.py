@@ -15,8 +15,9 @@ from typing import Any
 from training import precision
 from training.config import LoadedConfig
 from training.launch import count_cores
+from training.optim import optimizers
+from training.optim.choose import find_optimizer
 
-SAME_ADAMW = ("adamw_torch_fused", "adamw_torch")
 DEEPSPEED_BUCKET = 500_000_000  # reduce_bucket_size where the JSON has none (DeepSpeed's default, in elements)
 DDP_BUCKET_MB = 25  # torch's default
 DEEPSPEED = "--deepspeed"  # the key of `Variant.recipe` that stands for the option
@@ -187,16 +188,14 @@ def _pinned_memory(base: Baseline) -> list[Variant]:
 def _optimizer(base: Baseline) -> list[Variant]:
     if "optimizer" in (base.loaded.deepspeed or {}):
         raise NothingToTurn("the DeepSpeed JSON names the optimizer")
-    now = str(base.argument("optim"))
-    names = [*SAME_ADAMW, "adafactor"]
-    if base.device == "cuda":
-        names.append("adamw_8bit")
+    now = find_optimizer(str(base.argument("optim")))
     return [
         Variant(
-            "optimizer", name, {"training.optim": name},
-            changes_training="" if {name, now} <= set(SAME_ADAMW) else "another optimizer",
+            "optimizer", other.name, {"training.optim": other.name},
+            changes_training="" if other.same_training and other.same_training == now.same_training
+            else "another optimizer",
         )
-        for name in names if name != now
+        for other in optimizers.OPTIMIZERS if base.device in other.advised_on and other is not now
     ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 Layers, imports go downwards only (held by `make check`):
 
-    train, plan, compare, report, monitor, generate, export    entrypoints: wire only; benchmark/ beside them
+    train, plan, choices, compare, report, monitor, generate, export    commands: wire only; benchmark/ beside them
       run/                                              one run, from launch to final/
         inference/                                      text from a trained model
           trainers/                                     the Trainer subclass: seams, never a copied loop

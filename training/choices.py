@@ -1,0 +1,123 @@
+"""Print the page of what a recipe can choose from, as the code has it: precisions, attention kernels, optimizers.
+
+    python -m training.choices > docs/choices.md
+
+A test fails when that page is not what this prints.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from data_prep.command import run_command
+from training import precision
+from training.attention import kernels
+from training.attention.pairs import Attended
+from training.optim import optimizers
+from training.optim.facts import ChosenOptimizer, Optimizer
+
+INTRODUCTION = """\
+# Precisions, attention kernels and optimizers
+
+This page is generated: `python -m training.choices > docs/choices.md`. Each row is one object in the code. To add a
+choice, add an object to `PRECISIONS` (`training/precision.py`), `KERNELS` (`training/attention/kernels.py`) or
+`OPTIMIZERS` (`training/optim/optimizers.py`), and its test.
+"""
+PRECISION_TEXT = """\
+## Precisions
+
+TF32 is the peak of float32 where `training.tf32` is on. Rounding is the relative error of a matmul's inputs.
+"""
+KERNEL_TEXT = """\
+## Attention kernels
+
+`model.attn_implementation: auto` takes the first one that runs on the machine and in the model. The pairs are those
+computed for a row of 8 tokens with two documents of 4, of which causal attention within documents needs 20. What is
+kept for the backward pass comes on top of queries, keys, values and output.
+"""
+OPTIMIZER_TEXT = """\
+## Optimizers
+
+Bytes of state are for each trained parameter, in fp32 unless the optimizer holds them in 8 bits. Under DeepSpeed they
+are for each element of its flat partitions. "assumed" means that the states are not known and are taken for Adam's.
+"""
+PACKED_ROW = Attended(pairs=20, documents=2, rows=1, seq_len=8, window=None)
+
+
+def main() -> int:
+    """Print the page; the exit code."""
+    print(build_page(), end="")
+    return 0
+
+
+def build_page() -> str:
+    """The page in Markdown."""
+    sections = [
+        (PRECISION_TEXT, list_precisions()),
+        (KERNEL_TEXT, list_kernels()),
+        (OPTIMIZER_TEXT, list_optimizers()),
+        ("## Not offered\n", list_refused()),
+    ]
+    return "\n".join([INTRODUCTION, *(f"{text}\n{_format_table(rows)}" for text, rows in sections)])
+
+
+def list_precisions() -> list[list[str]]:
+    """Header and one row for each precision."""
+    rows = [["precision", "turned on by", "trains on", "loss", "peak rate of", "with TF32", "rounding"]]
+    for one in precision.PRECISIONS:
+        switch = f"`training.{one.switch}`" if one.switch else "neither of the others"
+        loss = "scaled" if one.scales_loss else "as it is"
+        peaks = [one.peak_format(tf32=on) for on in (False, True)]
+        rows.append([one.name, switch, ", ".join(one.device_types), loss, *peaks, f"{one.rounding:.1e}"])
+    return rows
+
+
+def list_kernels() -> list[list[str]]:
+    """Header and one row for each kernel, in the order of `auto`."""
+    rows = [["kernel", "`auto`", "finds documents by", "pairs", "keeps, packed or padded rows", "keeps, whole rows"]]
+    for kernel in kernels.KERNELS:
+        documents = "`cu_seq_lens_q`" if kernel.needs_cu_seqlens else "a mask made from `position_ids`"
+        kept = [kernel.stand_in(masked=masked).kept for masked in (True, False)]
+        pairs = str(kernel.executed_pairs(PACKED_ROW))
+        rows.append([f"`{kernel.name}`", "yes" if kernel.automatic else "no", documents, pairs, *kept])
+    return rows
+
+
+def list_optimizers() -> list[list[str]]:
+    """Header and one row for each optimizer that can be had."""
+    rows = [["optimizer", "named in", "bytes of state", "under DeepSpeed", "package", "`training.optim_args`"]]
+    for one in optimizers.OPTIMIZERS:
+        if one.refusal:
+            continue
+        packages = ", ".join(package.requirement for package in one.packages)
+        rows.append([f"`{one.name}`", _name_places(one), *_describe_states(one), packages, ", ".join(one.arguments)])
+    return rows
+
+
+def list_refused() -> list[list[str]]:
+    """Header and one row for each optimizer that is refused."""
+    refused = [[f"`{one.name}`", one.refusal] for one in optimizers.OPTIMIZERS if one.refusal]
+    return [["optimizer", "why"], *refused]
+
+
+def _name_places(optimizer: Optimizer) -> str:
+    in_json = f"the JSON ({'its own' if optimizer.in_json == 'deepspeed' else 'of torch'})" if optimizer.in_json else ""
+    return " and ".join(filter(None, ["`training.optim`" * optimizer.in_recipe, in_json]))
+
+
+def _describe_states(optimizer: Optimizer) -> list[str]:
+    chosen = ChosenOptimizer(optimizer)
+    plain = f"{chosen.count_state_bytes(10**6, 0) / 10**6:.4g}"
+    added = "".join(f", 4 more with {name}" for name in optimizer.adds_state)
+    assumed = " (assumed)" if optimizer.states is None else ""
+    return [plain + added + assumed, f"{chosen.flat_bytes:.4g}{added}{assumed}"]
+
+
+def _format_table(rows: Iterable[list[str]]) -> str:
+    header, *body = ("| " + " | ".join(cells) + " |" for cells in rows)
+    return "\n".join([header, "|---" * (header.count(" | ") + 1) + "|", *body, ""])
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, prints=True))

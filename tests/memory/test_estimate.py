@@ -40,6 +40,8 @@ def test_parts_of_the_passes_add_up_when_accumulating():
     estimate = estimate_rank(STATES, FixedTracer(), shape(True), gradient_bytes=300, on_gpu=False, world_size=1)  # pyright: ignore[reportArgumentType]
     passes = {part.name: part.bytes for part in estimate.parts if part.at == "passes"}
     assert passes["gradients"] + passes["activations after forward"] == 400
+    notes = {part.name: part.note for part in estimate.parts}
+    assert notes["activations after forward"].startswith("1 x 8 tokens, flash attention,")
     assert estimate.device_peak == 5000 + sum(passes.values()) == 6030
 
 

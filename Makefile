@@ -16,8 +16,10 @@ help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
-	  { echo "error: $(PYTHON) is $$($(PYTHON) -V); Redline needs Python 3.11 or 3.12 (make PYTHON=python3.12 ...)"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is $$($(PYTHON) -V); Redline needs Python 3.11 or newer (make PYTHON=python3.12 ...)"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 15))' || \
+	  echo "warning: $$($(PYTHON) -V) is newer than what Redline was tested with (3.11 to 3.14)"
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
@@ -55,11 +57,7 @@ format: $(VENV)/.requirements-dev  ## ruff's formatter and fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(VENV)/.requirements-bench: $(VENV)/.requirements requirements-bench.txt
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -r requirements-bench.txt
-	@touch $@
-
-bench-data: $(VENV)/.requirements-bench  ## INPUT=text.jsonl: the data benchmark to docs/results/data.md (40 minutes)
+bench-data: $(VENV)/.requirements-dev  ## INPUT=text.jsonl: the data benchmark to docs/results/data.md (40 minutes)
 	$(BIN)/python -m training.benchmark data $(if $(INPUT),--input $(INPUT),--quick --output runs/bench-data/data.md)
 
 bench-gpu: $(VENV)/.requirements-dev  ## on NVIDIA GPUs: their tests, the memory grid, what measuring costs

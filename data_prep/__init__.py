@@ -12,3 +12,7 @@ From top to bottom; each imports only what is below it (import-linter, `make che
     executor command    processes, errors of one line
     recipe/ options     what a user may say
 """
+
+from data_prep.command import explain_missing_packages
+
+explain_missing_packages()

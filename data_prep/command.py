@@ -14,6 +14,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TextIO
 
 from data_prep.errors import UserError
@@ -38,6 +39,48 @@ def describe_refusal(error: OSError) -> str | None:
     return f"{file}{os.strerror(error.errno or 0)}{advice.get(error.errno or 0, '')}"
 
 
+# Module -> package, where they differ.
+_PACKAGES = {"yaml": "PyYAML", "PIL": "pillow", "pynvml": "nvidia-ml-py", "sklearn": "scikit-learn"}
+_OWN = ("training", "data_prep", "tests")
+
+
+def describe_missing(error: ModuleNotFoundError) -> str | None:
+    """One line on a package that is not installed; None when what is missing is a part of Redline itself."""
+    module = (error.name or "").partition(".")[0]
+    if not module or module in (*_OWN, *sys.stdlib_module_names):
+        return None
+    package = _PACKAGES.get(module, module)
+    return f"{package} is not installed: pip install {package}, or `make install` for all that Redline needs"
+
+
+def explain_missing_packages() -> None:
+    """Have a package that a command lacks told in one line, with exit code 2, while its modules are imported.
+
+    Called by the packages' `__init__`, before anything of others is imported; does nothing in a program of others.
+    """
+    command = Path(sys.argv[0] if sys.argv else "")
+    is_script = command.parts[-2:] == ("training", "train.py")
+    if not (is_script or str(command) == "-m" or command.name.startswith("redline-")):
+        return
+    previous = sys.excepthook
+
+    def explain(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        missing = describe_missing(error) if isinstance(error, ModuleNotFoundError) else None
+        if missing is None:
+            previous(kind, error, trace)
+            return
+        print(f"error: {missing}", file=sys.stderr, flush=True)
+        os._exit(2)  # the hook cannot set an exit code, and nothing is open yet
+
+    sys.excepthook = explain
+
+
+def program_name(module: str) -> str:
+    """What the user typed, for `usage:`: a console command or `python -m MODULE`."""
+    name = Path(sys.argv[0] if sys.argv else "").name
+    return name if name.startswith("redline-") else f"python -m {module}"
+
+
 def with_exit_code(main: Callable[P, int]) -> Callable[P, int]:
     """`main` with one line on stderr and code 2 for a UserError or a refusal of the machine, 130 for Ctrl-C."""
 
@@ -47,6 +90,11 @@ def with_exit_code(main: Callable[P, int]) -> Callable[P, int]:
             return main(*args, **kwargs)
         except UserError as error:
             message = str(error)
+        except ModuleNotFoundError as error:
+            missing = describe_missing(error)
+            if missing is None:
+                raise
+            message = missing
         except OSError as error:
             refusal = describe_refusal(error)
             if refusal is None:

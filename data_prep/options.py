@@ -160,7 +160,9 @@ class SourceSection(Section):
 class DataSection(Section):
     """What to train on and how it becomes rows of `seq_len` tokens."""
 
-    sources: list[SourceSection] = Field([SourceSection.model_validate({})], min_length=1)
+    sources: list[SourceSection] = Field(
+        [SourceSection.model_validate({})], min_length=1, description="what is trained on; several are mixed by weight"
+    )
     columns: ColumnsSection | None = Field(None, description="columns of every source that has none of its own")
     seq_len: int = Field(512, ge=8, description="tokens in a row")
     packing: Packing = Field("best_fit", description="best_fit: whole documents; wrapped: one stream cut in rows; none")

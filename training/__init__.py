@@ -14,3 +14,7 @@ Layers, imports go downwards only (held by `make check`):
                     optim, precision                optimizers, number formats, and what each decides
                       data_prep                         raw text -> token store; knows no torch
 """
+
+from data_prep.command import explain_missing_packages
+
+explain_missing_packages()

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +18,7 @@ from training.launch import World, count_cores
 def describe_machine(packages: Sequence[str]) -> dict[str, Any]:
     """Python, the named packages, operating system, processor, and the commit of this code."""
     return {
+        "redline": find_redline_version(),
         "python": platform.python_version(),
         **{name: find_version(name) for name in packages},
         "platform": " ".join((platform.system(), platform.release(), platform.machine())),
@@ -41,6 +43,15 @@ def describe_environment(world: World) -> dict[str, Any]:
         "num_threads": torch.get_num_threads(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def find_redline_version() -> str | None:
+    """Of a clone as its pyproject.toml says, else of the installed package."""
+    try:
+        text = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+        return str(tomllib.loads(text)["project"]["version"])
+    except (OSError, ValueError, KeyError):
+        return find_version("redline")
 
 
 def find_version(package: str) -> str | None:

@@ -14,7 +14,7 @@ import logging
 import sys
 from pathlib import Path
 
-from data_prep.command import run_command, with_exit_code
+from data_prep.command import program_name, run_command, with_exit_code
 from data_prep.errors import UserError
 
 logger = logging.getLogger("redline.export")
@@ -22,7 +22,8 @@ logger = logging.getLogger("redline.export")
 
 @with_exit_code
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.export", description="Export a trained model directory.")
+    program = program_name("training.export")
+    parser = argparse.ArgumentParser(prog=program, description="Export a trained model directory.")
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--format", choices=("llama", "merged"), required=True)

@@ -15,14 +15,14 @@ from contextlib import suppress
 from rich.console import Console
 from rich.live import Live
 
-from data_prep.command import run_command, with_exit_code
+from data_prep.command import program_name, run_command, with_exit_code
 from training.reporting.dashboard import Dashboard
 
 
 @with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 with one line on stderr when RUN is no run directory."""
-    parser = argparse.ArgumentParser(prog="python -m training.monitor", description="Watch a run in the terminal.")
+    parser = argparse.ArgumentParser(prog=program_name("training.monitor"), description="Watch a run in the terminal.")
     parser.add_argument("run", metavar="RUN", help="a run directory, such as runs/NAME")
     parser.add_argument("--once", action="store_true", help="print one screen and exit")
     parser.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="refresh interval (default 1)")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 if __package__ in (None, ""):  # run as a script: its folder is on the path, the project's root is not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_prep.command import describe_refusal, run_command
+from data_prep.command import describe_missing, describe_refusal, run_command
 from data_prep.errors import UserError
 from data_prep.options import HUB_PREFIX
 from training.config import Config, load_config
@@ -81,6 +81,11 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
         run_training(loaded, world, finish)
     except UserError as error:
         return _refuse(world, loaded.located(str(error)) if loaded else str(error))
+    except ModuleNotFoundError as error:
+        missing = describe_missing(error)
+        if missing is None:
+            raise
+        return _refuse(world, missing)
     except OSError as error:
         refusal = describe_refusal(error)
         if refusal is None:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.recipe.places import find_shipped, list_places
 from data_prep.recipe.spelling import did_you_mean
 from data_prep.recipe.yaml_file import KeyPath, Layer, Origin, read_yaml, shown_path, walk_paths
 
-RECIPE_DIR = Path(__file__).resolve().parents[2] / "configs"
+RECIPE_DIR = find_shipped("configs")
 PREFIXES = ("", "minigpt_")  # `--config medium` is configs/minigpt_medium.yaml
 
 Replaces = Sequence[tuple[KeyPath, KeyPath]]  # a layer that sets the first removes the second from those below
@@ -64,7 +65,7 @@ def load_recipe(name: str, replaces: Replaces = MODEL_REPLACES, translate: Trans
 
     Raises UserError: no such file, unreadable, an `extends` that closes a circle.
     """
-    file = find_file(name, [RECIPE_DIR], ".yaml", "recipe")
+    file = find_file(name, list_places("configs"), ".yaml", "recipe")
     layer, alone = _load(file, (), replaces, translate)
     return merge(alone, layer, replaces), file
 
@@ -101,7 +102,8 @@ def _parents(own: Layer, file: Path) -> list[tuple[Path, Origin]]:
     for name in names:
         beside = file.parent / name
         try:
-            found = beside if beside.is_file() else find_file(name, [file.parent, RECIPE_DIR], ".yaml", "recipe")
+            places = [file.parent, *list_places("configs")]
+            found = beside if beside.is_file() else find_file(name, places, ".yaml", "recipe")
         except UserError as error:
             raise UserError(f"{origin}: extends: {error}") from None
         parents.append((found, origin))

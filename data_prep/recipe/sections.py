@@ -160,16 +160,21 @@ def describe(annotation: Any) -> str:
     return _WORDS.get(origin or annotation, str(annotation))
 
 
-def describe_sections(sections: Sections) -> str:
-    """Every key: what it takes, its default, what it is for."""
+_WRAPPING: Any = {"initial_indent": " " * 6, "subsequent_indent": " " * 6, "break_on_hyphens": False}
+
+
+def describe_sections(sections: Sections, defaults: Mapping[str, Any] | None = None) -> str:
+    """Every key: its type, its default and its description. defaults: by dotted key, where the field has none."""
     lines = []
     for name, model in sections.items():
         lines.append(f"\n{name}:")
         for key, info in model.model_fields.items():
-            default = "" if isinstance(info.default, list) else f" (default {shown_value(info.default)})"
+            usual = info.get_default(call_default_factory=True, validated_data={})
+            usual = usual if usual is not None or defaults is None else defaults.get(f"{name}.{key}")
+            default = "" if isinstance(usual, list | dict) else f" (default {shown_value(usual)})"
             takes = describe(info.annotation).replace(" (quote it)", "")
             text = f"{takes}{default}: {info.description or ''}".rstrip(": ")
-            lines += [f"  {key}", *textwrap.wrap(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+            lines += [f"  {key}", *textwrap.wrap(text, 110, **_WRAPPING)]
     return "\n".join(lines) + "\n"
 
 

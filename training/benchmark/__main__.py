@@ -17,7 +17,9 @@ BENCHMARKS = {
 }
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark that is named first; the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].startswith("--local_rank"):  # the deepspeed launcher puts it first
         argv = [*argv[1:], argv[0]]
     if argv and argv[0] in BENCHMARKS:
@@ -30,4 +32,4 @@ def main(argv: list[str]) -> int:
 
 # Worker processes are spawned and import this module again, under another name.
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: main(sys.argv[1:]), prints=False))
+    sys.exit(run_command(main, prints=False))

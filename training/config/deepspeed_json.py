@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.recipe import RECIPE_DIR, KeyPath, Layer, did_you_mean, find_file, shown_path
+from data_prep.recipe import KeyPath, Layer, did_you_mean, find_file, shown_path
+from data_prep.recipe.places import find_shipped, list_places
 from data_prep.recipe.yaml_file import parse_yaml
 from training.config.deepspeed_blocks import check_blocks, rename_aliases
 from training.config.sections import Config
 
-DEEPSPEED_DIR = RECIPE_DIR.parent / "ds_configs"
+DEEPSPEED_DIR = find_shipped("ds_configs")
 KEYS_FILE = Path(__file__).with_name("deepspeed_keys.json")
 ANYTHING = "*"
 
@@ -47,7 +48,7 @@ def read_deepspeed(name: str) -> tuple[Layer, Path]:
 
     Raises UserError: not found, not JSON, a key twice, a key that DeepSpeed does not know.
     """
-    file = find_file(name, [DEEPSPEED_DIR], ".json", "DeepSpeed config")
+    file = find_file(name, list_places("ds_configs"), ".json", "DeepSpeed config")
     shown = shown_path(file)
     try:
         text = file.read_text(encoding="utf-8")

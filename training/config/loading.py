@@ -55,7 +55,7 @@ from training.config.sections import (
     PerfSection,
 )
 from training.config.synonyms import NAMES
-from training.config.training_fields import DEFAULTS, refused, training_section
+from training.config.training_fields import DEFAULTS, hf_defaults, refused, training_section
 from training.config.usage import usage
 
 OPTIONS = {
@@ -108,7 +108,8 @@ def load_config(argv: Sequence[str], world_size: int | None = None) -> LoadedCon
     """
     known = sections()
     if "--help" in argv or "-h" in argv:
-        print(usage(known, NAMES.synonyms))
+        defaults = {f"training.{name}": value for name, value in {**hf_defaults(), **DEFAULTS}.items()}
+        print(usage(known, NAMES.synonyms, defaults))
         raise SystemExit(0)
     arguments = Grammar(known, OPTIONS, NAMES, refused()).parse(argv)
     options = arguments.options

@@ -58,10 +58,10 @@ class ModelSection(Section):
 class AdapterSection(Section):
     """LoRA over a pretrained model, whose weights may be held in 4 bits."""
 
-    method: Literal["none", "lora"] = "none"
+    method: Literal["none", "lora"] = Field("none", description="none: all weights train; lora: low-rank adapters do")
     r: Positive = Field(default=16, description="rank of the two factors")
     alpha: Positive = Field(default=32, description="the update is scaled by alpha/r (rslora: alpha/sqrt(r))")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    dropout: float = Field(0.05, ge=0, lt=1, description="share of an adapter's inputs that is dropped in training")
     target_modules: list[str] | str = Field(
         default="all-linear", description="names of the modules that get an adapter"
     )

@@ -1,10 +1,11 @@
-"""Text of `--help`: the options, then every key of every section."""
+"""Text of `--help`: the options, then every key of every section with its type, default and description."""
 
 import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from data_prep.recipe import Sections
+from data_prep.recipe.sections import describe_sections
 
 _HEAD = """\
 usage: train.py [--config NAME_OR_PATH] [--deepspeed NAME_OR_PATH] [--resume auto|PATH|never] [overrides]
@@ -17,10 +18,9 @@ overrides     section.key=value, --section.key value, or --key value where one s
 """
 
 
-def usage(sections: Sections, synonyms: Mapping[str, Any]) -> str:
-    blocks = [_HEAD]
-    for name, model in sections.items():
-        blocks.append(f"{name}:\n" + _wrap(" ".join(model.model_fields)))
+def usage(sections: Sections, synonyms: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """The whole text. defaults: by dotted key, of fields whose default is not in their model."""
+    blocks = [_HEAD + describe_sections(sections, defaults)]
     blocks.append("synonyms:\n" + _wrap(" ".join(f"--{flag}" for flag in synonyms)))
     return "\n".join(blocks)
 

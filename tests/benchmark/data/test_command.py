@@ -30,7 +30,7 @@ def test_a_quick_run_measures_every_row_and_writes_the_page(tmp_path, alone):
     assert list(rows) == list(ROWS)
     assert all(row["reached"] is None for row in rows.values())  # tiny sizes prove nothing
     text = page.read_text()
-    assert "TRL is not installed: pip install -r requirements-bench.txt" in rows["packing"]["measured"]
+    assert "TRL is not installed: pip install -r requirements-dev.txt" in rows["packing"]["measured"]
     assert "Both sides give" in text and "NOT THE SAME WORK" not in text
     assert rows["memory"]["measured"].startswith("1.00 times; 300 MB")
     assert page.with_suffix(".png").read_bytes()[:4] == b"\x89PNG" and "](data.png)" in text

@@ -14,7 +14,7 @@ def test_lengths_are_drawn_from_those_there_are_and_always_the_same():
 
 
 def test_trl_packs_weightless_ids_as_it_packs_real_ones(tmp_path):
-    pytest.importorskip("trl", reason="requirements-bench.txt")
+    pytest.importorskip("trl", reason="requirements-dev.txt")
     import datasets
     from trl import pack_dataset
 

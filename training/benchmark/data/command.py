@@ -6,7 +6,7 @@
 Steps: (1) find the text, and look at the machine; (2) measure the rows, each side in fresh processes, interleaved;
 (3) write PAGE.json with every number, PAGE.md and PAGE.png. A full run takes about 40 minutes on 2 cores and 6 GB of
 disk, and wants the machine to itself: it warns when it does not have it, and says so on the page. TRL comes from
-requirements-bench.txt.
+requirements-dev.txt.
 """
 
 import argparse

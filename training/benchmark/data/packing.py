@@ -51,7 +51,7 @@ def measure_packing(inputs: Inputs) -> Row:
         f"A run of ours is the median of {CALLS} calls in one process."
     ]
     if not has_trl:
-        measured = f"{speed.format(1)} M sequences/s; TRL is not installed: pip install -r requirements-bench.txt"
+        measured = f"{speed.format(1)} M sequences/s; TRL is not installed: pip install -r requirements-dev.txt"
         return _row(settings.num_lengths, measured, None, notes, {"seconds": seconds, "rows": rows})
     ratios = {name: find_ratio(seconds[name], seconds["redline"]) for name in ("pack_dataset", "_pack_bfd")}
     for name, ratio in ratios.items():

@@ -41,11 +41,12 @@ quickstart: $(VENV)/.requirements  ## raw text -> tokenizer -> store -> trained,
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(filter-out 0,$(GPUS)),,DS_ACCELERATOR=cpu) $(BIN)/deepspeed --num_gpus $(RANKS) training/train.py \
 	  --config $(CONFIG) --deepspeed ds_configs/zero2_bf16.json
 
-check: $(VENV)/.requirements-dev  ## lint, types, layers: seconds
+check: $(VENV)/.requirements-dev  ## lint, types, layers, file sizes: seconds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_file_sizes.py
 
 test: check  ## lint, types, layers, and the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from data_prep.atomic_files import write_atomically
 
 
 class RunDir:
@@ -101,14 +102,9 @@ class RunDir:
 
 
 def write_text_atomic(target: Path, text: str) -> None:
-    """Write beside `target`, flush to disk, rename: `target` is the old text or the new, never a part."""
+    """Write UTF-8 text as `write_atomically` does; makes the folder first."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(target)
+    write_atomically(target, text.encode())
 
 
 def _append_line(target: Path, record: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
+from data_prep.hash_mixing import GOLDEN_RATIO
 from data_prep.read.files import COMPRESSIONS, READ_ERRORS
 from data_prep.read.sources import SourceFile
 from data_prep.read.tables import open_arrow
@@ -32,7 +33,6 @@ REACH = 128  # bytes looked at on each side of a line end; most are distinguishe
 BLOCK_BYTES = 2**20
 CACHED_BYTES = 2**18
 LINE_FORMATS = ("jsonl", "lines")
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 # Of a column chunk's metadata, what says where it lies or sums it up, not how it is read.
 NOT_CONTENT = {
     "file_offset", "file_path", "data_page_offset", "dictionary_page_offset", "index_page_offset", "statistics",
@@ -133,7 +133,7 @@ def _choose(buffer: NDArray[np.uint8], ends: NDArray[np.int64]) -> int:
     for distance in range(0, REACH - 8, 8):
         for offset in (-8 - distance, 1 + distance):
             if len(ends) > 1:
-                ranks = words[ends + offset] * MULTIPLIER
+                ranks = words[ends + offset] * GOLDEN_RATIO
                 ends = ends[ranks == ranks.min()]
     return int(ends[0])
 

@@ -12,9 +12,7 @@ Streamed: nothing is kept; a span is a range of the dataset's shards. Used by th
 """
 
 import logging
-import os
 import re
-import uuid
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
@@ -25,6 +23,7 @@ from urllib.parse import quote
 import orjson
 import pyarrow as pa
 
+from data_prep.atomic_files import write_atomically
 from data_prep.errors import UserError
 from data_prep.options import HUB_PREFIX, SourceSection
 from data_prep.read.files import BadRecord, Reading, Record, one_line
@@ -64,19 +63,15 @@ def _keep_head(path: str, split: str, key: str, count: int, folder: Path) -> Pat
     if target.is_file():
         logger.info("%s: %s: its first %d records are kept at %s", key, path, count, target)
         return target
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            for value in islice(_load(path, split, key, streaming=True), count):
-                file.write(orjson.dumps(drop_nulls(value), default=str) + b"\n")
-        os.replace(temporary, target)
+        head = islice(_load(path, split, key, streaming=True), count)
+        lines = (orjson.dumps(drop_nulls(value), default=str) + b"\n" for value in head)
+        write_atomically(target, lines, durable=False)
     except UserError:
         raise
     except Exception as error:  # of whichever client the library uses
         raise UserError(f"{key}.path: {path}: the stream broke ({one_line(error)[:300]}): run again") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     logger.info("%s: %s: only its first %d records were downloaded, to %s", key, path, count, target)
     return target
 

@@ -32,6 +32,7 @@ import orjson
 from numpy.typing import NDArray
 
 from data_prep.executor import choose_executor
+from data_prep.hash_mixing import GOLDEN_RATIO, MULTIPLIERS
 from data_prep.options import DataSection, Deduplicate
 from data_prep.progress import progress
 from data_prep.read.fingerprint import hash_text, name_of
@@ -146,9 +147,9 @@ class SignatureTable:
 
 
 def _hash_rows(rows: Rows) -> NDArray[np.uint64]:
-    hashes = np.full(len(rows), 0x9E3779B97F4A7C15, np.uint64)
+    hashes = np.full(len(rows), GOLDEN_RATIO, np.uint64)
     for column in rows.T:
-        hashes = (hashes ^ column) * np.uint64(0xBF58476D1CE4E5B9)
+        hashes = (hashes ^ column) * MULTIPLIERS[0]
         hashes ^= hashes >> np.uint64(32)
     return hashes
 

@@ -19,6 +19,7 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_prep.atomic_files import sync
 from data_prep.errors import UserError
 from data_prep.read.files import BadRecord
 from data_prep.read.fingerprint import hash_file
@@ -28,7 +29,7 @@ from data_prep.store.arrow import to_arrow
 from data_prep.store.document_table import DocumentTable
 from data_prep.store.statistics import count_tokens
 from data_prep.store.store import SCHEMA, Shard
-from data_prep.store.writing import ShardWriter, explain_write_errors, place_copy, sync, write_atomically
+from data_prep.store.writing import ShardWriter, explain_write_errors, place_copy, write_atomically
 
 logger = logging.getLogger("redline.data")
 

@@ -14,6 +14,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from data_prep.hash_mixing import GOLDEN_RATIO, MULTIPLIERS
+
 SHINGLE_WORDS = 5
 SIGNATURE_WORDS = 128
 SEED = 0x52EDD11E
@@ -24,7 +26,6 @@ _SPACE = ord(" ")
 _FOLD = bytes(
     byte if byte >= 0x80 else ord(chr(byte).lower()) if chr(byte).isalnum() else _SPACE for byte in range(256)
 )
-_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
 def sign_texts(texts: Sequence[bytes]) -> NDArray[np.uint32]:
@@ -48,7 +49,7 @@ def hash_shingles(texts: Sequence[bytes]) -> tuple[Hashes, Hashes]:
     padded = np.concatenate([words, np.zeros(SHINGLE_WORDS, np.uint64)])
     for step in range(SHINGLE_WORDS):
         following = np.where(left > step, padded[step : step + len(words)], np.uint64(0))
-        hashes = (hashes ^ following) * _MIX[1]
+        hashes = (hashes ^ following) * MULTIPLIERS[0]
         hashes ^= hashes >> np.uint64(29)
     kept = (left >= SHINGLE_WORDS) | (place == 0)
     found = np.add.reduceat(np.append(kept, False), first_words[:-1]) * (counts > 0)
@@ -94,8 +95,8 @@ def _hash_pieces(data: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int
     eights = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))  # eight bytes from each place on
     bits = (8 * np.minimum(lengths, 8)).astype(np.uint64)
     mask = np.where(bits < 64, (np.uint64(1) << (bits & np.uint64(63))) - np.uint64(1), ~np.uint64(0))
-    hashes = (eights[starts] & mask) * _MIX[0] + lengths.astype(np.uint64)
+    hashes = (eights[starts] & mask) * GOLDEN_RATIO + lengths.astype(np.uint64)
     long = np.flatnonzero(lengths > 8)
-    hashes[long] ^= eights[starts[long] + lengths[long] - 8] * _MIX[2]
+    hashes[long] ^= eights[starts[long] + lengths[long] - 8] * MULTIPLIERS[1]
     hashes ^= hashes >> np.uint64(32)
-    return hashes * _MIX[1]
+    return hashes * MULTIPLIERS[0]

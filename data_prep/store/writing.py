@@ -12,7 +12,6 @@ import fcntl
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +20,14 @@ from typing import Self
 
 import pyarrow as pa
 
+from data_prep import atomic_files
+from data_prep.atomic_files import TEMPORARY_PATTERN
 from data_prep.errors import UserError
 from data_prep.read.fingerprint import hash_file
 from data_prep.store.store import SCHEMA, Shard, Split
 
 logger = logging.getLogger("redline.data")
 
-TEMPORARY_PATTERN = ".*.tmp"
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -75,54 +75,28 @@ def exclusive(product: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes], durable: bool = True) -> None:
     """A file that is either whole or absent; after a power cut, too, when it is `durable`. Raises WriteError."""
-    temporary = _name_temporary(path)
     with explain_write_errors(path.parent):
-        try:
-            with open(temporary, "wb") as file:
-                file.writelines([data] if isinstance(data, bytes) else data)
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        if durable:
-            sync(path.parent)
+        atomic_files.write_atomically(path, data, durable=durable)
 
 
 def place_copy(source: Path, target: Path) -> None:
     """`target` with the content of `source`: a hard link, or a copy where there can be none."""
-    temporary = _name_temporary(target)
+    temporary = atomic_files.name_temporary(target)
     try:
         try:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
-            sync(temporary)
+            atomic_files.sync(temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _name_temporary(path: Path) -> Path:
-    """Of its own in every process of every machine that writes here."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
 def remove_temporaries(directory: Path) -> None:
     """What killed processes left behind. Only for who holds the directory's lock."""
     for path in directory.rglob(TEMPORARY_PATTERN):
         path.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the names in a directory, to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class ShardWriter:
@@ -133,7 +107,7 @@ class ShardWriter:
 
     def __init__(self, directory: Path, split: Split, part: str | int):
         self._path = directory / f"{split}-{part}.arrow"
-        self._temporary = _name_temporary(self._path)
+        self._temporary = atomic_files.name_temporary(self._path)
         self._file: pa.OSFile | None = None
         self._writer: pa.RecordBatchStreamWriter | None = None
         self._split: Split = split

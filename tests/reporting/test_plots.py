@@ -57,7 +57,7 @@ def test_a_failed_write_leaves_the_old_plot(write_run, monkeypatch):
     def refuse(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr("training.reporting.plots.os.replace", refuse)
+    monkeypatch.setattr("data_prep.atomic_files.os.replace", refuse)
     with pytest.raises(OSError, match="disk full"):
         plot_losses(run_dir)
     assert path.read_bytes() == before

@@ -7,7 +7,6 @@ sinks). A kernel asked for by name is used or refused, never replaced.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 from typing import Any
@@ -17,6 +16,7 @@ from peft import PeftModel
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from data_prep.errors import UserError
+from data_prep.recipe.spelling import find_near
 from training.attention import kernels
 from training.attention.kernels import AttentionKernel, Compute, find_kernel, list_names
 
@@ -55,8 +55,8 @@ def find_named(requested: str, model_class: Any = None) -> AttentionKernel:
     """
     known = list_names()
     if requested not in known:
-        nearest = difflib.get_close_matches(requested, known, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"one of auto, {', '.join(known)}"
+        nearest = find_near(requested, known)
+        hint = f"did you mean {nearest!r}?" if nearest else f"one of auto, {', '.join(known)}"
         raise _refuse(requested, f"unknown, {hint}")
     kernel = find_kernel(requested)
     if obstacle := kernel.obstacle_in(model_class):

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.atomic_files import write_atomically
 from data_prep.errors import UserError
 from training.benchmark.command_line import build_parser
 from training.benchmark.interleave import draw_orders
@@ -34,7 +35,6 @@ from training.comparing.losses import Curve, judge_curves
 from training.comparing.sides import PHASE_KEYS, SPEED, WARMUP_SHARE, Side, find_metrics, find_windows, load_side
 from training.environment import describe_machine
 from training.metrics import names
-from training.reporting.plots import write_atomically
 
 WINDOWS = (30, 100, 1000)
 REPEATS = (1, 3, 6)

@@ -8,7 +8,6 @@ that spawned it.) Resident memory counts mapped files; `private` is what the pro
 
 import contextlib
 import multiprocessing
-import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from multiprocessing.connection import Connection
 from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
+
+from training.metrics.resident import read_resident
 
 Result = TypeVar("Result")
 LOOKS_PER_SECOND = 20
@@ -92,11 +93,5 @@ def _look(pid: int, peaks: dict[int, Peak]) -> None:
 
 def read_peak(process: psutil.Process) -> Peak:
     """Most resident memory so far and private memory now; without /proc both are resident memory now."""
-    try:
-        with open(f"/proc/{process.pid}/status") as file:
-            found = re.findall(r"^(VmHWM|RssAnon):\s*(\d+) kB", file.read(), re.MULTILINE)
-    except FileNotFoundError:
-        resident = process.memory_info().rss
-        return Peak(resident, resident)
-    sizes = {name: int(kilobytes) * 1024 for name, kilobytes in found}  # empty for a process that has just ended
-    return Peak(sizes.get("VmHWM", 0), sizes.get("RssAnon", 0))
+    resident = read_resident(process.pid)
+    return Peak(resident.peak, resident.private)

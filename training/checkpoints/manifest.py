@@ -17,6 +17,7 @@ from typing import Any
 
 import xxhash
 
+from data_prep.atomic_files import TEMPORARY_PATTERN
 from data_prep.errors import UserError
 from training.checkpoints.finite_weights import find_bad_weight
 from training.run_dir import write_text_atomic
@@ -124,7 +125,7 @@ def find_last_finite(run_dir: Path) -> Path | None:
 
 def _files_below(directory: Path) -> Iterator[Path]:
     for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name != MANIFEST and not path.name.endswith(".partial"):
+        if path.is_file() and path.name != MANIFEST and not path.match(TEMPORARY_PATTERN):
             yield path
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from data_prep.atomic_files import write_atomically
 from training.comparing.comparison import Comparison
 from training.comparing.page import format_page
 from training.comparing.picture import draw_comparison
-from training.reporting.plots import write_atomically
 
 
 def write_comparison(comparison: Comparison, output: Path) -> None:

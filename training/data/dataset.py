@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from data_prep.hash_mixing import GOLDEN_RATIO
 from data_prep.options import DataSection, SourceSection
 from data_prep.store.document_table import DocumentTable
 from data_prep.store.store import Split, Store
@@ -120,7 +121,7 @@ def choose_documents(table: DocumentTable, sources: Sequence[SourceSection]) -> 
     weights = np.array([source.weight for source in sources])[table.sources]
     whole = np.floor(weights)
     # The split was chosen by the low 64 bits of the same hash: mix them, so that the two choices are independent.
-    shares = (table.hashes * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(11)) / 2.0**53
+    shares = (table.hashes * GOLDEN_RATIO >> np.uint64(11)) / 2.0**53
     return np.repeat(np.arange(len(table)), (whole + (shares < weights - whole)).astype(np.int64))
 
 

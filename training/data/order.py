@@ -16,19 +16,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.hash_mixing import GOLDEN_RATIO, mix
+
 ROUNDS = 6
 WINDOW = 8192
 BLOCK = 64
-MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 Ints = NDArray[np.int64]
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014): each input bit flips half of the output bits."""
-    values = (values ^ (values >> np.uint64(30))) * MIX[1]
-    values = (values ^ (values >> np.uint64(27))) * MIX[2]
-    return values ^ (values >> np.uint64(31))
 
 
 @lru_cache(maxsize=8)
@@ -36,9 +30,9 @@ def _round_tables(key: tuple[int, ...], half: int) -> Ints:
     """What each round does to every right half, shape (ROUNDS, 2^half). Small: 2^13 for 67 M rows."""
     state = np.zeros(1, np.uint64)
     for word in key:
-        state = _mix(state + MIX[0] + np.uint64(word))
-    keys = _mix(state + MIX[0] * np.arange(1, ROUNDS + 1, dtype=np.uint64))
-    return (_mix(np.arange(1 << half, dtype=np.uint64) + keys[:, None]) & np.uint64((1 << half) - 1)).astype(np.int64)
+        state = mix(state + GOLDEN_RATIO + np.uint64(word))
+    keys = mix(state + GOLDEN_RATIO * np.arange(1, ROUNDS + 1, dtype=np.uint64))
+    return (mix(np.arange(1 << half, dtype=np.uint64) + keys[:, None]) & np.uint64((1 << half) - 1)).astype(np.int64)
 
 
 def permute(positions: Ints, size: int, key: tuple[int, ...]) -> Ints:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 
 from data_prep.errors import UserError
+from data_prep.recipe.spelling import find_near
 from training.metrics.peaks import known_devices
 
 GIB = 2**30
@@ -61,7 +61,7 @@ def _find_similar(name: str) -> list[str]:
     asked = _words(name)
     found = [known for known in _CAPACITY_GIB if all(any(a in word for word in _words(known)) for a in asked)]
     found.sort(key=lambda known: not asked <= _words(known))
-    return found[:4] or difflib.get_close_matches(name, _CAPACITY_GIB, n=1)
+    return found[:4] or list(filter(None, [find_near(name, _CAPACITY_GIB)]))
 
 
 def _words(name: str) -> set[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
-import sys
 from functools import cache
 
 import psutil
 import torch
 
 from training.metrics import names
+from training.metrics.resident import read_resident
 
 GIB = 2**30
 
@@ -24,10 +23,8 @@ def measure_memory(device: torch.device) -> dict[str, float]:
             names.PERF_MEMORY_RESERVED_GIB: torch.cuda.memory_reserved(device) / GIB,
             names.PERF_MEMORY_PEAK_GIB: torch.cuda.max_memory_allocated(device) / GIB,
         }
-    return {
-        names.PERF_MEMORY_ALLOCATED_GIB: allocated,
-        names.PERF_MEMORY_PEAK_GIB: max(_peak_resident_bytes() / GIB, allocated),  # the kernel counts the peak lazily
-    }
+    peak = max(read_resident(os.getpid()).peak / GIB, allocated)  # the kernel counts the peak lazily
+    return {names.PERF_MEMORY_ALLOCATED_GIB: allocated, names.PERF_MEMORY_PEAK_GIB: peak}
 
 
 def measure_allocated_bytes(device: torch.device) -> int:
@@ -39,11 +36,3 @@ def measure_allocated_bytes(device: torch.device) -> int:
 def _process(pid: int) -> psutil.Process:
     """Looking a process up takes longer than asking it."""
     return psutil.Process(pid)
-
-
-def _peak_resident_bytes() -> int:
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Not ru_maxrss: on Linux that outlives exec, so it may be the peak of the program that started this one.
-    with open("/proc/self/status", "rb") as status:
-        return next(1024 * int(line.split()[1]) for line in status if line.startswith(b"VmHWM:"))

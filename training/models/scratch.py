@@ -6,7 +6,6 @@ takes unknown fields without a word and a typo would train the default shape.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from data_prep.errors import UserError
+from data_prep.recipe.spelling import find_near
 
 from .minigpt import MiniGPTConfig
 
@@ -122,5 +122,8 @@ def _find_undeclared(config_class: type[PreTrainedConfig]) -> set[str]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {matches[0]!r}?" if matches else ""
+    """The known name within a slip of the pen, else the only one that has all words of `name`, or empty."""
+    words = name.lower().split("_")
+    longer = [one for one in known if all(any(part.startswith(w) for part in one.split("_")) for w in words)]
+    near = find_near(name, known) or (longer[0] if len(words) > 1 and len(longer) == 1 else None)
+    return f", did you mean {near!r}?" if near else ""

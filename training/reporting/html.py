@@ -16,6 +16,7 @@ import orjson
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from data_prep.atomic_files import write_atomically
 from training.metrics import names
 from training.reporting import formatting
 from training.reporting.charts import describe_loss
@@ -23,7 +24,7 @@ from training.reporting.facts import RunFacts, facts_from_run
 from training.reporting.formatting import as_number, format_count, format_large, format_number, format_significant
 from training.reporting.limits import find_limits
 from training.reporting.palette import css_variables
-from training.reporting.plots import PANELS, plot_run, render_loss_svg, render_panel_svg, write_atomically
+from training.reporting.plots import PANELS, plot_run, render_loss_svg, render_panel_svg
 from training.reporting.run_reader import Run, load_run
 from training.reporting.statistics import recent_window
 

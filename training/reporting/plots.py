@@ -8,7 +8,6 @@ about 0.2 s per figure at any length of the run (lines are downsampled), plus re
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from data_prep.atomic_files import write_atomically
 from training.metrics import names
 from training.reporting.charts import describe_loss, draw_lines, draw_loss, draw_phases, style_axes
 from training.reporting.formatting import as_number
@@ -203,11 +203,3 @@ def _render_svg(draw: Callable[[Axes], int], size: tuple[float, float], label: s
     root = rf'<svg \1 role="img" aria-label="{label}">'
     svg = re.sub(r'^.*?<svg [^>]*?(viewBox="[^"]*")[^>]*>', root, svg, count=1, flags=re.DOTALL)
     return to_css_variables(svg.replace("xlink:href", "href"))
-
-
-def write_atomically(path: Path, content: bytes) -> Path:
-    """Write beside `path` and rename: `path` is the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-    return path

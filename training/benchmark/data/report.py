@@ -13,10 +13,11 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from data_prep.atomic_files import write_atomically
 from training.benchmark.data.row import Row
 from training.reporting.charts import style_axes
 from training.reporting.palette import light
-from training.reporting.plots import PNG_DPI, write_atomically
+from training.reporting.plots import PNG_DPI
 
 VERDICTS = {True: "yes", False: "**no**", None: "-"}
 

@@ -13,6 +13,7 @@ memory, reset when the step begins, less what was resident before the model was 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,8 @@ import torch
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import TrainerCallback
+
+from training.metrics.resident import read_resident
 
 MARK = "redline measured step"
 C10 = Path(torch.__file__).parent / "lib" / f"libc10.{'dylib' if sys.platform == 'darwin' else 'so'}"
@@ -132,9 +135,7 @@ class PeakResident:
         Path("/proc/self/clear_refs").write_text("5")  # the high water mark is now what is resident now
 
     def end_step(self) -> None:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-        self.peak_bytes = peak * 1024 - self._before
+        self.peak_bytes = read_resident(os.getpid()).peak - self._before
 
     def __exit__(self, *exc: Any) -> None:
         return None

@@ -1,0 +1,12 @@
+"""SplitMix64 against published values."""
+
+import numpy as np
+
+from data_prep.hash_mixing import GOLDEN_RATIO, mix
+
+
+def test_the_first_values_of_seed_0():
+    """As Java's SplittableRandom and the reference C code give them."""
+    with np.errstate(over="ignore"):
+        states = np.arange(1, 4, dtype=np.uint64) * GOLDEN_RATIO
+    assert mix(states).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]

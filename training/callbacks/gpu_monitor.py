@@ -1,4 +1,4 @@
-"""GPU utilisation and memory as NVML sees them (`monitor.gpu_every` steps), for the rank's own device."""
+"""GPU utilisation and memory (`monitor.gpu_every` steps) of the rank's own device, as `torch.cuda` asks the driver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("redline.monitor")
 
 @dataclass(eq=False)
 class GpuMonitor(StatefulCallback):
-    """Reads two numbers of the driver (about 1 ms). Without NVML it logs one line and records nothing.
+    """Reads two numbers of the driver. Where it gives no utilisation, logs one line and records nothing.
 
     Metrics recorded:
         perf/gpu_utilization_pct    share of the last sampling interval of the driver in which a kernel ran
@@ -30,25 +30,22 @@ class GpuMonitor(StatefulCallback):
     """Optimizer steps between two readings."""
 
     def __post_init__(self) -> None:
-        self._nvml: Any = None
+        self._answers = True
         try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            uuid = f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            self._nvml = pynvml
+            torch.cuda.utilization(self.device)
         except Exception as error:  # NVML raises its own classes, and they differ between versions
-            logger.warning("no GPU utilisation in this run: NVML does not answer (%s)", error)
+            self._answers = False
+            logger.warning("no GPU utilisation in this run: the driver does not answer (%s)", error)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._nvml is None or state.global_step % self.every:
+        """Add both metrics to the record of every `every`-th step."""
+        if not self._answers or state.global_step % self.every:
             return
         with self.trainer.span(names.LOGGING):
-            memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
+            free, total = torch.cuda.mem_get_info(self.device)
             self.trainer.add_to_record(
                 {
-                    names.PERF_GPU_UTILIZATION_PCT: float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu),
-                    names.PERF_GPU_MEMORY_USED_PCT: 100.0 * memory.used / memory.total,
+                    names.PERF_GPU_UTILIZATION_PCT: float(torch.cuda.utilization(self.device)),
+                    names.PERF_GPU_MEMORY_USED_PCT: 100.0 * (total - free) / total,
                 }
             )

@@ -11,6 +11,7 @@ From top to bottom; each imports only what is below it (import-linter, `make che
     parse/              records -> conversations, by the names of their keys
     executor command    processes, errors of one line
     recipe/ options     what a user may say
+    atomic_files hash_mixing    ground: files that are whole or absent; SplitMix64
 """
 
 from data_prep.command import explain_missing_packages

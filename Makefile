@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 GPUS   := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')
 RANKS  ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),2)
 
-.PHONY: help install quickstart test test-faults check format schema bench-data bench-gpu clean
+.PHONY: help install quickstart test test-faults test-peers check format schema bench-data bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ test: check  ## lint, types, layers, and the whole test suite
 
 test-faults: $(VENV)/.requirements-ray  ## a Ray cluster of two nodes and killed workers: a minute
 	$(BIN)/python -m pytest tests/faults
+
+test-peers: $(VENV)/.requirements-dev  ## TRL_DIR=CHECKOUT: TRL's own SFT tests on our trainer (15 minutes)
+	$(BIN)/python -m pytest tests/peers -s
 
 format: $(VENV)/.requirements-dev  ## ruff's formatter and fixes
 	$(BIN)/ruff check --fix .

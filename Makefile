@@ -64,7 +64,7 @@ format: $(VENV)/.requirements-dev  ## ruff's formatter and fixes
 bench-data: $(VENV)/.requirements-dev  ## INPUT=text.jsonl: the data benchmark to docs/results/data.md (40 minutes)
 	$(BIN)/python -m training.benchmark data $(if $(INPUT),--input $(INPUT),--quick --output runs/bench-data/data.md)
 
-bench-gpu: $(VENV)/.requirements-dev  ## on NVIDIA GPUs: their tests, the memory grid, what measuring costs
+bench-gpu: $(VENV)/.requirements-dev  ## on NVIDIA GPUs: their tests, the memory grid, profiling overhead
 	@test "$(GPUS)" != 0 || { echo "error: nvidia-smi lists no GPU here"; exit 2; }
 	$(BIN)/python -m pytest tests/gpu
 	$(BIN)/python -m training.benchmark memory --output docs/results/memory_gpu.md

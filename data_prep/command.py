@@ -1,10 +1,10 @@
 """What every command shares: errors of one line, and output that may be closed, full or unable to show a character.
 
-1. `with_exit_code` turns what the user or the machine has to mend into `error: …` on stderr and exit code 2.
+1. `with_exit_code` turns user errors and refusals of the machine into `error: …` on stderr and exit code 2.
 2. `run_command` is what stands under `if __name__ == "__main__"`. It puts a `Guarded` stream under stdout and stderr:
-   characters that the encoding lacks are escaped, and a stream that cannot be written ends nothing by itself. A command
-   whose product is its output (`prints=True`) ends there: silently when its reader has gone (`… | head`), with code 2
-   otherwise. One whose product lies on disk goes on to its end.
+   characters that the encoding lacks are escaped, and a stream that cannot be written does not end the program. A
+   command whose product is its output (`prints=True`) ends there: silently when its reader has gone (`… | head`), with
+   code 2 otherwise. One whose product is on disk continues to its end.
 """
 
 import errno

@@ -72,7 +72,7 @@ def run_parts(function: Callable[[P], R], parts: Sequence[P], processes: int) ->
         raise
     except BrokenProcessPool:
         raise UserError(
-            "a data preparation process was killed, probably for want of memory: lower data.num_proc and run again"
+            "a data preparation process was killed, probably because memory ran out: lower data.num_proc and run again"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -7,7 +7,7 @@ and its keys that are not used, decoded documents with the tokens that carry los
 and the others dimmed (without colour: between ⟦ and ⟧), the longest and the oddest documents, and bad records. Those
 shown are spread evenly over the split. Odd are those with the rarest words (the highest mean -ln p of their tokens, by
 the split's own frequencies) and those that repeat themselves most (the lowest ln(distinct tokens) / ln(tokens)), among
-at most 20,000 spread evenly. `--verify` shows nothing, but holds every shard against the hash it was written with.
+at most 20,000 spread evenly. `--verify` shows nothing, but compares every shard with the hash of the build.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
     parser.add_argument("store", type=Path, help="directory that data_prep.prepare printed")
     parser.add_argument("--documents", type=_count, default=3, help="decoded documents to show")
     parser.add_argument("--split", choices=[*SPLITS, *REJECTED_SPLITS], default="train")
-    parser.add_argument("--verify", action="store_true", help="only hold every shard against the manifest's hashes")
+    parser.add_argument("--verify", action="store_true", help="only compare every shard with the manifest's hashes")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     console = console or Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)

@@ -85,7 +85,7 @@ class ColumnsSection(Section):
     text: str | None = Field(None, description="the text of a `text` record, as text_key")
     messages: str | None = Field(None, description="the turns of a conversation")
     role: str | None = Field(None, description="within a turn, who speaks")
-    content: str | None = Field(None, description="within a turn, what is said")
+    content: str | None = Field(None, description="within a turn: its text")
     chosen: str | None = Field(None, description="the better answer of a preference pair")
     rejected: str | None = Field(None, description="the worse answer of a preference pair")
     prompt: str | None = Field(None, description="what is asked")

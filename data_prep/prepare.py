@@ -235,7 +235,7 @@ def _choose_encoder(
     with progress("choosing the encoder"):
         sample = list(sample_documents(parts, read))
         if data.streaming:
-            # A store counts over all records; of a stream it is said by those that are looked at before it.
+            # A store counts over all records; a stream reports those that are inspected before the first step.
             noticed = notice_sample(sample, chat.control, data.special_tokens_in_text == "text")
             log_noticed(logger, noticed.describe(), f" of the first {len(sample)} records")
         return choose_encoder(tokenizer, sample, data.special_tokens_in_text)
@@ -261,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         prepared = prepare(*load_data_recipe(argv))
     except KeyboardInterrupt:
-        print("stopped; finished parts are kept: run again to go on", file=sys.stderr)
+        print("stopped; finished parts are kept: run again to continue", file=sys.stderr)
         return 130
     print(prepared.store_dir or prepared.tokenizer_dir)
     return 0

@@ -1,4 +1,4 @@
-"""Hold runs against each other: `python -m training.compare RUN_A RUN_B [RUN_C …]`, or with repeats
+"""Compare runs: `python -m training.compare RUN_A RUN_B [RUN_C …]`, or with repeats
 `python -m training.compare --a RUN RUN --b RUN RUN [--paired]`.
 
 Reads nothing but run directories. Prints the page; `--output PAGE.md` writes it with PAGE.json and PAGE.png beside it.
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=program_name("training.compare"), description="Hold runs against each other.")
+    parser = argparse.ArgumentParser(prog=program_name("training.compare"), description="Compare runs.")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="one run a side, each compared with the first")
     for side in ("a", "b"):
         parser.add_argument(

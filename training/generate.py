@@ -79,7 +79,7 @@ def _number(convert: Callable[[str], Any], is_good: Callable[[Any], bool], what:
 
 
 def _run(args: argparse.Namespace) -> None:
-    """Everything that can be wrong with the arguments is said before torch is loaded."""
+    """All errors of the arguments are reported before torch is loaded."""
     if args.system is not None and not args.chat:
         raise UserError("--system: is for --chat")
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
@@ -89,7 +89,9 @@ def _run(args: argparse.Namespace) -> None:
     elif args.prompt is not None:
         prompts = [check_prompt(args.prompt, "--prompt", chat=args.chat, system=system)]
     elif not (args.chat and sys.stdin.isatty()):
-        raise UserError("--prompt: give the text to go on from, or --prompts FILE (or --chat on a terminal, to talk)")
+        raise UserError(
+            "--prompt: give the text to continue, or --prompts FILE (or --chat on a terminal for a conversation)"
+        )
     from training.inference.answering import Answerer
 
     answerer = Answerer.load(args)

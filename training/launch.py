@@ -74,7 +74,7 @@ def _find_launcher(environ: Mapping[str, str]) -> str:
 def find_num_threads(requested: int | str, world: World, environ: Mapping[str, str] = os.environ) -> int:
     """Threads for this rank: the number asked for, else `OMP_NUM_THREADS`, else this rank's share of the cores.
 
-    torchrun and accelerate set `OMP_NUM_THREADS=1` by themselves; that 1 is not taken for a wish.
+    torchrun and accelerate set `OMP_NUM_THREADS=1` automatically; that 1 is not taken as the user's choice.
     """
     if requested != "auto":
         return int(requested)

@@ -29,7 +29,9 @@ def read_number(environ: Mapping[str, str], name: str, default: int, least: int 
     except ValueError:
         number = least - 1
     if number < least:
-        raise UserError(f"environment: {name} = {text!r}: must be a whole number from {least} on: unset or mend it")
+        raise UserError(
+            f"environment: {name} = {text!r}: must be a whole number of at least {least}: unset or correct it"
+        )
     return number
 
 

@@ -1,7 +1,7 @@
 """Watch a run in the terminal: `python -m training.monitor RUN [--once] [--every SECONDS]`.
 
 Reads nothing but the run directory, so it can run anywhere that sees the files and costs the training nothing.
-Ends by itself when the run ends; Ctrl-C leaves the run alone.
+Ends when the run ends; Ctrl-C leaves the run alone.
 """
 
 from __future__ import annotations

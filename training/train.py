@@ -6,7 +6,7 @@
     accelerate launch --multi_gpu --num_processes 2 training/train.py --config debug      (so on a CPU, too)
 
 `--config` takes a path or a bare name in `configs/`; any key of any section can be overridden (`--learning_rate 1e-4`,
-`data.seq_len=1024`); `--resume auto|PATH|never` resumes from the latest whole checkpoint or
+`data.seq_len=1024`); `--resume auto|PATH|never` resumes from the latest complete checkpoint or
 from PATH, or starts from scratch. Exit codes: 0 trained, 2 user error in the recipe, the data or the machine (one line
 says what to do), 130 stopped by Ctrl-C.
 """
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
             raise
         return _refuse(world, refusal)
     except KeyboardInterrupt:
-        print("error: stopped by Ctrl-C; --resume auto goes on from the latest checkpoint", file=sys.stderr)
+        print("error: stopped by Ctrl-C; --resume auto resumes from the latest checkpoint", file=sys.stderr)
         return 130
     return 0
 

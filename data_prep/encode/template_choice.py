@@ -1,6 +1,6 @@
 """Which chat template a store is rendered with: that of the recipe, else the tokenizer's own, else ChatML.
 
-What is wrong with the template itself is said here, before a record could be blamed for it.
+Errors of the template itself are reported here, before a record could be blamed for them.
 """
 
 import logging

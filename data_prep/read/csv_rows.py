@@ -134,7 +134,7 @@ class _Lines:
         self._number, self._lines, self._next = block[0], _decode(block, self._reading), start
 
     def refuse_row(self, error: str) -> BadRecord:
-        """The row as a bad record; reading goes on behind the line in which its quote opens."""
+        """The row as a bad record; reading continues after the line in which its quote opens."""
         text = "".join(self._take_row())
         whole = re.match(WHOLE_FIELDS.format(re.escape(self.delimiter)), text)
         end = whole.end() if whole else 0

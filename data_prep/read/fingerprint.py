@@ -1,7 +1,7 @@
 """Names for content: what a store or tokenizer is made from, never where it lay or when it was written.
 
 Content is hashed with xxh3-128 (10 GB/s: reading is the cost; made against accidents, not against an adversary);
-which bytes, and how they are remembered, is said in `chunks` and `contents`.
+`chunks` and `contents` describe which bytes, and how they are remembered.
 """
 
 import hashlib

@@ -150,4 +150,4 @@ def read_streamed(reading: Reading) -> Iterator[Record | BadRecord]:
             yield reading.refuse(reason, reading.number + 1)
         except Exception as error:  # of whichever client the library uses
             place = f"{span.path}, {reading.unit} {reading.number + 1}"
-            raise UserError(f"{place}: the stream broke ({one_line(error)}): run again to go on") from None
+            raise UserError(f"{place}: the stream broke ({one_line(error)}): run again to continue") from None

@@ -1,7 +1,7 @@
 """Records that are lines, JSONL and plain text, and text files that are one document.
 
 Lines are cut from blocks of 256 KiB, so that a line costs a share of one `split`, and memory is bounded by the longest
-line up to `data.max_record_bytes`: of a longer one only the size is kept, and reading goes on behind it.
+line up to `data.max_record_bytes`: of a longer one only the size is kept, and reading continues after it.
 A NUL byte is no text and makes a line or a text file a bad record. (`\\u0000` in a JSON string is legal, and kept.)
 """
 

@@ -151,7 +151,7 @@ class Turn:
         lead = before.text[self._anchor.end if self._anchor else 0 :]
         header = self._match_header(lead, self._follow(self._source.whole()))
         if not self._follow(self._source.locate(self._number + 1)).startswith(header):
-            raise self._refuse(f"by itself the chat template does not begin it with {_show(header)}")
+            raise self._refuse(f"rendered on its own, the chat template does not begin it with {_show(header)}")
         return header
 
     @cached_property
@@ -159,7 +159,7 @@ class Turn:
         try:
             return self._source.locate(self._number, prompt=True) if self._number else find_opening(self._source)
         except RecordError as error:
-            raise self._refuse(f"the chat template cannot go on with it: {error}") from None
+            raise self._refuse(f"the chat template refuses the conversation with this turn: {error}") from None
 
     @cached_property
     def _anchor(self) -> Place | None:
@@ -209,7 +209,7 @@ class Turn:
         begin_alone = self._end_of_anchor(alone) + len(self._header)
         own, own_alone = self._all_from(whole, self._begin), self._all_from(alone, begin_alone)
         if own and own_alone and own[-1].leaf != own_alone[-1].leaf:
-            raise self._refuse("the chat template writes other parts of it in its place than by itself")
+            raise self._refuse("the chat template writes other parts of it within the conversation than on its own")
         first = own[-1].end if own else self._begin
         last = own_alone[-1].end if own_alone else begin_alone
         limit = min((p.start for p in whole.places if p.start >= first and p not in own), default=len(whole.text))
@@ -232,7 +232,8 @@ class Turn:
             if others and tail.startswith(before + others):
                 return len(before + others)
         raise self._refuse(
-            f"the chat template ends it with {_show(closing)} by itself, and with {_show(tail)} in its place"
+            f"the chat template ends it with {_show(closing)} on its own, "
+            f"and with {_show(tail)} within the conversation"
         )
 
 

@@ -4,7 +4,7 @@ Chunks and hashes of a source's files lie in `store_dir/content_hashes/`, one JS
 inode, size, mtime_ns, ctime_ns) of before it was read. ctime moves at every write and cannot be set back: `touch` costs
 one more read and gives the same hash, a changed byte is never missed. A file that changed within the clock's grain
 before it was read is not remembered, since a second write in the same tick would leave no trace. Who reads a file again
-holds it against the same stamp (`files.refuse_changes`): nothing is kept under a name of what is there no more.
+compares it with the same stamp (`files.refuse_changes`): nothing is kept under a name of what is there no more.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """What became of a part, on disk: `STORE/parts/FINGERPRINT.json`, written after the part's shards.
 
-It stays when the store is complete. A build goes on from those of its own directory, and takes over from every other
+It stays when the store is complete. A build continues from those of its own directory, and takes over from every other
 store beside it, whole or not, the parts that it would make again: shards are hard links (copies where the file system
 has none), so removing one store does no harm to another. A part's fingerprint holds all that shapes its result, and no
 path or place: bad records are kept by their distance from the beginning of their span, and told by where it lies now.
@@ -145,7 +145,7 @@ def _content_of(fingerprint: str) -> str:
 
 def _log(sibling: Path, directory: Path, count: int, parts: int) -> None:
     if count and sibling == directory:
-        logger.info("store: going on with a stopped build, %d of %d parts are there", count, parts)
+        logger.info("store: continuing a stopped build, %d of %d parts are complete", count, parts)
     elif count:
         logger.info("store: %d of %d parts are unchanged, reused from %s", count, parts, sibling)
 

@@ -15,7 +15,7 @@ trained on (`Store.split("train_rejected")`).
 reads a shard. What bears a final name is whole (`writing`).
 Opening costs a stat per shard (about 5 µs with its entry in the manifest, so 60 ms for 100 GB of text), and holds its
 size against the manifest; its bytes are compared with their hash by `data_prep.inspect --verify`. What is read of it
-later is said in `document_table`.
+`document_table` describes what may be read later.
 """
 
 import os

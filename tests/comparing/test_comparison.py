@@ -103,7 +103,7 @@ def test_json_has_no_nan_and_the_page_says_one_run(write_timed):
     page = format_page(comparison)
     assert "What differs from run to run cannot be seen in one run" in page
     assert rows[names.PERF_MEMORY_PEAK_GIB]["equal"] and rows[names.PERF_MEMORY_ALLOCATED_GIB]["differs"] is None
-    assert page.count("not told: needs repeats") == 6  # memory, MFU without a peak (3), validation loss (2)
+    assert page.count("inconclusive: needs repeats") == 6  # memory, MFU without a peak (3), validation loss (2)
     assert len({len(line) for line in page.split("### Phases")[0].splitlines() if line.startswith("|")}) == 1
 
 
@@ -191,7 +191,7 @@ def test_rows_that_tell_nothing_are_no_missing_difference(write_timed):
 
     long = compare_paths(write_timed("a", seed=1), change_records(write_timed("b", seed=2), grow)).pairs[0]
     rows = [row for row in long.rows if row.key not in SPEED]
-    untold = sum(judge(row, "B").startswith("not told") for row in rows)
+    untold = sum(judge(row, "B").startswith("inconclusive") for row in rows)
     assert untold and describe_verdict(long)[-1] == (
         f"everything else: no difference ({untold} of {len(rows)} rows: not told)"
     )

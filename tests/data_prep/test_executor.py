@@ -100,7 +100,7 @@ def test_ctrl_c_is_one_line(tmp_path: Path, delay: float | None):
         said = parent.communicate(timeout=60)[1]
     finally:
         parent.kill()
-    assert (parent.returncode, said) == (130, "stopped; finished parts are kept: run again to go on\n")
+    assert (parent.returncode, said) == (130, "stopped; finished parts are kept: run again to continue\n")
     assert not psutil.wait_procs(workers, timeout=30)[1]
 
 

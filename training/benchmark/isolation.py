@@ -30,7 +30,7 @@ class Peak:
     private: int = 0
 
     def join(self, other: "Peak") -> "Peak":
-        """The larger of both, each by itself."""
+        """The larger of both, each on its own."""
         return Peak(max(self.resident, other.resident), max(self.private, other.private))
 
 

@@ -37,7 +37,7 @@ def run_logged(command: Sequence[str], log: Path, timeout_seconds: float) -> Non
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM as KeyboardInterrupt: by itself it would end this process and leave the run behind."""
+    """SIGTERM as KeyboardInterrupt: otherwise it would end this process and leave the run behind."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -71,7 +71,7 @@ class ProfilerWindow(StatefulCallback):
         return trace
 
     def _record_idle(self, trace: Path, num_steps: int) -> None:
-        """What a trace cannot tell, whatever the reason, is left out: the run goes on."""
+        """What a trace cannot tell, whatever the reason, is left out: the run continues."""
         try:
             idle = find_idle(read_trace(trace))
         except (OSError, ValueError, KeyError) as error:

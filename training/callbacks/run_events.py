@@ -33,7 +33,7 @@ class RunEvents(StatefulCallback):
         self.run_dir.append_event(
             "resume" if resumed else "start",
             state.global_step,
-            f"training goes on from step {state.global_step}" if resumed else f"training for {state.max_steps} steps",
+            f"training resumes from step {state.global_step}" if resumed else f"training for {state.max_steps} steps",
             max_steps=state.max_steps,
             unigram_entropy_nats=self.unigram_entropy_nats,
             peak=asdict(peak) if peak else None,
@@ -49,7 +49,7 @@ class RunEvents(StatefulCallback):
             return
         loss = metrics["eval_loss"]
         if not math.isfinite(loss):
-            message = f"validation loss is {loss}: never the best, and nothing to compare; training goes on"
+            message = f"validation loss is {loss}: it never counts as the best one; training continues"
             logger.warning("step %d: %s", state.global_step, message)
             self.run_dir.append_event("not_finite", state.global_step, message, eval_loss=str(loss))
         else:

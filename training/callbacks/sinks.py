@@ -97,7 +97,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A W&B run; a resumed training goes on under the id kept in `RUN/wandb_id`.
+    """A W&B run; a resumed training continues under the id kept in `RUN/wandb_id`.
 
     The project is `training.project`, the name `training.run_name`; mode (`WANDB_MODE=offline`), entity, group and so
     on come from W&B's own environment variables, and `monitor.wandb_*` sets those (`training/launch.py`). Raises
@@ -124,7 +124,7 @@ class Wandb:
             )
         except WandbError as error:
             raise UserError(
-                f"training.report_to: wandb: {' '.join(str(error).split())}: mend it, or set WANDB_MODE=offline"
+                f"training.report_to: wandb: {' '.join(str(error).split())}: fix it, or set WANDB_MODE=offline"
             ) from error
 
     def write(self, record: Record) -> None:

@@ -107,7 +107,7 @@ def find_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def find_resumable(run_dir: Path, *, verify: bool = True) -> Path | None:
-    """The latest checkpoint that can be resumed from; each one passed over is said with its reason."""
+    """The latest checkpoint that can be resumed from; each one that is skipped is logged with its reason."""
     for checkpoint in find_checkpoints(run_dir):
         try:
             check_resumable(checkpoint, verify=verify)
@@ -118,7 +118,7 @@ def find_resumable(run_dir: Path, *, verify: bool = True) -> Path | None:
 
 
 def find_last_finite(run_dir: Path) -> Path | None:
-    """The whole checkpoint with the highest step whose weights are finite. Reads weights until it finds one."""
+    """The complete checkpoint with the highest step whose weights are finite. Reads weights until it finds one."""
     whole = (path for path in find_checkpoints(run_dir) if (path / MANIFEST).exists())
     return next((path for path in whole if find_bad_weight(path) is None), None)
 

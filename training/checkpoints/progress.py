@@ -2,7 +2,7 @@
 
 The Trainer forgets the losses between the last logged step and the save, so a resumed run would log another mean than
 the straight one. Here each rank's running sum is kept exactly (a float32 is a JSON number without loss), together with
-the tokens trained on and the seconds spent, so both go on where they were, and where the data stands.
+the tokens trained on and the seconds spent, so both continue where they were, and where the data stands.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ With repeats its interval is that of runs. With one run on each side it follows 
 *difference of the curves* along the whole range but its first tenth: what one recipe with another seed does to a curve
 comes and goes along it, and a quarter is taken to say as much as another; and where a seed ends, by the unit's
 allowance at least, is in no curve. Losses that are equal in every digit at every
-common step are said to be so. Evaluation losses are compared at the last evaluation that all runs have.
+common step are marked so. Evaluation losses are compared at the last evaluation that all runs have.
 """
 
 from __future__ import annotations

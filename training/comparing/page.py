@@ -14,11 +14,11 @@ from training.metrics import names
 from training.reporting.formatting import format_duration, format_large, format_significant, format_table
 
 NO_DIFFERENCE = "no difference"
-NOT_TOLD = "not told"
+INCONCLUSIVE = "inconclusive"
 TOO_NOISY = 0.5  # what runs could not even show this relative difference of, they say nothing of
-TOO_MUCH_NOISE = "not told: varies too much"
+TOO_MUCH_NOISE = "inconclusive: varies too much"
 EQUAL = "equal in every digit"
-NEEDS_REPEATS = "not told: needs repeats"  # one value a run: its spread is not in it
+NEEDS_REPEATS = "inconclusive: needs repeats"  # one value a run: its spread is not in it
 AXIS_UNITS = {"tokens": "tokens", "text_bytes": "bytes of text"}
 HOW_TO_READ = """\
 Ratios are {b} / {a}, each with its interval: all intervals of this page hold together 95 times in 100. "Detectable" is
@@ -79,19 +79,19 @@ def _find_why_untimed(pair: Pair) -> str:
             measured = all(len(run.series(names.PERF_STEP_MS)) for run in side.runs)
             what = "no record after its first steps" if measured else f"no {names.PERF_STEP_MS} (perf.enabled: false?)"
             why.append(f"{side.name} has {what}")
-    return f"{NOT_TOLD}: {', '.join(why)}"
+    return f"{INCONCLUSIVE}: {', '.join(why)}"
 
 
 def _sum_up(rows: Sequence[Row], b: str) -> str:
     """What differs, or that nothing does; how many rows do not tell."""
     verdicts = [judge(row, b) for row in rows]
-    untold = sum(verdict.startswith(NOT_TOLD) for verdict in verdicts)
+    untold = sum(verdict.startswith(INCONCLUSIVE) for verdict in verdicts)
     differing = [f"{row.key} {verdict}" for row, verdict in zip(rows, verdicts, strict=True)
-                 if verdict not in (EQUAL, NO_DIFFERENCE) and not verdict.startswith(NOT_TOLD)]  # fmt: skip
+                 if verdict not in (EQUAL, NO_DIFFERENCE) and not verdict.startswith(INCONCLUSIVE)]  # fmt: skip
     if untold == len(rows):
-        return NOT_TOLD
+        return INCONCLUSIVE
     found = ", ".join(differing) or NO_DIFFERENCE
-    return f"{found} ({untold} of {len(rows)} rows: {NOT_TOLD})" if untold else found
+    return f"{found} ({untold} of {len(rows)} rows: {INCONCLUSIVE})" if untold else found
 
 
 def _describe_row(row: Row, b: str) -> str:
@@ -100,13 +100,13 @@ def _describe_row(row: Row, b: str) -> str:
 
 
 def judge(row: Row, b: str) -> str:
-    """`no difference`, `B higher`, `B lower`; `not told` without an interval; of a phase, that one side has none."""
+    """`no difference`, `B higher`, `B lower`; `inconclusive` without an interval; of a phase, which side has none."""
     if row.equal:
         return EQUAL
     if is_phase(row) and not (row.a and row.b):
         return f"in {b} only" if row.b else f"not in {b}"
     if row.interval.differs is None:
-        return NEEDS_REPEATS if max(row.windows) == 1 else NOT_TOLD
+        return NEEDS_REPEATS if max(row.windows) == 1 else INCONCLUSIVE
     if not row.interval.differs:
         return NO_DIFFERENCE if (row.interval.detectable or 0.0) <= TOO_NOISY else TOO_MUCH_NOISE
     return f"{b} {'higher' if row.interval.estimate > 1 else 'lower'}"

@@ -104,7 +104,7 @@ def sections() -> Sections:
 def load_config(argv: Sequence[str], world_size: int | None = None) -> LoadedConfig:
     """Load and check what the command line asks for; world_size is that of the launcher (WORLD_SIZE) by default.
 
-    Raises UserError with one line on what to mend; SystemExit(0) after printing `--help`.
+    Raises UserError with one line on what to fix; SystemExit(0) after printing `--help`.
     """
     known = sections()
     if "--help" in argv or "-h" in argv:

@@ -33,7 +33,7 @@ _OPTIMIZER = "the optimizer's state in the checkpoint is of the other one"
 _PRECISION = "the states in the checkpoint are of the other precision"
 _MODEL = "the weights in the checkpoint are of the other model"
 _BASE = "the adapter in the checkpoint was trained on other weights"
-_RANDOM = "random numbers go on where the checkpoint left them"
+_RANDOM = "random numbers continue where the checkpoint left them"
 _ZERO = "the states in the checkpoint are cut for the other set-up"
 _SCHEDULE = "the schedule's state in the checkpoint is of the other one"
 ENDS_BYTES = 2**20  # of each weight file, hashed at its beginning and its end
@@ -164,7 +164,7 @@ def find_changes(checkpoint: Path, step: int, before: Mapping[str, Any] | None, 
             refused.append(f"{key} was {json.dumps(change.old)}, is {json.dumps(change.new)} ({rule})")
     if refused:
         raise UserError(
-            f"{checkpoint}: cannot be resumed with other settings: {'; '.join(refused)}: go on with what it was, or "
+            f"{checkpoint}: cannot be resumed with other settings: {'; '.join(refused)}: restore the old values, or "
             "start from scratch with --resume never"
         )
     return changes

@@ -232,7 +232,7 @@ _REASONS = {
     _MIN_RATE: "min_lr min_learning_rate cosine_min_lr_ratio min_lr_ratio decay_lr",
     "use --resume auto|PATH|never; weights to start from: --model.path": "init_from load_from_checkpoint ckpt_path",
     _RESUME: "auto_resume_from_checkpoints resume_from",
-    "an older run at this place is moved aside by itself, --resume auto continues it: leave it out": (
+    "an older run in this directory is moved aside automatically, --resume auto continues it: leave it out": (
         "overwrite_output_dir"
     ),
     "everything of a run is below training.output_dir": "log_dir tensorboard_dir",
@@ -262,7 +262,7 @@ _REASONS = {
     "it is nccl on GPUs and gloo on a CPU": "backend xpu_backend",
     "weights are not uploaded to trackers": "wandb_log_model wandb_watch",
     "set W&B's own variables WANDB_TAGS and WANDB_NOTES": "wandb_tags wandb_notes tags notes",
-    "a resumed run keeps its id by itself": "wandb_run_id wandb_id",
+    "a resumed run keeps its id automatically": "wandb_run_id wandb_id",
     "use --report_to wandb or tensorboard": "logger use_swanlab use_mlflow use_comet tracker",
 }
 REFUSED_FLAGS = {

@@ -43,7 +43,7 @@ REFUSED = {
     "hub_revision": "after the run, `hf upload REPO RUN/final --revision NAME`",
     "hub_strategy": "after the run, `hf upload REPO RUN/final`",
     "hub_token": "it would be written to the run directory: set the environment variable HF_TOKEN",
-    "ignore_data_skip": "the data goes on where it stood, at no cost",
+    "ignore_data_skip": "the data continues where it stood, at no cost",
     "include_for_metrics": "evaluation computes the loss alone",
     "include_num_input_tokens_seen": "costs a gather and a sync per micro-batch; tokens are counted in metrics.jsonl "
     "without it",
@@ -89,7 +89,7 @@ REMOVED = {
     "tpu_num_cores": "TPUs are not supported",
     "use_ipex": "torch has it built in",
     "use_legacy_prediction_loop": "evaluation computes the loss alone",
-    "use_mps_device": "the device is found by itself",
+    "use_mps_device": "the device is detected automatically",
     "group_by_length": "use data.packing: best_fit (or data.group_by_length)",
 }
 

@@ -2,7 +2,7 @@
 
 A *round* is one micro-batch on each rank. Both ways of batching cut the one stream of `order.py`, so the rows of an
 optimizer step do not depend on how many ranks or workers share them, and a position taken at the end of a round is all
-that another launch needs: other ranks and another micro-batch go on from there, no row repeated or skipped. A batch
+that another launch needs: other ranks and another micro-batch continue from there, no row repeated or skipped. A batch
 runs on into the next epoch where an epoch ends: every step is full and no row is dropped.
 
 | | rows of a micro-batch | length of an epoch |

@@ -1,4 +1,4 @@
-"""Which reader of a stream gets which rows: a pure function of a few integers, so nothing is said between readers.
+"""Which reader of a stream gets which rows: a pure function of a few integers, so readers need not communicate.
 
 A stream is an endless sequence of *units* (the parts of the first pass in its order, those of the second, …). The rows
 of a unit, in their order, are dealt into `slices`: row n is in slice n % slices. Unit u, slice s is *item*

@@ -1,7 +1,7 @@
 """The training rows of this rank as an endless iterator of batches that knows where it stands.
 
 `position` is that of the batches handed out, not of those that workers prepare ahead: it goes into the checkpoint, and
-`start(position)` goes on from there at once, at any depth. The loader draws nothing from torch's global random state,
+`start(position)` continues from there at once, at any depth. The loader draws nothing from torch's global random state,
 so its workers and restarts leave dropout as it was.
 
 Workers: none on a CPU, where batches are views of mapped memory and the cores train; on a GPU half of this rank's cores

@@ -3,7 +3,7 @@
 A stream is the epochs one after the other, each all rows once in an order of its own: position p is row p % num_rows
 of epoch p // num_rows. A keyed permutation (a Feistel network with cycle walking) maps any position to its row without
 laying out the epoch: no memory, no random state to save, the same on every rank, worker, machine and library version.
-Where a run stands is one integer, and going on at row 10 million costs what going on at row 0 does.
+Where a run stands is one integer, and resuming at row 10 million costs what resuming at row 0 does.
 
 Grouped by length, a window of `WINDOW` positions is sorted by length, and blocks of the sorted window come in random
 order: rows near each other are about equally long, and a position still costs no more than its window (some 3 ms).

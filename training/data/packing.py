@@ -86,10 +86,10 @@ def plan_rows(
     if packing == "wrapped":
         return _plan_wrapped(table, documents, seq_len, seed)
     pieces, counts = cut_long(documents, table.lengths, seq_len, long_documents)
-    audible = ~find_silent(pieces, table)
-    counts["silent"] = int((~audible).sum())
+    with_loss = ~find_silent(pieces, table)
+    counts["silent"] = int((~with_loss).sum())
     if counts["silent"]:
-        pieces = pieces.take(audible)
+        pieces = pieces.take(with_loss)
     if packing == "none":
         return RowPlan(pieces, _narrow(np.arange(len(pieces.length) + 1)), **counts)
     rows, num_rows = pack_best_fit(pieces.length, seq_len)
@@ -215,9 +215,9 @@ def _plan_wrapped(table: DocumentTable, documents: Ints, seq_len: int, seed: int
     pieces = Pieces.of(documents[owner], begin - starts[owner], end - begin)
     rows = begin // seq_len
     silent = find_silent(pieces, table)
-    audible = np.bincount(rows, weights=~silent) > 0
-    _, renumbered = np.unique(rows[audible[rows]], return_inverse=True)
+    with_loss = np.bincount(rows, weights=~silent) > 0
+    _, renumbered = np.unique(rows[with_loss[rows]], return_inverse=True)
     split = int((np.bincount(owner, minlength=len(documents)) > 1).sum())
-    kept = audible[rows]
+    kept = with_loss[rows]
     counts = {"split": split, "silent": int((~kept).sum())}
-    return RowPlan(pieces.take(kept), _offsets(renumbered, int(audible.sum())), **counts)
+    return RowPlan(pieces.take(kept), _offsets(renumbered, int(with_loss.sum())), **counts)

@@ -1,4 +1,4 @@
-"""What a position in the data is a position of: a checkpoint keeps it, and a resume holds it against the data at hand.
+"""What a position in the data is a position of: a checkpoint keeps it, and a resume compares it with the data at hand.
 
 A position counts rows of one order. Among other rows, or in another order, the same number would leave out some and
 repeat others without a word, so a difference is an error. World size, micro-batch and workers are not in the order.
@@ -41,5 +41,5 @@ def check_same_order(checkpoint: Path, before: dict[str, Any], now: dict[str, An
     if changed:
         raise UserError(
             f"{checkpoint}: the order of its data is not the order here, so nobody knows which rows are left: "
-            f"{'; '.join(changed)}: go on with the data as it was, or start from scratch with --resume never"
+            f"{'; '.join(changed)}: resume with the data as it was, or start from scratch with --resume never"
         )

@@ -1,4 +1,4 @@
-"""Rows straight from raw sources: read, tokenized and packed while training goes on.
+"""Rows straight from raw sources: read, tokenized and packed during training.
 
 Each reader (a rank, or a worker process of one) does the items that `dealing` gives it. A unit's documents are packed
 block by block (16 MiB of text), so its rows are a pure function of its content and the recipe; they come in an order
@@ -6,7 +6,7 @@ keyed by (seed, unit of the stream, block). One block is in use while a thread p
 blocks (about 130 bytes for 8 bytes of text), whatever the size of the sources.
 
 A batch brings along how far its reader has come with it, so what counts is what was handed out, not what was read
-ahead. A session that goes on reads the blocks of a unit that it stood in again, nothing else.
+ahead. A resumed session reads the blocks of a unit that it stood in again, nothing else.
 """
 
 import logging
@@ -188,7 +188,7 @@ def pack_block(blocks: Sequence[Block], data: DataSection) -> RowDataset:
 
 
 def read_first_rows(plan: StreamPlan, data: DataSection) -> Dataset[Row] | None:
-    """Some training rows, for want of validation rows to look at. None when the first block has none."""
+    """Some training rows, where there are no validation rows to look at. None when the first block has none."""
     rows = pack_block([next(read_blocks(plan.units[0], plan, "train"))], data)
     return rows if len(rows) else None
 

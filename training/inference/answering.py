@@ -60,7 +60,7 @@ class Answerer:
         return self._decode(written)
 
     def answer_all(self, prompts: Sequence[Prompt], batch_size: int) -> None:
-        """A JSON line for each prompt, in order: the prompt, `text`, and `stopped`, whether it ended by itself."""
+        """Print a JSON line for each prompt, in order: the prompt, `text`, and `stopped` (it ended at a stop token)."""
         for begin in range(0, len(prompts), batch_size):
             batch = prompts[begin : begin + batch_size]
             encoded = [self._encode(prompt) for prompt in batch]
@@ -95,5 +95,5 @@ class Answerer:
         count = len(written.ids)
         flops = ModelFlops.from_model(self.model).count_generation(len(ids), count)
         rates = f"{count / seconds:.1f} tokens/s, {flops / seconds / 1e9:.1f} GFLOP/s"
-        end = "" if written.stopped else ", not stopped by itself"
+        end = "" if written.stopped else ", stopped by the length limit"
         print(f"{count} tokens in {seconds:.2f} s ({rates}){end}", file=sys.stderr)

@@ -16,7 +16,7 @@ def check_prompt(value: Any, where: str, *, chat: bool, system: Messages) -> Pro
     """The prompt in `value` (text or messages), with `system` before it in a chat. Raises UserError naming `where`."""
     if isinstance(value, str):
         if not value.strip() if chat else not value:
-            raise UserError(f"{where}: is empty: give the text to go on from")
+            raise UserError(f"{where}: is empty: give the text to continue")
         return [*system, {"role": "user", "content": value}] if chat else value
     if not isinstance(value, list) or not value or not all(_is_message(message) for message in value):
         raise UserError(f'{where}: neither a text nor messages like {{"role": "user", "content": "…"}}')

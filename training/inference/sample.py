@@ -1,4 +1,4 @@
-"""What a trained model writes at the end of a run: a text goes on, an assistant answers and has to stop.
+"""What a trained model writes at the end of a run: a text continues, an assistant answers and has to stop.
 
 After training on chats the prompt is that of a chat, as far as its first trained turn: what the model saw before it had
 to write. Whether it then stops is the one thing of `final/` that equal logits do not show.
@@ -67,7 +67,7 @@ def write_sample(model: Any, trainer: RecipeTrainer, chats: Chats, table: Docume
 
 def _tell(sample: Sample, last: str, trainer: RecipeTrainer) -> None:
     if sample.stopped:
-        message = f"the sample's turn stopped by itself, with {last!r} after {sample.tokens} tokens"
+        message = f"the sample's turn ended on its own, with {last!r} after {sample.tokens} tokens"
         logger.info("%s", message)
     else:
         message = f"the sample's turn did not stop within {sample.limit} tokens (trained too little, or no stop token)"

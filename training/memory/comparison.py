@@ -65,7 +65,7 @@ def compare_peak(
     world_size: int,
     device: torch.device,
 ) -> PeakComparison:
-    """Predict the peak of a rank and hold the run's highest `perf/memory_peak_gib` against it.
+    """Predict the peak of a rank and compare the run's highest `perf/memory_peak_gib` with it.
 
     build: as of `Planner`. Whatever goes wrong is one line in the log and in `note`.
     """

@@ -39,7 +39,7 @@ class Reduction:
     """How ZeRO takes gradients away as backward makes them, in bytes (`DeepSpeedZeroOptimizer`, stages 1 to 3).
 
     A gradient is copied into a bucket and let go of; a full bucket is flattened once more to be reduced, and what is
-    this rank's goes into `partition`. A gradient larger than a bucket waits for the next one by itself.
+    this rank's goes into `partition`. A gradient larger than a bucket waits for the next one on its own.
     """
 
     bucket: int

@@ -139,7 +139,7 @@ class PhaseTimer(Generic[Work]):
             self._open.changes.append((self.phase, self._clock.mark()))
 
     def end_step(self, work: Work) -> None:
-        """Close the current step here. A span that is open goes on in the next step."""
+        """Close the current step here. A span that is open continues in the next step."""
         if self._open is None:
             raise RuntimeError("PhaseTimer.end_step before start()")
         self._change()

@@ -7,7 +7,7 @@ ceilings are rates that were stated by the vendor or measured on this machine.
 F is what the machine executes (`StepFlops.hardware`). B is counted so that it is surely moved: every matmul reads its
 two factors and writes its result once, in the type it computes in; an optimizer step reads gradients, and reads and
 writes weights and states once. Norms, activations, softmax, casts and second readings come on top and are not in it, so
-a phase may in truth be nearer to its ceiling than is said, never further.
+a phase may in truth be nearer to its ceiling than reported, never further.
 """
 
 from __future__ import annotations

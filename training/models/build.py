@@ -11,7 +11,7 @@ Dtype of the parameters (`model.dtype`)
 - `auto` for the frozen base under LoRA is the compute dtype: float32 would cost twice the memory for nothing.
 - float16 is refused for parameters that train: their gradients cannot be unscaled.
 
-Under ZeRO-3 (a live `HfDeepSpeedConfig`) `from_pretrained` and `from_config` build partitioned models by themselves.
+Under ZeRO-3 (a live `HfDeepSpeedConfig`) `from_pretrained` and `from_config` build partitioned models automatically.
 With `meta=True` nothing is allocated: shapes only, for planning; a local `config.json` is enough.
 """
 

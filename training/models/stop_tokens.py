@@ -76,7 +76,7 @@ class TurnEnds:
 def find_turn_ends(table: DocumentTable, is_chat: Sequence[bool], tokenizer: PreTrainedTokenizerBase) -> TurnEnds:
     """Looks at up to SAMPLED_DOCUMENTS chats, evenly over the table; `is_chat` goes by source.
 
-    White space after the token belongs to the frame. A token that the turn goes on after, too (gpt-oss ends its
+    White space after the token belongs to the frame. A token that the turn continues after, too (gpt-oss ends its
     analysis with the `<|end|>` that also ends earlier turns), stops nothing, unless there is no other.
     """
     added: dict[int, Any] = tokenizer.added_tokens_decoder

@@ -54,7 +54,7 @@ def count_free_positions(model: Any, length: int) -> int | None:
 
 
 def render_prompt(tokenizer: Any, messages: list[dict[str, Any]]) -> list[int]:
-    """Ids of a conversation that the assistant is to go on with, by the tokenizer's chat template."""
+    """Ids of a conversation that the assistant continues, by the tokenizer's chat template."""
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
 
 

@@ -11,9 +11,9 @@ The rule. Every phase of a step is of one kind; of the five kinds of training, t
                    cases those without a roofline, as an optimizer that runs beside the device
     the rest       evaluation, checkpoints, logging, clearing the cache and what no phase claims: no training
 
-Where the rest is larger than each of the five it is said first, with what thins it; the shares of the five are then of
-the time that is training. `docs/metrics.md` has the formulas. A run that ended without a summary has no roofline: then
-nothing is named.
+Where the rest is larger than each of the five it is reported first, with what thins it; the shares of the five are then
+of the time that is training. `docs/metrics.md` has the formulas. A run that ended without a summary has no roofline:
+then nothing is named.
 """
 
 from __future__ import annotations

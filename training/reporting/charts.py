@@ -172,7 +172,7 @@ def describe_loss(metrics: MetricsLog, entropy: float | None = None) -> list[tup
 
 
 def _describe_last(loss: Series, stats: SeriesStatistics) -> tuple[str, str]:
-    """The last step's loss; where that is not finite, so it is said, and which step was the last that was."""
+    """The last step's loss; where that is not finite, the text says so and names the last step that was."""
     if math.isfinite(loss.values[-1]):
         return "last", f"{stats.last:.4f}"
     return f"last (step {int(loss.steps[-1]):,})", f"not finite; {stats.last:.4f} at step {stats.last_step:,}"

@@ -164,7 +164,7 @@ class RunFacts:
             return "Validation loss was not measured."
         if entropy is None:
             why = " (the data was streamed, no store was built)" if self.streamed else ""
-            return f"Validation loss is {loss:.3f}; the unigram entropy to hold it against was not measured{why}."
+            return f"Validation loss is {loss:.3f}; the unigram entropy to compare it with was not measured{why}."
         if loss < entropy:
             return (
                 f"Validation loss {loss:.3f} is {entropy - loss:.3f} nats below the unigram entropy {entropy:.3f}: "

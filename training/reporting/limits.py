@@ -41,7 +41,7 @@ PHASE_RULES = (
         "Set training.dataloader_pin_memory to true.",
     ),
     PhaseRule(
-        names.COMM_EXPOSED, 10, "Computation waits for other ranks",
+        names.COMM_EXPOSED, 10, "Exposed communication",
         "Raise training.gradient_accumulation_steps (fewer reductions per token), or reduce_bucket_size in the "
         "DeepSpeed JSON; when perf/slowest_rank_behind_pct is high, it is that rank which the others wait for.",
     ),

@@ -22,7 +22,7 @@ PHASE_MEANINGS = {
     names.H2D: "the batch is copied to the device",
     names.FORWARD: "forward pass and loss",
     names.BACKWARD: "gradients, and what is recomputed",
-    names.COMM_EXPOSED: "computation waits for other ranks",
+    names.COMM_EXPOSED: "exposed communication: waits for ranks",
     names.OPTIMIZER: "clipping and the optimizer step",
     names.CACHE_CLEAR: "the allocator's cache is emptied",
     names.CHECKPOINT: "a checkpoint is written",

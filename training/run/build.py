@@ -210,7 +210,7 @@ def build_trainer(
             flops_profile_every=config.perf.flops_profile_every,
         )
     if trainer.is_deepspeed_enabled != (loaded.deepspeed is not None):
-        raise RuntimeError("accelerate did not take the DeepSpeed set-up: training would go on without ZeRO")
+        raise RuntimeError("accelerate did not take the DeepSpeed set-up: training would continue without ZeRO")
     for stock in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(stock)
     entropy = store.manifest.unigram_entropy_nats if store else None

@@ -84,7 +84,7 @@ def open_run(
         raise
     try:
         if aside is not None:
-            logger.info("%s holds an older run: kept as %s (--resume auto would go on with it)", run_dir.path, aside)
+            logger.info("%s holds an older run: kept as %s (--resume auto would continue it)", run_dir.path, aside)
         step = 0
         if checkpoint is not None:
             step = read_manifest(checkpoint).step
@@ -105,7 +105,7 @@ def _unwritable(run_dir: RunDir, error: OSError) -> UserError:
 
 def _take_over(run_dir: RunDir, source: RunDir, step: int) -> None:
     """Bring records of another run here, or set aside what this run did past `step`."""
-    run_dir.summary.unlink(missing_ok=True)  # of the session that this one goes on from: the run is not over
+    run_dir.summary.unlink(missing_ok=True)  # of the session that this one resumes: the run is not over
     if source.path.resolve() != run_dir.path.resolve():
         if source.metrics.exists():
             shutil.copy(source.metrics, run_dir.metrics)

@@ -111,7 +111,7 @@ def is_over(run_dir: RunDir, checkpoint: Path, max_steps: int, world: World) -> 
     is_here = checkpoint.parent.resolve() == run_dir.path.resolve()
     finished = on_main_rank(world, lambda: is_here and run_dir.is_finished())
     if finished:
-        advice = "raise training.max_steps (or num_train_epochs) to go on"
+        advice = "raise training.max_steps (or num_train_epochs) to continue"
         logger.info("%s is complete at step %d of %d: %s", checkpoint, step, max_steps, advice)
     else:
         logger.info("%s: all %d steps are done, but there is no checked final/: finishing the run", checkpoint, step)
@@ -161,7 +161,7 @@ def _check_world(checkpoint: Path, manifest: Manifest, loaded: LoadedConfig, wor
             f"launch {manifest.world_size} ranks"
         )
     logger.warning(
-        "%s was written with world size %d, this launch has %d: it goes on, but not bit for bit",
+        "%s was written with world size %d, this launch has %d: the run continues, but not bit for bit",
         checkpoint.name,
         manifest.world_size,
         world.size,

@@ -40,7 +40,7 @@ AT_MINIMUM = "already at minimum"  # DeepSpeed's words for a loss scale that can
 
 
 class NotFiniteError(UserError):
-    """Training cannot go on; `details` are for summary.json."""
+    """Training cannot continue; `details` are for summary.json."""
 
     def __init__(self, message: str, **details: Any) -> None:
         super().__init__(message)
@@ -190,7 +190,7 @@ def guard_step(trainer: Any, check: FiniteCheck) -> None:
 
 def guard_engine(engine: Any, check: FiniteCheck) -> None:
     """DeepSpeed steps within `backward`. In 16 bits, and with ZeRO, its optimizer leaves out a step whose gradient is
-    not finite and counts it (`skipped_steps`); only fp16 may go on after that."""
+    not finite and counts it (`skipped_steps`); only fp16 may continue after that."""
     optimizer, step, scales = engine.optimizer, engine.step, bool(engine.fp16_enabled())
     if getattr(optimizer, "check_grad_overflow", True) is False:
         optimizer.check_grad_overflow = True  # off in float32, or by bf16.check_grad_overflow: false

@@ -58,7 +58,7 @@ def _find_ceiling(model: torch.nn.Module, tokens: int, calibrator: Calibrator, p
     matmuls = find_matmuls(model)
     ceiling = calibrator.find_model_ceiling([m for m in (*matmuls.layers, *matmuls.head) if not m.overhead], tokens)
     if ceiling and peak.source == "measured" and ceiling.tflops > peak.tflops:
-        peak = ceiling  # each is measured by itself, and whatever else runs can only lower it
+        peak = ceiling  # each is measured on its own, and other programs can only lower it
         calibrator.raise_machine_peak(peak)
     return peak, ceiling
 

@@ -2,7 +2,7 @@
 
 It gets `metrics.jsonl`, `events.jsonl`, `env.json`, `config.yaml`, `summary.json` and `report.html`, which
 `training.report`, `training.monitor` and `training.compare` read. Records of an earlier training in the same directory
-are kept in `records.old-1/` (or the next number); a resumed one goes on with its own.
+are kept in `records.old-1/` (or the next number); a resumed training continues its own.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def _is_other_metric(key: str, value: Any) -> bool:
 
 
 def save_state(run: Path, step: int, recorder: Recorder, handler: Any) -> None:
-    """Beside the Trainer's own files of a checkpoint: what records and callbacks go on from."""
+    """Beside the Trainer's own files of a checkpoint: what records and callbacks resume from."""
     checkpoint = run / f"checkpoint-{step}"
     if not checkpoint.is_dir():  # a subclass that saves elsewhere, or nothing
         return

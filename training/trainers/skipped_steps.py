@@ -1,7 +1,7 @@
 """Steps that loss scaling leaves out: an event each, and the running loss stays the mean of the steps that were taken.
 
-In float16 a gradient that overflows is no fault: the step is left out, the scale is lowered, training goes on. But the
-Trainer adds the loss of such a step, which may be NaN, to its running sum, where it would stay to the end, in each
+In float16 a gradient that overflows is no fault: the step is left out, the scale is lowered, training continues. But
+the Trainer adds the loss of such a step, which may be NaN, to its running sum, where it would stay to the end, in each
 checkpoint too. So the sum goes back to what it was before the step, and the step is not counted in the mean.
 """
 

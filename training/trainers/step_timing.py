@@ -1,4 +1,4 @@
-"""The phases of computing: `backward`, `optimizer`, and `comm_exposed`, what of a step waits for other ranks.
+"""The phases of computing: `backward`, `optimizer`, and `comm_exposed`, exposed communication.
 
 Communication that runs beside computation costs nothing and shows as nothing; what is timed is computation that waits.
 

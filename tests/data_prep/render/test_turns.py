@@ -84,7 +84,7 @@ REFUSED = {
         + "{{ m.content }}<|im_end|>\n"
         + TAIL,
         exchange("Q1", "A1", "Q2", "A2"),
-        "message 2: by itself the chat template does not begin it with",
+        "message 2: rendered on its own, the chat template does not begin it with",
     ),
     "words behind what a tool answers": (
         "{% for m in messages %}{% if m.tool_calls %}<|im_start|>assistant\n{{ m.tool_calls[0].function | tojson }}"

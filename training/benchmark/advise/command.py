@@ -13,7 +13,7 @@ configuration as it is; the order is redrawn. A variant that is a fifth slower i
 end everything that was faster and trains the same is put together and run against the configuration in new rounds:
 chosen after many tries, a gain may have been luck. What is printed is also written to `--output` with its JSON.
 
-Costs (variants + a third) x rounds x a start and a few steps; how long is said after the first run.
+Costs (variants + a third) x rounds x a start and a few steps; the first run tells how long.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def main(argv: list[str], launch: Callable[[Sequence[str], Path, float], None] =
     logging.basicConfig(level=logging.INFO, format="benchmark | %(message)s", stream=sys.stderr)
     try:
         levers = _read_levers(options)
-        load_config(arguments)  # what is wrong with it is said before anything runs
+        load_config(arguments)  # its errors are reported before anything runs
         runner = Runner(arguments, shlex.split(options.launcher), options.steps, options.work_dir, launch)
         advice = advise(Session(runner), levers, options.repeat, shlex.join(["advise", *argv]))
     except UserError as error:
@@ -254,7 +254,7 @@ def _confirm(session: Session, variants: Sequence[Variant], rounds: int) -> list
 
 
 def _again(variant: Variant) -> Variant:
-    """Under another name, so that its new rounds are judged by themselves."""
+    """Under another name, so that its new rounds are judged on their own."""
     return Variant(f"again: {variant.lever}", variant.label, variant.recipe, variant.json)
 
 

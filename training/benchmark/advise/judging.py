@@ -1,6 +1,6 @@
 """What a variant gave: tokens/s and memory against the configuration as it is, and whether the losses are the same.
 
-Ratios are taken within groups of neighbouring runs (`comparing.intervals`), each interval at 95 % by itself: of twenty
+Ratios are taken within groups of neighbouring runs (`comparing.intervals`), each interval at 95 % on its own: of twenty
 variants one may look different by chance, which is why what is advised was run once more, together, in new rounds.
 
 Losses are compared step by step. Runs see the same rows with the same weights, so a variant that only computes

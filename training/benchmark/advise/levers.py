@@ -1,8 +1,8 @@
 """The levers: what of a configuration may be turned for speed or memory, and to which values.
 
 A lever looks at the configuration and at what its first run showed (ranks, device, threads) and lists variants, or
-says why there is nothing to turn. Nothing here is advice: every variant is run before a word is said of it. A variant
-that trains something else by design says so (`changes_training`): its gain is no free gain.
+says why there is nothing to turn. Nothing here is advice: every variant is run before anything is reported about it. A
+variant that trains something else by design says so (`changes_training`): its gain is no free gain.
 """
 
 from __future__ import annotations

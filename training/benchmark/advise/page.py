@@ -85,12 +85,12 @@ def describe_loss(verdict: Verdict) -> str:
 def describe_speed(verdict: Verdict) -> str:
     speed = verdict.speed
     if speed.differs is None:
-        return "not told"
+        return "inconclusive"
     if speed.differs:
         return "faster" if speed.estimate > 1 else "slower"
     shown = speed.detectable
     if shown is None or shown > TOO_NOISY:
-        return "not told: the runs vary too much"
+        return "inconclusive: the runs vary too much"
     return f"no difference (detectable {100 * shown:.1f} %)"
 
 
@@ -126,7 +126,7 @@ def _format_others(verdicts: Sequence[Verdict]) -> list[str]:
     lines: list[str] = []
     changed = [verdict for verdict in verdicts if verdict.is_faster and not verdict.keeps_training]
     if changed:
-        lines += ["", "Faster, but another training; hold whole runs against each other first"]
+        lines += ["", "Faster, but another training; compare complete runs first"]
         lines += ["(`python -m training.benchmark compare`):", ""]
         lines += [f"- {_name(one.variant)}: {describe_gain(one)}; `{_inline(one.variant)}`" for one in changed]
     saving = [verdict for verdict in verdicts if verdict.saves_memory and verdict.keeps_training]

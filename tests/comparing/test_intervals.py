@@ -1,108 +1,90 @@
-"""Intervals against textbook values and against simulation."""
+"""Intervals against textbook formulas and against simulation."""
 
 import math
 
 import numpy as np
 import pytest
 
-from training.comparing.intervals import Windows, find_interval, find_t_quantile
+from training.comparing.intervals import find_interval
+
+T_975 = {4: 2.776, 3: 3.182}  # of Student's t, from its table
 
 
-def run(values):
-    return Windows(np.asarray(values, dtype=float), np.ones(len(values)))
-
-
-def lengths(rng, count, level=1.0, noise=0.05):
-    return run(level * np.exp(rng.normal(0, noise, count)))
-
-
-@pytest.mark.parametrize(
-    ("probability", "degrees", "expected"),  # from the table of Student's t
-    [
-        (0.975, 1, 12.706),
-        (0.975, 2, 4.303),
-        (0.995, 4, 4.604),
-        (0.975, 9, 2.262),
-        (0.8, 10, 0.879),
-        (0.975, 120, 1.980),
-    ],
-)
-def test_t_quantiles_are_those_of_the_table(probability, degrees, expected):
-    assert find_t_quantile(probability, degrees) == pytest.approx(expected, abs=0.001)
-    assert find_t_quantile(1 - probability, degrees) == pytest.approx(-expected, abs=0.001)
-
-
-def test_repeats_give_welchs_interval():
-    a, b = np.array([10.0, 11, 12, 10.5, 11.5]), np.array([20.0, 21, 19, 20.5, 20.2])
-    found = find_interval([run([x]) for x in a], [run([x]) for x in b])
-    se_a, se_b = (side.std(ddof=1) / side.mean() / len(side) ** 0.5 for side in (a, b))
-    degrees = (se_a**2 + se_b**2) ** 2 / (se_a**4 / 4 + se_b**4 / 4)
-    reach = find_t_quantile(0.975, degrees) * math.hypot(se_a, se_b)
-    assert found.estimate == pytest.approx(b.mean() / a.mean())
-    assert found.degrees == pytest.approx(degrees, rel=0.1)
-    assert math.log(found.high / found.low) == pytest.approx(2 * reach, rel=0.1)  # a bootstrap, so about
+def test_repeats_give_welchs_interval_of_the_ratio():
+    """Equal spreads and numbers: Welch's degrees are those of the pooled test, 2 (n - 1)."""
+    a, b = [10.0, 11.0, 12.1], [20.0, 22.0, 24.2]
+    found = find_interval(a, b)
+    step = math.log(1.1)  # logs are -step, 0, step around their means: variance step^2
+    error = math.sqrt(2 * step**2 / 3)
+    assert found.degrees == pytest.approx(4) and found.estimate == pytest.approx(2.0)
+    assert found.low is not None and found.high is not None and found.detectable is not None
+    assert math.log(found.high / 2) == pytest.approx(T_975[4] * error, rel=1e-3)
+    assert math.log(2 / found.low) == pytest.approx(T_975[4] * error, rel=1e-3)
+    assert math.log1p(found.detectable) == pytest.approx((T_975[4] + 0.941) * error, rel=1e-3)  # t(0.8) of 4: 0.941
     assert found.differs
+    turned = find_interval(b, a)
+    assert turned.low == pytest.approx(1 / found.high) and turned.high == pytest.approx(1 / found.low)
 
 
-def test_a_paired_drift_cancels():
-    rounds = np.array([1.0, 3.0, 2.0, 5.0])
-    a, b = [run([x]) for x in rounds], [run([1.1 * x]) for x in rounds]
+def test_a_drift_over_rounds_cancels():
+    a = [1.0, 3.0, 2.0, 5.0]
+    b = [1.1 * 1.01, 3.3 / 1.01, 2.2 * 1.01, 5.5 / 1.01]
     assert not find_interval(a, b).differs
-    paired = find_interval([run([x]) for x in rounds / 2.75], [run([y]) for y in 1.1 * rounds / 2.75], paired=True)
-    assert paired.differs and paired.low == pytest.approx(1.1) == paired.high
+    paired = find_interval(a, b, paired=True)
+    deviation = math.log(1.01) * math.sqrt(4 / 3)  # of +-log 1.01 around 0, over n - 1
+    assert paired.differs and paired.estimate == pytest.approx(1.1) and paired.high is not None
+    assert math.log(paired.high / 1.1) == pytest.approx(T_975[3] * deviation / 2, rel=1e-3)
 
 
-def test_means_are_weighted():
-    assert Windows(np.array([1.0, 4.0]), np.array([3.0, 1.0])).mean() == 1.75
+def test_differences_of_losses():
+    found = find_interval([3.0, 3.2], [2.0, 2.2], absolute=True)
+    assert found.absolute and found.estimate == pytest.approx(-1.0) and found.differs
+    assert found.low == pytest.approx(-1.0 - 4.303 * math.sqrt(0.02), rel=1e-3)  # t(0.975) of 2: 4.303
 
 
-def test_the_quarters_of_one_run_by_hand():
-    """Four quarters 1, 1, 1, 5 of two windows each: variance of disjoint quarters 4, drift 4."""
-    deviations = run([1, 1, 1, 1, 1, 1, 5, 5]).part_deviations()
-    assert len(deviations) == 7
-    assert deviations.std() == pytest.approx(4.0)  # the drift: larger than the spread
-    flat = run([1, 5, 1, 5, 5, 1, 5, 1]).part_deviations()  # no drift: overlapping pairs 3 3 3 5 3 3 3
-    assert flat.std() == pytest.approx(np.std([3, 3, 3, 5, 3, 3, 3]) * math.sqrt(4 / 3))
-
-
-def test_too_few_windows_have_no_interval():
-    found = find_interval([run([1.0] * 7)], [run([1.0] * 20)])
+@pytest.mark.parametrize(("a", "b"), [([2.0], [3.0]), ([2.0], [3.0, 3.1]), ([2.0, 2.0], [3.0, 3.0])])
+def test_without_repeats_there_is_a_ratio_and_no_interval(a, b):
+    found = find_interval(a, b)
+    assert found.estimate == pytest.approx(np.exp(np.log(b).mean()) / 2.0)
     assert (found.low, found.high, found.detectable, found.differs) == (None, None, None, None)
-    assert find_interval([run([1.0] * 8)], [run([1.0] * 8)]).differs is False
 
 
-def test_one_run_takes_the_spread_of_the_others_repeats_when_that_is_wider():
+def test_equal_repeats_do_not_differ():
+    assert find_interval([2.0, 2.1, 2.2], [2.0, 2.1, 2.2]).differs is False
+    same = find_interval([3.0, 3.0], [3.0, 3.0], absolute=True)
+    assert (same.estimate, same.differs) == (0.0, None)
+
+
+def test_what_cannot_be_compared():
+    with pytest.raises(ValueError, match="0 and 1"):
+        find_interval([], [1.0])
+    with pytest.raises(ValueError, match="1 and 2"):
+        find_interval([1.0], [1.0, 2.0], paired=True)
+    assert math.isnan(find_interval([0.0, 1.0], [1.0, 2.0]).estimate)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("runs", [2, 3, 6])
+@pytest.mark.parametrize("heavy", [False, True])
+def test_equal_sides_differ_at_most_5_times_in_100(runs, paired, heavy):
+    """Runs whose level varies by 5 % from run to run, normal or with heavy tails (Student's t of 3 degrees)."""
+    rng = np.random.default_rng(runs)
+    trials, differing = 800, 0
+    for _ in range(trials):
+        noise = rng.standard_t(3, (2, runs)) if heavy else rng.normal(size=(2, runs))
+        a, b = np.exp(0.05 * noise)
+        differing += bool(find_interval(a.tolist(), b.tolist(), paired=paired).differs)
+    # 5 % and three standard errors of a share measured in so many trials
+    assert differing / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+
+
+def test_a_detectable_change_is_found_8_times_in_10():
     rng = np.random.default_rng(0)
-    alone = lengths(rng, 1000, noise=0.001)
-    repeats = [lengths(rng, 1000, level, 0.001) for level in (0.9, 1.0, 1.1)]
-    found = find_interval([alone], repeats)
-    assert not found.differs and found.detectable > 0.3
-    assert find_interval([alone], repeats[:1]).detectable < 0.06  # the allowance from run to run
-    assert alone.part_deviations(0.01).std() == pytest.approx(0.01)
 
+    def sides(factor: float) -> tuple[list[float], list[float]]:
+        a, b = np.exp(0.05 * rng.normal(size=(2, 6)))
+        return a.tolist(), (factor * b).tolist()
 
-def test_a_difference_instead_of_a_ratio():
-    found = find_interval([run([0.0]), run([0.2])], [run([-1.0]), run([-1.2])], absolute=True)
-    assert found.estimate == pytest.approx(-1.2)
-    assert found.low < -1.2 < found.high and found.high - found.estimate == pytest.approx(found.estimate - found.low)
-
-
-def test_nothing_to_compare():
-    with pytest.raises(ValueError):
-        find_interval([], [run([1.0])])
-    with pytest.raises(ValueError):
-        find_interval([run([1.0])], [run([1.0])] * 2, paired=True)
-    nothing = find_interval([run([0.0] * 9)], [run([1.0] * 9)])
-    assert math.isnan(nothing.estimate) and nothing.differs is None
-
-
-def test_what_it_says_it_could_show_it_shows_8_times_in_10():
-    rng = np.random.default_rng(2)
-    shown = np.median([find_interval(*sides(rng, 1.0)).detectable for _ in range(100)])
-    found = np.mean([bool(find_interval(*sides(rng, 1 + shown)).differs) for _ in range(300)])
-    assert found == pytest.approx(0.8, abs=0.08)
-
-
-def sides(rng, level):
-    """Six runs each, 2 % from run to run."""
-    return [[lengths(rng, 20, x * np.exp(rng.normal(0, 0.02))) for _ in range(6)] for x in (1.0, level)]
+    shown = np.median([find_interval(*sides(1.0)).detectable or math.inf for _ in range(200)])
+    found = np.mean([bool(find_interval(*sides(1 + float(shown))).differs) for _ in range(400)])
+    assert 0.7 <= found <= 0.9

@@ -8,7 +8,6 @@ from data_prep.command import run_command
 # name -> module with `main(argv)`, what it does
 BENCHMARKS = {
     "advise": ("training.benchmark.advise.command", "what would make a configuration faster: levers tried on it"),
-    "calibrate": ("training.benchmark.calibrate", "how often `compare` is wrong, and what it can find"),
     "compare": ("training.benchmark.compare", "two configurations trained in turn, with intervals"),
     "data": ("training.benchmark.data.command", "raw text to batches, against datasets, TRL and accelerate"),
     "memory": ("training.benchmark.memory.command", "the plan's peak of a rank against the peak of real steps"),

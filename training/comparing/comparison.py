@@ -14,25 +14,22 @@ from typing import Any
 import numpy as np
 
 from data_prep.errors import UserError
-from training.comparing.intervals import ALPHA, MIN_WINDOWS_PER_PART, PARTS, RUN_TO_RUN, Interval, find_interval
+from training.comparing.intervals import ALPHA, Interval, find_interval
 from training.comparing.losses import LossComparison, compare_losses
 from training.comparing.settings import Difference, describe_mixture, find_differences
 from training.comparing.sides import (
-    OF_PEAK,
     PHASE_KEYS,
     SPEED,
     Side,
     find_metrics,
     find_windows,
-    has_one_peak,
-    one_value,
 )
 from training.comparing.units import BITS, NATS, explain_units
-from training.metrics import names
+from training.reporting.run_reader import Run
 from training.run_dir import keep_finite
 
 QUESTIONS = 3
-RUN_TO_RUN_CPU = 0.05  # twice 12 runs of one recipe on one machine: 0.050 in step time (docs/compare.md)
+OF_ONE_RUN = {"output_dir", "training.output_dir", "resume", "local_rank", "run_name", "training.run_name"}
 LOSS_ROWS = len(NATS.axes) + 1  # bits per byte beside nats per token are the same losses in another unit
 
 
@@ -45,7 +42,6 @@ class Row:
     b: float
     interval: Interval
     equal: bool
-    windows: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -116,44 +112,52 @@ def _compare_metric(a: Side, b: Side, key: str, alpha: float, paired: bool, skip
     known = [[windows for windows in side if windows is not None] for side in sides]
     if any(len(found) < len(side) for found, side in zip(known, sides, strict=True)):
         return None
-    if key in OF_PEAK and not has_one_peak((a, b)):
-        known = [[one_value(windows.mean()) for windows in side] for side in known]
-    mean_a, mean_b = (float(np.mean([windows.mean() for windows in side])) for side in known)
-    values = np.concatenate([windows.values for side in known for windows in side])
-    equal = bool(np.all(values == values[0]))
-    interval = find_interval(*known, alpha=alpha, paired=paired, allowance=find_allowance((a, b), key))
-    shortest = tuple(min(len(windows.values) for windows in side) for side in known)
-    return Row(key, mean_a, mean_b, interval, equal, (shortest[0], shortest[1]))
+    values = [[windows.mean() for windows in side] for side in known]
+    mean_a, mean_b = (float(np.mean(side)) for side in values)
+    every = np.concatenate([windows.values for side in known for windows in side])
+    equal = bool(np.all(every == every[0]))
+    interval = find_interval(*values, alpha=alpha, paired=paired)
+    return Row(key, mean_a, mean_b, interval, equal)
 
 
 def _find_notes(sides: Sequence[Side]) -> list[str]:
     """What limits the comparison, one sentence each."""
     notes = [sentence] if (sentence := explain_units(sides)) else []
     alone = [side.name for side in sides if len(side.runs) == 1]
-    allowance = find_allowance(sides, names.PERF_STEP_MS)
     if alone:
+        names_alone = " and ".join(alone)
         notes.append(
-            f"{' and '.join(alone)}: one run. What differs from run to run cannot be seen in one run; the intervals "
-            "take a run's mean to be as uncertain as that of a quarter of it, at least by the run's own drift, and at "
-            f"least by {allowance:.0%}. "
-            "Repeats on both sides (--a RUN RUN --b RUN RUN) show it, and find smaller differences."
+            f"{names_alone}: one run, so what differs from run to run is not known: ratios need repeats for an "
+            f"interval. Make them with: {describe_repeats(sides)}"
         )
     for side in sides:
         notes += describe_mixture(side)
         for run in side.runs:
-            records = len(np.unique(run.metrics.steps))  # an epoch's line is of a step that may have its own
-            if records < PARTS * MIN_WINDOWS_PER_PART and len(side.runs) == 1:
-                notes.append(f"{run.path}: {records} records are too few for an interval.")
             notes += [f"{run.path}: {note}" for note in run.notes]
     return notes
 
 
-def find_allowance(sides: Sequence[Side], key: str) -> float:
-    """Relative standard deviation of `key` from run to run that one run cannot show: where each starts in memory, and
-    next to what, moves a CPU's times far more than a GPU's."""
-    is_time = key in SPEED or key in PHASE_KEYS
-    on_gpu = all(run.env.get("gpus") for side in sides for run in side.runs)
-    return RUN_TO_RUN_CPU if is_time and not on_gpu else RUN_TO_RUN
+def describe_repeats(sides: Sequence[Side]) -> str:
+    """The command that trains both configurations in turn, from what the first runs were started with."""
+    arguments = [f'--{name} "{find_arguments(side.runs[0])}"' for name, side in zip("ab", sides, strict=False)]
+    return f"python -m training.benchmark compare {' '.join(arguments)} --repeat 4"
+
+
+def find_arguments(run: Run) -> str:
+    """Arguments of `train.py` that trained this run, without those that name its place or a checkpoint."""
+    words = str(run.env.get("command") or "").split()
+    script = next((number for number, word in enumerate(words) if word.endswith(("train.py", "redline-train"))), None)
+    if script is None:
+        return f"--config {run.path / 'config.yaml'}"
+    kept: list[str] = []
+    rest = iter(words[script + 1 :])
+    for word in rest:
+        flag = word.lstrip("-").replace("-", "_").partition("=")[0]
+        if flag not in OF_ONE_RUN:
+            kept.append(word)
+        elif word.startswith("--") and "=" not in word:
+            next(rest, None)
+    return " ".join(kept)
 
 
 def name_unit(loss_key: str) -> str:

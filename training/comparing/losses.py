@@ -9,11 +9,8 @@ since the one before, so curves are compared by their means over the same stretc
 
 In nats per token, and beside them in bits per byte; of runs with other tokenizers in bits per byte alone (`units.py`).
 
-With repeats its interval is that of runs. With one run on each side it follows the rule of `intervals.py` on the
-*difference of the curves* along the whole range but its first tenth: what one recipe with another seed does to a curve
-comes and goes along it, and a quarter is taken to say as much as another; and where a seed ends, by the unit's
-allowance at least, is in no curve. Losses that are equal in every digit at every
-common step are marked so. Evaluation losses are compared at the last evaluation that all runs have.
+With repeats its interval is that of `intervals.py`, over runs. Losses that are equal in every digit at every common
+step are marked so. Evaluation losses are compared at the last evaluation that all runs have.
 """
 
 from __future__ import annotations
@@ -24,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from training.comparing.intervals import Interval, Windows, find_interval
-from training.comparing.sides import Side, one_value
-from training.comparing.units import NATS, LossUnit, choose_units
+from training.comparing.intervals import Interval, find_interval
+from training.comparing.sides import Side
+from training.comparing.units import LossUnit, choose_units
 from training.metrics import names
 from training.reporting.run_reader import Run
 from training.reporting.statistics import smooth
@@ -130,8 +127,7 @@ def _compare_training(a: Side, b: Side, axis: str, judging: _Judging) -> LossCom
         for side in (known_a, known_b)
     )
     equal = axis != "time_s" and is_equal(a, b, unit.train_key)
-    judged: Any = {"alpha": judging.alpha, "paired": judging.paired, "allowance": unit.allowance}
-    interval = None if equal else judge_curves(known_a, known_b, **judged)
+    interval = None if equal else judge_curves(known_a, known_b, alpha=judging.alpha, paired=judging.paired)
     return LossComparison(unit.train_key, axis, tuple(points.tolist()), values_a, values_b, interval, equal)
 
 
@@ -142,7 +138,7 @@ def _find_range(curves: Sequence[Curve]) -> tuple[float, float]:
 
 def _find_edges(curves: Sequence[Curve], begin: float, end: float) -> np.ndarray:
     """The records of the coarsest curve past the first tenth, where its means are exact; of more than MAX_WINDOWS an
-    even choice. At least three, since a spread needs two windows."""
+    even choice. At least three."""
     coarsest = min(curves, key=lambda curve: int(((curve.x >= begin) & (curve.x <= end)).sum()))
     start = begin + EARLY_SHARE * (end - begin)
     edges = coarsest.x[(coarsest.x >= start) & (coarsest.x <= end)]
@@ -152,38 +148,14 @@ def _find_edges(curves: Sequence[Curve], begin: float, end: float) -> np.ndarray
     return edges[chosen.round().astype(int)]
 
 
-def judge_curves(
-    a: Sequence[Curve],
-    b: Sequence[Curve],
-    *,
-    alpha: float,
-    paired: bool = False,
-    allowance: float = NATS.allowance,
-) -> Interval:
+def judge_curves(a: Sequence[Curve], b: Sequence[Curve], *, alpha: float, paired: bool = False) -> Interval:
     """B less A over the last quarter of the range that all of them have. The range must not be empty."""
     begin, end = _find_range([*a, *b])
     edges = _find_edges([*a, *b], begin, end)
     weights = np.diff(edges)
     late = edges[1:] > begin + LATE_SHARE * (end - begin)
-    if len(a) == len(b) == 1:
-        return _judge_single(Windows(b[0].means(edges) - a[0].means(edges), weights), late, alpha, allowance)
-    sides = [
-        [one_value(float(np.average(curve.means(edges)[late], weights=weights[late]))) for curve in side]
-        for side in (a, b)
-    ]
-    return find_interval(*sides, alpha=alpha, paired=paired, absolute=True, allowance=allowance)
-
-
-def _judge_single(along: Windows, late: np.ndarray, alpha: float, allowance: float) -> Interval:
-    """The mean of the `late` part of a difference along a curve, with the spread of the whole of it."""
-    nothing = Windows(np.zeros_like(along.values), along.weights)
-    found = find_interval([nothing], [along], alpha=alpha, absolute=True, allowance=allowance)
-    shift = float(np.average(along.values[late], weights=along.weights[late])) - found.estimate
-    if found.low is None or found.high is None:
-        return Interval(found.estimate + shift, None, None, None, None, True)
-    return Interval(
-        found.estimate + shift, found.low + shift, found.high + shift, found.detectable, found.degrees, True
-    )
+    sides = [[float(np.average(curve.means(edges)[late], weights=weights[late])) for curve in side] for side in (a, b)]
+    return find_interval(*sides, alpha=alpha, paired=paired, absolute=True)
 
 
 def _compare_evaluation(a: Side, b: Side, judging: _Judging) -> LossComparison | None:
@@ -197,8 +169,7 @@ def _compare_evaluation(a: Side, b: Side, judging: _Judging) -> LossComparison |
         return None
     last = [[float(curve.at(np.array([end]))[0]) for curve in side] for side in (known_a, known_b)]
     equal = is_equal(a, b, unit.eval_key)
-    sides = [[one_value(value) for value in side] for side in last]
-    judged: Any = {"alpha": judging.alpha, "paired": judging.paired, "absolute": True, "allowance": unit.allowance}
-    interval = None if equal else find_interval(*sides, **judged)
+    judged: Any = {"alpha": judging.alpha, "paired": judging.paired, "absolute": True}
+    interval = None if equal else find_interval(*last, **judged)
     mean_a, mean_b = (float(np.mean(side)) for side in last)
     return LossComparison(unit.eval_key, axis, (float(end),), (mean_a,), (mean_b,), interval, equal)

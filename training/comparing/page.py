@@ -18,7 +18,7 @@ INCONCLUSIVE = "inconclusive"
 TOO_NOISY = 0.5  # what runs could not even show this relative difference of, they say nothing of
 TOO_MUCH_NOISE = "inconclusive: varies too much"
 EQUAL = "equal in every digit"
-NEEDS_REPEATS = "inconclusive: needs repeats"  # one value a run: its spread is not in it
+NEEDS_REPEATS = "needs repeats for an interval"
 AXIS_UNITS = {"tokens": "tokens", "text_bytes": "bytes of text"}
 HOW_TO_READ = """\
 Ratios are {b} / {a}, each with its interval: all intervals of this page hold together 95 times in 100. "Detectable" is
@@ -85,11 +85,15 @@ def _find_why_untimed(pair: Pair) -> str:
 def _sum_up(rows: Sequence[Row], b: str) -> str:
     """What differs, or that nothing does; how many rows do not tell."""
     verdicts = [judge(row, b) for row in rows]
-    untold = sum(verdict.startswith(INCONCLUSIVE) for verdict in verdicts)
-    differing = [f"{row.key} {verdict}" for row, verdict in zip(rows, verdicts, strict=True)
-                 if verdict not in (EQUAL, NO_DIFFERENCE) and not verdict.startswith(INCONCLUSIVE)]  # fmt: skip
+    is_open = [verdict.startswith((INCONCLUSIVE, NEEDS_REPEATS)) for verdict in verdicts]
+    untold = sum(is_open)
+    differing = [
+        f"{row.key} {verdict}"
+        for row, verdict, left in zip(rows, verdicts, is_open, strict=True)
+        if not left and verdict not in (EQUAL, NO_DIFFERENCE)
+    ]
     if untold == len(rows):
-        return INCONCLUSIVE
+        return NEEDS_REPEATS if NEEDS_REPEATS in verdicts else INCONCLUSIVE
     found = ", ".join(differing) or NO_DIFFERENCE
     return f"{found} ({untold} of {len(rows)} rows: {INCONCLUSIVE})" if untold else found
 
@@ -106,7 +110,7 @@ def judge(row: Row, b: str) -> str:
     if is_phase(row) and not (row.a and row.b):
         return f"in {b} only" if row.b else f"not in {b}"
     if row.interval.differs is None:
-        return NEEDS_REPEATS if max(row.windows) == 1 else INCONCLUSIVE
+        return NEEDS_REPEATS if math.isfinite(row.interval.estimate) else INCONCLUSIVE
     if not row.interval.differs:
         return NO_DIFFERENCE if (row.interval.detectable or 0.0) <= TOO_NOISY else TOO_MUCH_NOISE
     return f"{b} {'higher' if row.interval.estimate > 1 else 'lower'}"

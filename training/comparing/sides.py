@@ -2,9 +2,8 @@
 
 Left out are each launch's first steps (allocation, autotuning, caches; `skipped_steps`) and what is no measurement of
 the run as a whole (sums of an epoch, single ranks, the learning rate). A mean over windows is weighted so that it is
-total over total: times and sizes by steps, rates (tokens/s, MFU) by seconds. Memory is one value a run, its mean or its
-peak: it stays where the first steps put it, so the windows of one run say nothing of another run. So is MFU where runs
-were compared with different peaks, as on a CPU, whose peak is measured once a run.
+total over total: times and sizes by steps, rates (tokens/s, MFU) by seconds. Of memory a run has one value, its mean
+or its peak.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import UserError
-from training.comparing.intervals import Windows
 from training.metrics import names
 from training.reporting.run_reader import RUN_FILES, Run, load_run
 from training.reporting.statistics import step_weights
@@ -31,7 +29,6 @@ RATES = (
     names.PERF_TOKENS_PER_SECOND, names.PERF_TOKENS_PER_SECOND_PER_DEVICE, names.PERF_MODEL_TFLOPS_PER_DEVICE,
     names.PERF_MFU_PCT, names.PERF_MFU_PALM_PCT, names.PERF_HFU_PCT,
 )  # fmt: skip
-OF_PEAK = (names.PERF_MFU_PCT, names.PERF_MFU_PALM_PCT, names.PERF_HFU_PCT)
 MEMORY = (
     names.PERF_MEMORY_PEAK_GIB, names.PERF_MEMORY_ALLOCATED_GIB, names.PERF_MEMORY_RESERVED_GIB,
     names.PERF_GPU_MEMORY_USED_PCT,
@@ -39,6 +36,18 @@ MEMORY = (
 MEANS = (names.PERF_USEFUL_TOKENS_PCT, names.PERF_GPU_UTILIZATION_PCT)
 SPEED = (names.PERF_STEP_MS, STEP_WITHOUT_PERIODIC, *RATES)
 PHASE_KEYS = tuple(names.phase_key(phase) for phase in names.PHASES)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """One quantity of one run: `values` (n,) of its windows, `weights` (n,) that make their mean that of the run."""
+
+    values: np.ndarray
+    weights: np.ndarray
+
+    def mean(self) -> float:
+        """Of the run."""
+        return float(np.average(self.values, weights=self.weights))
 
 
 @dataclass(frozen=True)
@@ -108,13 +117,6 @@ def find_windows(run: Run, key: str, skip_steps: int | None = None) -> Windows |
 def one_value(value: float) -> Windows:
     """A quantity that a run has once."""
     return Windows(np.array([value]), np.ones(1))
-
-
-def has_one_peak(sides: Sequence[Side]) -> bool:
-    """Whether MFU is against the same peak in every run."""
-    peaks = [run.recorded("peak") for side in sides for run in side.runs]
-    rates = [peak.get("tflops") if isinstance(peak, dict) else None for peak in peaks]
-    return rates[0] is not None and rates.count(rates[0]) == len(rates)
 
 
 def _find_longest(run: Run, phase: str, rows: np.ndarray) -> np.ndarray:

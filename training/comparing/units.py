@@ -20,20 +20,18 @@ AXES = {"tokens": "equal tokens", "text_bytes": "equal text", "time_s": "equal t
 
 @dataclass(frozen=True)
 class LossUnit:
-    """`axes`: along what training losses are compared; `allowance`: by how much another seed may end elsewhere, a
-    standard deviation that one run cannot show."""
+    """`axes`: along what training losses are compared."""
 
     name: str
     train_key: str
     eval_key: str
     axes: tuple[str, ...]
-    allowance: float
 
 
-NATS = LossUnit("nats per token", names.TRAIN_LOSS, names.EVAL_LOSS, ("tokens", "time_s"), 0.01)
-# Of the same tokens: the same losses in another unit. 0.01 nats of a token of 3 bytes are 0.005 bits a byte.
-ALSO_BITS = LossUnit("bits per byte", names.TRAIN_BITS_PER_BYTE, names.EVAL_BITS_PER_BYTE, ("tokens",), 0.005)
-BITS = LossUnit("bits per byte", names.TRAIN_BITS_PER_BYTE, names.EVAL_BITS_PER_BYTE, ("text_bytes", "time_s"), 0.005)
+NATS = LossUnit("nats per token", names.TRAIN_LOSS, names.EVAL_LOSS, ("tokens", "time_s"))
+# Of the same tokens: the same losses in another unit.
+ALSO_BITS = LossUnit("bits per byte", names.TRAIN_BITS_PER_BYTE, names.EVAL_BITS_PER_BYTE, ("tokens",))
+BITS = LossUnit("bits per byte", names.TRAIN_BITS_PER_BYTE, names.EVAL_BITS_PER_BYTE, ("text_bytes", "time_s"))
 
 
 def choose_units(sides: Sequence[Side]) -> tuple[LossUnit, ...]:

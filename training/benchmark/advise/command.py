@@ -113,7 +113,7 @@ class Session:
         name = name_files(variant)
         if name in self.failed:
             return False
-        ratios = [after.tokens_per_second.mean() / before.tokens_per_second.mean()
+        ratios = [after.tokens_per_second / before.tokens_per_second
                   for before, after in self.pairs.get(name, [])]  # fmt: skip
         return len(ratios) < SLOW_ROUNDS or max(ratios) > SLOW
 
@@ -278,7 +278,7 @@ def _describe_baseline(session: Session, steps: int) -> str:
     trials = session.baselines
     if not trials:
         return "The configuration as it is was not measured."
-    rates = sorted(trial.tokens_per_second.mean() for trial in trials)
+    rates = sorted(trial.tokens_per_second for trial in trials)
     peaks = [trial.peak_gib for trial in trials if trial.peak_gib]
     memory = f", at most {max(peaks):.2f} GiB" if peaks else ""
     return (

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from training.benchmark.advise.levers import Variant
-from training.comparing.intervals import Interval, Windows, find_interval
-from training.comparing.sides import find_windows, one_value
+from training.comparing.intervals import Interval, find_interval
+from training.comparing.sides import find_windows
 from training.metrics import names
 from training.reporting.run_reader import Run
 
@@ -28,7 +28,7 @@ NOISE_FACTOR = 3.0
 class Trial:
     """What one run measured. losses: by step, nats per token."""
 
-    tokens_per_second: Windows
+    tokens_per_second: float
     peak_gib: float | None
     losses: dict[int, float]
 
@@ -55,8 +55,9 @@ class Verdict:
 
     @property
     def saves_memory(self) -> bool:
+        """Below `LESS_MEMORY` in its interval; peaks that are the same in every round need none."""
         memory = self.memory
-        return memory is not None and memory.low is not None and bool(memory.differs) and memory.estimate < LESS_MEMORY
+        return memory is not None and memory.differs is not False and memory.estimate < LESS_MEMORY
 
 
 def read_trial(run: Run) -> Trial | None:
@@ -67,7 +68,7 @@ def read_trial(run: Run) -> Trial | None:
     losses = run.series(names.TRAIN_LOSS)
     by_step = dict(zip(losses.steps.tolist(), losses.values.tolist(), strict=True))
     peaks = run.series(names.PERF_MEMORY_PEAK_GIB).finite().values
-    return Trial(rate, float(peaks.max()) if len(peaks) else None, by_step)
+    return Trial(rate.mean(), float(peaks.max()) if len(peaks) else None, by_step)
 
 
 def judge(variant: Variant, pairs: Sequence[tuple[Trial, Trial]], loss_limit: float) -> Verdict:
@@ -84,7 +85,7 @@ def _compare_memory(before: Sequence[Trial], after: Sequence[Trial]) -> Interval
     sides = [[trial.peak_gib for trial in side if trial.peak_gib] for side in (before, after)]
     if any(len(side) < len(before) for side in sides):
         return None
-    return find_interval(*[[one_value(peak) for peak in side] for side in sides], paired=True)
+    return find_interval(*sides, paired=True)
 
 
 def find_loss_limit(baselines: Sequence[Trial]) -> float:

@@ -45,8 +45,14 @@ _OWN = ("training", "data_prep", "tests")
 
 
 def describe_missing(error: ModuleNotFoundError) -> str | None:
-    """One line on a package that is not installed; None when what is missing is a part of Redline itself."""
-    module = (error.name or "").partition(".")[0]
+    """One line on a package that is not installed; None when what is missing is a part of Redline itself.
+
+    transformers raises a second error that names no module from the first one, so the causes are searched for a name.
+    """
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "name", None) is None:
+        cause = cause.__cause__
+    module = (cause.name or "").partition(".")[0] if isinstance(cause, ModuleNotFoundError) else ""
     if not module or module in (*_OWN, *sys.stdlib_module_names):
         return None
     package = _PACKAGES.get(module, module)

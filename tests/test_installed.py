@@ -95,6 +95,7 @@ sys.meta_path.insert(0, Hide())
     ("module", "package"),
     [
         ("training.train", "transformers"), ("training.train", "pydantic"), ("training.train", "torch"),
+        ("training.train", "psutil"),
         ("training.plan", "transformers"), ("training.generate", "transformers"), ("training.export", "peft"),
         ("training.report", "numpy"), ("training.monitor", "rich"), ("training.compare", "numpy"),
         ("data_prep.prepare", "pyarrow"), ("data_prep.inspect", "rich"), ("training.benchmark", "pydantic"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.command import describe_refusal, with_exit_code
+from data_prep.command import describe_missing, describe_refusal, with_exit_code
 from data_prep.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,3 +80,14 @@ def test_a_fault_of_the_code_keeps_its_traceback() -> None:
     assert describe_refusal(FileNotFoundError(errno.ENOENT, "x", "file")) is None
     with pytest.raises(FileNotFoundError):
         with_exit_code(lambda: open("/none/of/this").close())()
+
+
+def test_a_missing_package_is_found_behind_the_error_of_another_one() -> None:
+    first = ModuleNotFoundError("No module named 'yaml.nodes'", name="yaml.nodes")
+    second, third = (
+        ModuleNotFoundError("Could not import module 'a'"),
+        ModuleNotFoundError("Could not import module 'b'"),
+    )
+    second.__cause__, third.__cause__ = first, second
+    assert (describe_missing(third) or "").startswith("PyYAML is not installed: pip install PyYAML")
+    assert describe_missing(ModuleNotFoundError("Could not import module 'c'")) is None

@@ -117,7 +117,7 @@ def _prepare_stream(data: DataSection, options: TokenizerSection) -> Prepared:
     template = choose_template(data.chat_template, tokenizer, plan.shapes)
     units = plan_units(plan.inputs)
     parts = [share.part for unit in units for share in unit]
-    spec = _describe_build(data, plan, parts, root, tokenizer, fingerprint_tokenizer(directory), template)
+    spec = _describe_build(data, plan, parts, root, tokenizer, template)
     log_examples(find_examples(plan.inputs, spec))
     stream = plan_stream(plan.inputs, data, spec)
     size = sum(file.size for item in plan.inputs for file in item.files)
@@ -186,7 +186,7 @@ def _build_store(
 ) -> Manifest:
     template = choose_template(data.chat_template, tokenizer, plan.shapes)
     parts = plan_parts(plan.inputs, plan.files)
-    spec = _describe_build(data, plan, parts, directory, tokenizer, tokenizer_name, template)
+    spec = _describe_build(data, plan, parts, directory, tokenizer, template)
     examples = find_examples(plan.inputs, spec)
     log_examples(examples)
     with explain_write_errors(directory):
@@ -203,13 +203,12 @@ def _describe_build(
     parts: list[Part],
     directory: Path,
     tokenizer: LoadedTokenizer,
-    tokenizer_name: str,
     template: str,
 ) -> BuildSpec:
     return BuildSpec(
         directory=directory,
         tokenizer_dir=tokenizer.directory,
-        tokenizer_fingerprint=tokenizer_name,
+        tokenizer_fingerprint=fingerprint_tokenizer(tokenizer.directory),
         template=template,
         encoder=_choose_encoder(plan, parts, template, tokenizer, data),
         train_on=data.train_on,

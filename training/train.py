@@ -29,7 +29,7 @@ if __package__ in (None, ""):  # run as a script: its folder is on the path, the
 from data_prep.command import describe_missing, describe_refusal, run_command
 from data_prep.errors import UserError
 from data_prep.options import HUB_PREFIX
-from training.config import Config, load_config
+from training.config import Config, LoadedConfig, load_config
 from training.config.trackers import check_trackers
 from training.launch import (
     World,
@@ -52,42 +52,11 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
     try:
         world = read_world()
         loaded = load_config(sys.argv[1:] if argv is None else argv, world.size)
-        config = loaded.config
-        check_accelerate(config.arguments(), loaded.deepspeed is not None)
-        if world.is_main:
-            check_place(Path(config.training["output_dir"]), find_needed(config))
-        set_environment(world, config.perf.num_threads)
-        set_tracker_environment(config.monitor.model_dump())
-        configure_logging(world)
-        for note in loaded.notes:
-            logger.info("%s", note)
-        if loaded.config.model.path is None:  # saved weights may be held in 4 bits by the same package
-            for package in list_unneeded_imports(loaded.config.argument("optim")):
-                leave_out(package)
-        if world.is_main:  # alone among the ranks it has trackers
-            check_trackers(config.training)
-        if not any(source.path.startswith(HUB_PREFIX) for source in loaded.config.data.sources):
-            leave_out("datasets")
-        # torch comes in here, after everything that can fail without it; a wrong model is found before data is prepared
-        import torch
-
-        from training.models.build import check_model
-
-        on_cpu = bool(config.argument("use_cpu")) or not torch.cuda.is_available()
-        check_model(config.model, config.data.seq_len, on_cpu=on_cpu)
-
-        from training.run.session import run_training
-
-        run_training(loaded, world, finish)
+        train(loaded, world, finish)
     except UserError as error:
         return _refuse(world, loaded.located(str(error)) if loaded else str(error))
-    except ModuleNotFoundError as error:
-        missing = describe_missing(error)
-        if missing is None:
-            raise
-        return _refuse(world, missing)
-    except OSError as error:
-        refusal = describe_refusal(error)
+    except (ModuleNotFoundError, OSError) as error:
+        refusal = describe_missing(error) if isinstance(error, ModuleNotFoundError) else describe_refusal(error)
         if refusal is None:
             raise
         return _refuse(world, refusal)
@@ -95,6 +64,42 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
         print("error: stopped by Ctrl-C; --resume auto resumes from the latest checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def train(loaded: LoadedConfig, world: World, finish: Finish | None) -> None:
+    """Check and prepare what can be without torch, then train. Raises UserError for what the user can correct."""
+    config = loaded.config
+    check_accelerate(config.arguments(), loaded.deepspeed is not None)
+    if world.is_main:
+        check_place(Path(config.training["output_dir"]), find_needed(config))
+    set_environment(world, config.perf.num_threads)
+    set_tracker_environment(config.monitor.model_dump())
+    configure_logging(world)
+    for note in loaded.notes:
+        logger.info("%s", note)
+    leave_out_unneeded(config)
+    if world.is_main:  # alone among the ranks it has trackers
+        check_trackers(config.training)
+    # torch comes in here, after everything that can fail without it; a wrong model is found before data is prepared
+    import torch
+
+    from training.models.build import check_model
+
+    on_cpu = bool(config.argument("use_cpu")) or not torch.cuda.is_available()
+    check_model(config.model, config.data.seq_len, on_cpu=on_cpu)
+
+    from training.run.session import run_training
+
+    run_training(loaded, world, finish)
+
+
+def leave_out_unneeded(config: Config) -> None:
+    """Packages that this recipe does not use are not imported by others either: a start takes seconds less."""
+    if config.model.path is None:  # saved weights may be held in 4 bits by the same package
+        for package in list_unneeded_imports(config.argument("optim")):
+            leave_out(package)
+    if not any(source.path.startswith(HUB_PREFIX) for source in config.data.sources):
+        leave_out("datasets")
 
 
 def find_needed(config: Config) -> list[Path]:

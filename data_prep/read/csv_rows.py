@@ -8,6 +8,8 @@ What splits fields is the recipe's or found (`delimiters`). A first row that rea
 is refused: it would be lost without a word.
 """
 
+from __future__ import annotations
+
 import csv
 import re
 import sys
@@ -30,35 +32,43 @@ def read_csv(reading: Reading) -> Iterator[Record | BadRecord]:
     csv.field_size_limit(sys.maxsize)
     lines = _Lines(reading)
     header: list[str] | None = None
+    for row in _read_rows(lines):
+        if isinstance(row, BadRecord):
+            yield row
+            if header is None:
+                break
+        elif header is None:
+            if lines.first == 1 and EXCEL_MARK.match(lines.delimiter.join(row)):
+                continue
+            header = row or None
+            if refused := _find_header_fault(row, lines.delimiter):
+                yield reading.refuse(refused, lines.first)
+                return
+        elif len(row) == len(header):
+            yield Record(dict(zip(header, row, strict=True)), reading.span.path, "line", lines.first)
+        elif row:
+            yield reading.refuse(f"{len(row)} fields where the header has {len(header)}", lines.first)
+    if lines.error is not None:
+        raise lines.error
+
+
+def _read_rows(lines: _Lines) -> Iterator[list[str] | BadRecord]:
+    """Fields of each row, or a bad row; reading starts again after a bad one."""
     while True:
         rows = csv.reader(lines.read(), delimiter=lines.delimiter, strict=True)
-        while True:
+        fault: BadRecord | None = None
+        while fault is None:
             lines.begin_row()
             try:
-                row = next(rows)
+                yield next(rows)
             except StopIteration:
                 fault = lines.bad
                 break
             except csv.Error as error:
                 fault = lines.refuse_row(str(error))
-                break
-            if header is None:
-                if lines.first == 1 and EXCEL_MARK.match(lines.delimiter.join(row)):
-                    continue
-                header = row or None
-                if refused := _find_header_fault(row, lines.delimiter):
-                    yield reading.refuse(refused, lines.first)
-                    return
-            elif len(row) == len(header):
-                yield Record(dict(zip(header, row, strict=True)), reading.span.path, "line", lines.first)
-            elif row:
-                yield reading.refuse(f"{len(row)} fields where the header has {len(header)}", lines.first)
-        if fault is not None:
-            yield fault
-        if fault is None or header is None:
-            break
-    if lines.error is not None:
-        raise lines.error
+        if fault is None:
+            return
+        yield fault
 
 
 def _find_header_fault(names: list[str], delimiter: str) -> str | None:

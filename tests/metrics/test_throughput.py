@@ -9,7 +9,7 @@ from training.metrics import names
 from training.metrics.flops import StepFlops
 from training.metrics.peaks import Peak
 from training.metrics.phase_timer import PhaseTimer
-from training.metrics.throughput import WARMUP_STEPS, Meter, Totals
+from training.metrics.throughput import WARMUP_STEPS, Meter, Rates, Totals
 
 
 @dataclass
@@ -23,7 +23,7 @@ class TenFlopsAToken:
 
 def build_meter(clock, **kwargs):
     peak = Peak(tflops=1e-9, source="measured", device="hand", dtype="bfloat16", spread_pct=None)  # 1000 FLOP/s
-    meter = Meter(PhaseTimer(clock), model_flops=TenFlopsAToken(), peak=peak, **kwargs)
+    meter = Meter(PhaseTimer(clock), model_flops=TenFlopsAToken(), rates=Rates(peak), **kwargs)
     meter.timer.start()
     return meter
 

@@ -27,7 +27,7 @@ from training.metrics import names
 from training.metrics.flops import ModelFlops
 from training.metrics.peaks import Peak, find_peak
 from training.metrics.phase_timer import PhaseTimer
-from training.metrics.throughput import Meter
+from training.metrics.throughput import Meter, Rates
 from training.precision import find_precision
 from training.trainers import meter as build
 
@@ -127,7 +127,7 @@ class Session:
     def __init__(self, peak_tflops: float = 1e-6, peak: Peak | None = None):
         self.clock = HandClock()
         peak = peak or Peak(peak_tflops, "measured", "hand", "float32")
-        self.meter = Meter(PhaseTimer(self.clock), model_flops=ModelFlops.from_model(build_llama()), peak=peak)
+        self.meter = Meter(PhaseTimer(self.clock), model_flops=ModelFlops.from_model(build_llama()), rates=Rates(peak))
         self.meter.timer.start()
 
     def micro_batch(self, documents: list[int], *, tokens: int, seconds: float) -> None:

@@ -24,6 +24,7 @@ from data_prep.errors import UserError
 from training.benchmark.command_line import build_parser
 from training.benchmark.interleave import find_ratio, interleave
 from training.benchmark.launching import run_logged
+from training.benchmark.page import format_machine, look_at_machine
 from training.comparing.comparison import Comparison, compare
 from training.comparing.page import format_page
 from training.comparing.sides import Side, find_windows, load_side
@@ -55,12 +56,13 @@ def main(argv: list[str], train: Train | None = None) -> int:
     options = _parse(argv)
     logging.basicConfig(level=logging.INFO, format="benchmark | %(message)s", stream=sys.stderr)
     try:
+        machine = look_at_machine(shlex.join(["python", "-m", "training.benchmark", "compare", *argv]))
         settings = build_settings(options)
         comparison = train_in_turn(settings, train or partial(run_training, shlex.split(options.launcher)))
         print(describe_rounds(comparison))
         print(format_page(comparison))
         if options.output:
-            write_comparison(comparison, options.output)
+            write_comparison(comparison, options.output, format_machine(machine))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

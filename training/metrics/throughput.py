@@ -125,12 +125,21 @@ class Totals:
         return sum(self.seconds.values())
 
 
+@dataclass(frozen=True)
+class Rates:
+    """What throughput is compared with: `peak` None leaves MFU out (FLOP/s stay); `ceiling` and `calibrator` are kept
+    for the summary."""
+
+    peak: Peak | None = None
+    ceiling: Peak | None = None
+    calibrator: Calibrator | None = None
+
+
 class Meter:
     """Counts work against time on one rank and reports over all of them.
 
-    `model_flops` None leaves the FLOPs out; `peak` None leaves MFU out (FLOP/s stay); `ceiling` and `calibrator` are
-    kept for the summary. `gather` gives the lists of floats of all ranks, by rank; `window`, `epoch`, `run_totals` and
-    `run_work` and `count_trained_tokens` are collective.
+    `model_flops` None leaves the FLOPs out. `gather` gives the lists of floats of all ranks, by rank; `window`,
+    `epoch`, `run_totals`, `run_work` and `count_trained_tokens` are collective.
     """
 
     def __init__(
@@ -140,14 +149,11 @@ class Meter:
         gather: GatherOverRanks = lambda values: [values],
         model_flops: ModelFlops | None = None,
         checkpointing: bool = False,
-        peak: Peak | None = None,
-        ceiling: Peak | None = None,
-        calibrator: Calibrator | None = None,
+        rates: Rates | None = None,
     ) -> None:
         self.timer = timer
-        self.peak = peak
-        self.ceiling = ceiling
-        self.calibrator = calibrator
+        rates = rates or Rates()
+        self.peak, self.ceiling, self.calibrator = rates.peak, rates.ceiling, rates.calibrator
         self._gather = gather
         self._flops = model_flops
         self._checkpointing = checkpointing

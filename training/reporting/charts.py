@@ -7,6 +7,7 @@ then each cut value is marked at the upper edge and counted in words. Non-finite
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -80,9 +81,9 @@ def draw_loss(ax: Axes, metrics: MetricsLog, entropy: float | None, recent: bool
         loss, smoothed, evaluation = loss.after(begin), smoothed.after(begin), evaluation.after(begin)
     style_axes(ax, "loss (nats per token)")
     dots = len(loss) <= 150
-    _line(ax, loss, "sky", "training", width=1.0, marker="." if dots else None)
-    _line(ax, smoothed, "blue", f"mean of the last {window} points", width=2.0)
-    _line(ax, evaluation, "orange", "validation", width=1.3, marker="o" if len(evaluation) <= 60 else None)
+    _line(ax, loss, "training", _Style("sky", 1.0, "." if dots else None))
+    _line(ax, smoothed, f"mean of the last {window} points", _Style("blue", 2.0))
+    _line(ax, evaluation, "validation", _Style("orange", 1.3, "o" if len(evaluation) <= 60 else None))
     if recent:
         _draw_band(ax, loss)
     elif entropy is not None:
@@ -132,10 +133,10 @@ def draw_lines(ax: Axes, run: Run, keys: dict[str, tuple[str, str]], ylabel: str
     for key, points in measured.items():
         label, colour = keys[key]
         crowded = smoothed and len(points) > CROWDED_POINTS
-        _line(ax, points, colour, "" if crowded else label, width=1.6, alpha=0.25 if crowded else 1.0)
+        _line(ax, points, "" if crowded else label, _Style(colour, 1.6, alpha=0.25 if crowded else 1.0))
         if crowded:
             trailing = f"{label}, mean of the last {smoothing_window(len(points.finite()))} points"
-            _line(ax, _smoothed(points), colour, trailing, width=1.6)
+            _line(ax, _smoothed(points), trailing, _Style(colour, 1.6))
     ax.set_ylim(0, 1.12 * max(float(points.finite().values.max()) for points in measured.values()) or 1.0)
     _cut_axis(ax, *measured.values(), from_zero=True)
     if ax.get_ylim()[1] >= 10_000:
@@ -187,15 +188,21 @@ def _smoothed(series: Series) -> Series:
     return Series(series.key, finite.rows, finite.steps, smooth(finite.values))
 
 
-def _line(
-    ax: Axes, series: Series, colour: str, label: str, width: float, marker: str | None = None, alpha: float = 1.0
-) -> None:
+@dataclass(frozen=True)
+class _Style:
+    colour: str
+    width: float
+    marker: str | None = None
+    alpha: float = 1.0
+
+
+def _line(ax: Axes, series: Series, label: str, style: _Style) -> None:
     shown = downsample_min_max(series, MAX_POINTS)
     if len(shown):
-        marker = marker or ("." if len(shown) == 1 else None)
+        marker = style.marker or ("." if len(shown) == 1 else None)
         ax.plot(
-            shown.steps, shown.values, color=light(colour), label=label or "_", linewidth=width, marker=marker,
-            alpha=alpha, markersize=4.5, solid_joinstyle="round",
+            shown.steps, shown.values, color=light(style.colour), label=label or "_", linewidth=style.width,
+            marker=marker, alpha=style.alpha, markersize=4.5, solid_joinstyle="round",
         )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ from training.precision import find_precision
 from training.ranks import sum_over_ranks
 from training.run_dir import RunDir
 from training.trainers.meter import build_meter
-from training.trainers.recipe_trainer import RecipeTrainer
+from training.trainers.recipe_trainer import RecipeParts, RecipeTrainer
 from training.trainers.setup_errors import explain_setup_errors
 
 logger = logging.getLogger("redline.build")
@@ -193,6 +193,15 @@ def build_trainer(
         varlen=needs_cu_seqlens(model),
         token_bytes=count_token_bytes(tokenizer),
     )
+    parts = RecipeParts(
+        run_dir=run_dir,
+        train_batches=build_train_batches(prepared.stream or train_dataset, config.data, args, collator, run_dir),
+        order=describe_order(source, config.data),
+        verify_packing=config.data.verify_packing and config.data.packing != "none",
+        meter=meter,
+        log_every=config.perf.log_every,
+        flops_profile_every=config.perf.flops_profile_every,
+    )
     with explain_setup_errors("training"):
         trainer = RecipeTrainer(
             model=model,
@@ -201,13 +210,7 @@ def build_trainer(
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            run_dir=run_dir,
-            train_batches=build_train_batches(prepared.stream or train_dataset, config.data, args, collator, run_dir),
-            order=describe_order(source, config.data),
-            verify_packing=config.data.verify_packing and config.data.packing != "none",
-            meter=meter,
-            log_every=config.perf.log_every,
-            flops_profile_every=config.perf.flops_profile_every,
+            parts=parts,
         )
     if trainer.is_deepspeed_enabled != (loaded.deepspeed is not None):
         raise RuntimeError("accelerate did not take the DeepSpeed set-up: training would continue without ZeRO")

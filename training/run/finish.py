@@ -8,7 +8,7 @@ back from disk then writes the sample.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -83,7 +83,8 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: RecipeTrainer,
             table = find_table(trainer.eval_dataset or trainer.train_dataset)
             sample = write_sample(model, trainer, Chats.of(source), table, loaded.config.monitor.sample_prompt)
         run_dir.append_event("final", trainer.state.global_step, "final/ written" + " and checked" * bool(sample))
-        summary = summarize(loaded, data, trainer, totals, roofline, sample, memory_base, own_peak_gib)
+        measured = Measured(totals, memory_base, own_peak_gib, roofline, sample)
+        summary = summarize(loaded, data, trainer, measured)
         run_dir.write_json(run_dir.summary, summary)
         forget_exceeded_ceiling(summary, trainer)
         try:
@@ -218,20 +219,25 @@ def describe_data(prepared: Prepared, trainer: RecipeTrainer) -> dict[str, Any]:
     }
 
 
-def summarize(
-    loaded: LoadedConfig,
-    data: dict[str, Any],
-    trainer: RecipeTrainer,
-    totals: dict[str, float],
-    roofline: dict[str, Any] | None,
-    sample: Sample | None,
-    memory_base: MemoryBase,
-    own_peak_gib: float | None,
-) -> dict[str, Any]:
-    """The last word on a run, as numbers. own_peak_gib: of this process; of those before it, the records tell."""
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a run beside its records."""
+
+    totals: dict[str, float]
+    """`Meter.run_totals()`."""
+    memory_base: MemoryBase
+    own_peak_gib: float | None
+    """Of this process; the records have those of the processes before it."""
+    roofline: dict[str, Any] | None
+    sample: Sample | None
+
+
+def summarize(loaded: LoadedConfig, data: dict[str, Any], trainer: RecipeTrainer, measured: Measured) -> dict[str, Any]:
+    """The facts of a finished run, as summary.json has them."""
     run = load_run(trainer.run_dir.path)
-    own = summarize_training(trainer, trainer.run_dir, totals)
-    peaks_gib = [own["peak_memory_gib"], own_peak_gib]
+    own = summarize_training(trainer, trainer.run_dir, measured.totals)
+    peaks_gib = [own["peak_memory_gib"], measured.own_peak_gib]
+    plan = _compare_memory(loaded, trainer, measured.memory_base, measured.own_peak_gib)
     return {
         **own,
         "epochs": trainer.train_batches.passes,
@@ -242,11 +248,11 @@ def summarize(
         "text_bytes": trainer.progress.text_bytes or None,
         "tokenizer_cuts": run.recorded("tokenizer_cuts"),
         **data,
-        "roofline": roofline,
+        "roofline": measured.roofline,
         "peak_memory_gib": max(filter(None, peaks_gib), default=None),
-        "memory_plan": asdict(_compare_memory(loaded, trainer, memory_base, own_peak_gib)),
+        "memory_plan": asdict(plan),
         "recipe": loaded.recipe,
-        "sample": asdict(sample) if sample else None,
+        "sample": asdict(measured.sample) if measured.sample else None,
     }
 
 

@@ -14,7 +14,7 @@ from training.metrics.flops import ModelFlops
 from training.metrics.matmuls import find_matmuls
 from training.metrics.peaks import Peak, find_peak
 from training.metrics.phase_timer import build_phase_timer
-from training.metrics.throughput import Meter
+from training.metrics.throughput import Meter, Rates
 from training.precision import find_precision, name_peak_format
 from training.ranks import gather_lists
 
@@ -41,9 +41,7 @@ def build_meter(model: torch.nn.Module, args: TrainingArguments, seq_len: int | 
         gather=partial(gather_lists, device=args.device),
         model_flops=None if seq_len is None else ModelFlops.from_model(model),
         checkpointing=bool(args.gradient_checkpointing),
-        peak=peak,
-        ceiling=ceiling,
-        calibrator=calibrator,
+        rates=Rates(peak, ceiling, calibrator),
     )
 
 

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,16 +53,27 @@ from training.trainers.smoothed_loss import build_loss
 from training.trainers.text_counter import TextCounter
 
 
+@dataclass(frozen=True)
+class RecipeParts:
+    """What a recipe gives its trainer beside the arguments of `transformers.Trainer`."""
+
+    run_dir: RunDir
+    train_batches: TrainBatches
+    """Where training batches come from; they know where they stand."""
+    order: dict[str, Any]
+    """What the order of the batches is a function of; checkpoints keep it."""
+    verify_packing: bool = False
+    """Check before the first step that packed documents leave each other alone."""
+    meter: Meter | None = None
+    """Counts work against time; None trains without any measuring (`perf.enabled: false`)."""
+    log_every: int = 10
+    """Optimizer steps between `perf/` records."""
+    flops_profile_every: int = 0
+    """Optimizer steps between counts of executed FLOPs against the analytic ones; 0: never."""
+
+
 class RecipeTrainer(Profiled, TokenMeanEvaluation):
     """The Trainer of a recipe.
-
-    Args:
-        meter: counts work against time; None trains without any measuring (`perf.enabled: false`).
-        log_every: optimizer steps between `perf/` records.
-        flops_profile_every: optimizer steps between counts of executed FLOPs against the analytic ones; 0: never.
-        train_batches: where training batches come from; they know where they stand.
-        order: what their order is a function of; checkpoints keep it.
-        verify_packing: check before the first step that packed documents leave each other alone.
 
     `start_data` comes before `train`: it takes the data to where the checkpoint stood and settles the number of steps.
     Rank 0 gets its sinks through `on_start` when the number of steps is known, within what `on_open` was given.
@@ -70,22 +82,16 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
     def __init__(
         self,
         *args: Any,
-        run_dir: RunDir,
-        train_batches: TrainBatches,
-        order: dict[str, Any],
-        verify_packing: bool = False,
-        meter: Meter | None = None,
-        log_every: int = 10,
-        flops_profile_every: int = 0,
+        parts: RecipeParts,
         **kwargs: Any,
     ) -> None:
-        self.run_dir = run_dir
+        self.run_dir = parts.run_dir
         self.progress = Progress()
-        self._log_every = log_every
-        self._flops_profile_every = flops_profile_every
-        self.train_batches = train_batches
-        self._order = order
-        self._verify_packing = verify_packing
+        self._log_every = parts.log_every
+        self._flops_profile_every = parts.flops_profile_every
+        self.train_batches = parts.train_batches
+        self._order = parts.order
+        self._verify_packing = parts.verify_packing
         self._build_sinks: Callable[[int], list[Sink]] = lambda max_steps: []
         self._open_run: Callable[[Callable[[], list[Sink]]], list[Sink]] = lambda build: build()
         self.settings: dict[str, Any] | None = None  # what each checkpoint says it was trained with
@@ -99,7 +105,7 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
         self._finite = FiniteCheck(self)
         self._skipped = SkippedSteps(self)
         super().__init__(*args, **kwargs)
-        self.meter, self.recorder.keeps_all = meter, False
+        self.meter, self.recorder.keeps_all = parts.meter, False
         self.compute_loss_func = build_loss(self.args.label_smoothing_factor, lambda: self.is_training)
         self.add_callback(ProgressKeeper(self))
 

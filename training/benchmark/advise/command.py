@@ -45,18 +45,17 @@ from training.benchmark.advise.running import (
 from training.benchmark.command_line import build_parser
 from training.benchmark.interleave import draw_orders
 from training.benchmark.launching import run_logged
+from training.benchmark.page import format_machine, look_at_machine, write_page
 from training.comparing.sides import WARMUP_STEPS
 from training.config import load_config
-from training.environment import describe_machine
 from training.reporting.formatting import format_duration
-from training.run_dir import keep_finite, write_text_atomic
+from training.run_dir import write_text_atomic
 
 logger = logging.getLogger("redline.benchmark")
 
 GROUP = 3
 SLOW, SLOW_ROUNDS = 0.8, 2
 MIN_STEPS = WARMUP_STEPS + 2
-PACKAGES = ("torch", "transformers", "accelerate", "deepspeed")
 
 
 @dataclass
@@ -148,8 +147,7 @@ def main(argv: list[str], launch: Callable[[Sequence[str], Path, float], None] =
     page = format_advice(advice)
     print(page)
     output = options.output or options.work_dir / "advice.md"
-    write_text_atomic(output, page)
-    write_text_atomic(output.with_suffix(".json"), json.dumps(keep_finite(asdict(advice)), indent=1) + "\n")
+    write_page(output, page, asdict(advice))
     return 0
 
 
@@ -184,8 +182,9 @@ def _read_levers(options: argparse.Namespace) -> list[str]:
 def advise(session: Session, levers: Sequence[str], rounds: int, command: str) -> Advice:
     """All rounds, then what was best once more. Raises UserError when the configuration itself does not run.
 
-    On Ctrl-C what is known so far is told.
+    On Ctrl-C what is known so far is reported.
     """
+    machine = look_at_machine(f"python -m training.benchmark {command}")
     runner = session.runner
     variants: list[Variant] = []
     confirmed: list[Verdict] = []
@@ -211,10 +210,10 @@ def advise(session: Session, levers: Sequence[str], rounds: int, command: str) -
         notes.append("Stopped by Ctrl-C: runs that had none of the configuration beside them yet do not count.")
     notes += [f"The configuration as it is failed, and groups without it do not count: {why}"
               for why in session.lost.values()]  # fmt: skip
+    ranks = f"{base.world_size} rank{'s' * (base.world_size > 1)}"
     best = max(confirmed, key=lambda verdict: verdict.speed.estimate, default=None)
     return Advice(
-        command=f"python -m training.benchmark {command}",
-        machine=_describe_machine(base.world_size, base.device),
+        machine=format_machine(machine, remark=f" {ranks} on {base.device}."),
         baseline=_describe_baseline(session, runner.steps),
         verdicts=session.judge(variants) if session.baselines else [],
         failed={f"{one.lever} {one.label}": session.failed[name_files(one)]
@@ -262,16 +261,6 @@ def _write_json(runner: Runner, variant: Variant) -> str:
     path = runner.work_dir / "advised_deepspeed.json"
     write_text_atomic(path, json.dumps(change_json(load_config(runner.arguments), variant.json), indent=2) + "\n")
     return str(path)
-
-
-def _describe_machine(world_size: int, device: str) -> str:
-    machine = describe_machine(PACKAGES)
-    versions = ", ".join(f"{name} {machine[name]}" for name in PACKAGES if machine[name])
-    ranks = f"{world_size} rank{'s' * (world_size > 1)} on {device}"
-    return (
-        f"{machine['cpu_count']} cores of {machine['cpu']}; {machine['platform']}, Python {machine['python']}, "
-        f"{versions}. Commit {machine['git_commit']}. {ranks}."
-    )
 
 
 def _describe_baseline(session: Session, steps: int) -> str:

@@ -54,7 +54,7 @@ class Variant:
         return self.recipe.get(DEEPSPEED) == "none"
 
 
-class NothingToTurn(Exception):
+class NothingToTurnError(Exception):
     """The reason why a lever has no variants here."""
 
 
@@ -65,16 +65,16 @@ def list_variants(base: Baseline, levers: Sequence[str]) -> tuple[list[Variant],
     for name in levers:
         try:
             variants += LEVERS[name](base)
-        except NothingToTurn as nothing:
+        except NothingToTurnError as nothing:
             reasons[name] = str(nothing)
     return variants, reasons
 
 
 def _micro_batch(base: Baseline) -> list[Variant]:
     if base.loaded.config.perf.micro_batch_size == "auto":
-        raise NothingToTurn("perf.micro_batch_size: auto chooses it")
+        raise NothingToTurnError("perf.micro_batch_size: auto chooses it")
     if base.loaded.config.data.max_tokens_per_batch:
-        raise NothingToTurn("data.max_tokens_per_batch says how large a micro-batch is")
+        raise NothingToTurnError("data.max_tokens_per_batch says how large a micro-batch is")
     micro = int(base.argument("per_device_train_batch_size"))
     rows = micro * int(base.argument("gradient_accumulation_steps") or 1)
     sizes = [size for size in (2 * micro, micro // 2) if size and rows % size == 0]
@@ -129,9 +129,9 @@ def _attention(base: Baseline) -> list[Variant]:
 def _loss_kernel(base: Baseline) -> list[Variant]:
     model = base.loaded.config.model
     if base.device != "cuda" or importlib.util.find_spec("liger_kernel") is None:
-        raise NothingToTurn("the fused loss of liger-kernel needs CUDA and `pip install liger-kernel`")
+        raise NothingToTurnError("the fused loss of liger-kernel needs CUDA and `pip install liger-kernel`")
     if not model.path and not model.config.get("model_type"):
-        raise NothingToTurn("liger-kernel patches HF architectures only: MiniGPT is none")
+        raise NothingToTurnError("liger-kernel patches HF architectures only: MiniGPT is none")
     return _toggle(base, "loss kernel", "training.use_liger_kernel", "liger-kernel")
 
 
@@ -180,14 +180,14 @@ def _workers(base: Baseline) -> list[Variant]:
 
 def _pinned_memory(base: Baseline) -> list[Variant]:
     if base.device != "cuda":
-        raise NothingToTurn("on a CPU batches are not copied")
+        raise NothingToTurnError("on a CPU batches are not copied")
     pinned = bool(base.loaded.config.training.get("dataloader_pin_memory", True))
     return [Variant("pinned memory", "off" if pinned else "on", {"training.dataloader_pin_memory": not pinned})]
 
 
 def _optimizer(base: Baseline) -> list[Variant]:
     if "optimizer" in (base.loaded.deepspeed or {}):
-        raise NothingToTurn("the DeepSpeed JSON names the optimizer")
+        raise NothingToTurnError("the DeepSpeed JSON names the optimizer")
     now = find_optimizer(str(base.argument("optim")))
     return [
         Variant(
@@ -203,9 +203,9 @@ def _zero_stage(base: Baseline) -> list[Variant]:
     deepspeed = base.loaded.deepspeed
     if deepspeed is None:
         if base.world_size == 1:
-            raise NothingToTurn("one rank has nothing to shard")
+            raise NothingToTurnError("one rank has nothing to shard")
         if not base.argument("bf16"):
-            raise NothingToTurn("the DeepSpeed set-ups that could be tried compute in bf16, this recipe does not")
+            raise NothingToTurnError("the DeepSpeed set-ups that could be tried compute in bf16, this recipe does not")
         return [
             Variant("ZeRO stage", name, {DEEPSPEED: name}, changes_training="weights in bf16 with float32 masters")
             for name in ("zero1_bf16", "zero2_bf16")
@@ -226,13 +226,13 @@ def _zero_stage(base: Baseline) -> list[Variant]:
                     changes_training="weights in float32 under autocast")
         )  # fmt: skip
     if not variants:
-        raise NothingToTurn("with offload and an optimizer in the JSON there is no other stage to go to")
+        raise NothingToTurnError("with offload and an optimizer in the JSON there is no other stage to go to")
     return variants
 
 
 def _bucket_size(base: Baseline) -> list[Variant]:
     if base.world_size == 1:
-        raise NothingToTurn("one rank reduces nothing")
+        raise NothingToTurnError("one rank reduces nothing")
     if base.loaded.deepspeed is None:
         now = int(base.argument("ddp_bucket_cap_mb") or DDP_BUCKET_MB)
         return [
@@ -241,7 +241,7 @@ def _bucket_size(base: Baseline) -> list[Variant]:
         ]  # fmt: skip
     now = (base.loaded.deepspeed.get("zero_optimization") or {}).get("reduce_bucket_size", DEEPSPEED_BUCKET)
     if not isinstance(now, int | float):
-        raise NothingToTurn(f"reduce_bucket_size: {now!r} in the DeepSpeed JSON leaves it to Hugging Face")
+        raise NothingToTurnError(f"reduce_bucket_size: {now!r} in the DeepSpeed JSON leaves it to Hugging Face")
     return [
         Variant("bucket size", f"{size / 1e6:,.0f} M elements", json={"zero_optimization.reduce_bucket_size": size})
         for size in (int(4 * now), int(now // 4))
@@ -250,11 +250,11 @@ def _bucket_size(base: Baseline) -> list[Variant]:
 
 def _threads(base: Baseline) -> list[Variant]:
     if base.device != "cpu":
-        raise NothingToTurn("the GPU computes")
+        raise NothingToTurnError("the GPU computes")
     now, cores = base.num_threads, count_cores()
     numbers = [number for number in (now // 2, 2 * now) if 1 <= number <= cores]
     if not numbers:
-        raise NothingToTurn(f"{now} thread on {cores} core{'s' * (cores > 1)}")
+        raise NothingToTurnError(f"{now} thread on {cores} core{'s' * (cores > 1)}")
     return [Variant("threads", f"{number} a rank", {"perf.num_threads": number}) for number in numbers]
 
 

@@ -20,7 +20,6 @@ class Advice:
     """All that was tried. failed: variant -> why; left_out: lever -> why it has nothing to turn; confirmed: what is
     advised, run once more in new rounds."""
 
-    command: str
     machine: str
     baseline: str
     verdicts: Sequence[Verdict]
@@ -32,7 +31,7 @@ class Advice:
 
 
 def format_advice(advice: Advice) -> str:
-    lines = ["# Levers that were tried", "", f"`{advice.command}`", "", advice.machine, "", advice.baseline, ""]
+    lines = ["# Levers that were tried", "", advice.machine, "", advice.baseline, ""]
     lines += ["## Each alone, against the configuration as it is", "", HOW_TO_READ, ""]
     lines += _format_table(sorted(advice.verdicts, key=lambda verdict: -verdict.speed.estimate))
     for title, reasons in (("Failed", advice.failed), ("Nothing to turn", advice.left_out)):

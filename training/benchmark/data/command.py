@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from data_prep.errors import UserError
+from training.benchmark import page
 from training.benchmark.command_line import build_parser
 from training.benchmark.data.building import measure_build, measure_cached, measure_memory, measure_scaling
 from training.benchmark.data.inputs import MB, QUICK, Inputs, Settings
@@ -32,7 +33,6 @@ from training.benchmark.data.report import render, write_result
 from training.benchmark.data.row import Row
 from training.benchmark.data.text import read_corpus, write_jsonl
 from training.benchmark.isolation import Runner, run_fresh
-from training.environment import describe_machine
 from training.launch import count_cores
 
 logger = logging.getLogger("redline.benchmark")
@@ -121,15 +121,9 @@ def look_at_machine(argv: list[str]) -> dict[str, Any]:
     busy = load > 0.25 * count_cores()
     if busy:
         logger.warning("load average %.2f on %d cores: speeds will be too low, ratios less so", load, count_cores())
-    return {
-        **describe_machine(PACKAGES),
-        "packages": PACKAGES,
-        "memory_gb": psutil.virtual_memory().total / 1e9,
-        "load_average": load,
-        "busy": busy,
-        "started": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "command": " ".join(["python -m training.benchmark data", *argv]),
-    }
+    command = " ".join(["python -m training.benchmark data", *argv])
+    memory_gb = psutil.virtual_memory().total / 1e9
+    return page.look_at_machine(command, PACKAGES, memory_gb=memory_gb, load_average=load, busy=busy)
 
 
 def measure(name: str, inputs: Inputs) -> Row:

@@ -5,7 +5,6 @@ from the first.
 """
 
 import io
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 
 from data_prep.atomic_files import write_atomically
 from training.benchmark.data.row import Row
+from training.benchmark.page import format_machine, read_content, write_page
 from training.reporting.charts import style_axes
 from training.reporting.palette import light
 from training.reporting.plots import PNG_DPI
@@ -45,19 +45,20 @@ runs every row on the embedded corpus, at sizes that prove nothing, in a minute.
 def write_result(rows: list[Row], machine: dict[str, Any], output: Path) -> None:
     """Write `output` (a .md), and the JSON and the plot beside it."""
     result = {"machine": machine, "rows": [asdict(row) for row in rows]}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
-    render(output)
+    _write(output, result)
 
 
 def render(output: Path) -> None:
     """Write `output` and its plot from the JSON beside it."""
-    result = json.loads(output.with_suffix(".json").read_bytes())
+    _write(output, read_content(output))
+
+
+def _write(output: Path, result: dict[str, Any]) -> None:
     scaling = next((row for row in result["rows"] if row["name"] == "scaling"), None)
     plot = output.with_suffix(".png")
+    write_page(output, format_markdown(result, plot.name if scaling else None), result)
     if scaling is not None:
         write_atomically(plot, draw_scaling(scaling["values"]))
-    write_atomically(output, format_markdown(result, plot.name if scaling else None).encode())
 
 
 def format_markdown(result: dict[str, Any], plot: str | None) -> str:
@@ -78,12 +79,7 @@ def describe_machine(machine: dict[str, Any]) -> str:
     """Two sentences on what the numbers were measured on."""
     loads = f"load average at the start {machine['load_average']:.2f}"
     warning = f" **It was not idle: {loads}; ratios hold better than speeds.**" if machine["busy"] else f" {loads}."
-    versions = ", ".join(f"{name} {machine[name]}" for name in machine["packages"] if machine[name])
-    return (
-        f"{machine['cpu_count']} cores of {machine['cpu']}, {machine['memory_gb']:.0f} GB; {machine['platform']}, "
-        f"Python {machine['python']}, {versions}. Commit {machine['git_commit']}, {machine['started']}.{warning}\n\n"
-        f"Command: `{machine['command']}`."
-    )
+    return format_machine(machine, remark=warning)
 
 
 def draw_scaling(values: dict[str, Any]) -> bytes:

@@ -15,7 +15,6 @@ import logging
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -28,14 +27,13 @@ from training.benchmark.isolation import Runner, run_fresh
 from training.benchmark.memory.grid import GRID, QUICK, RESIDENT, Case, Inputs
 from training.benchmark.memory.measuring import Measured, find_gpus, measure_case, write_inputs
 from training.benchmark.memory.report import render, write_result
-from training.environment import describe_machine
+from training.benchmark.page import look_at_machine
 from training.launch import count_cores, find_free_port
 
 logger = logging.getLogger("redline.benchmark")
 
 # glibc keeps freed blocks below these sizes; then resident memory is what was once allocated, not what is.
 RESIDENT_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "deepspeed")
 
 
 def main(argv: list[str], run: Runner = run_fresh) -> int:
@@ -49,8 +47,7 @@ def main(argv: list[str], run: Runner = run_fresh) -> int:
         if options.only and not all(1 <= number <= len(cases) for number in options.only):
             raise UserError(f"--only {' '.join(map(str, options.only))}: the grid has the numbers 1 to {len(cases)}")
         cases = [cases[number - 1] for number in options.only] if options.only else cases
-        machine = describe_machine(PACKAGES)  # first: the commit is that of the code that runs
-        started = time.strftime("%Y-%m-%d %H:%M %Z")
+        machine = look_at_machine(" ".join(["python -m training.benchmark memory", *argv]))
         gpus = [] if options.cpu else run(find_gpus).value
         with tempfile.TemporaryDirectory(prefix="redline-benchmark-", dir=options.work_dir) as work_dir:
             inputs = Inputs(Path(work_dir), use_cpu=not gpus)
@@ -59,13 +56,7 @@ def main(argv: list[str], run: Runner = run_fresh) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    machine = {
-        **machine,
-        "packages": PACKAGES,
-        "device": gpus[0] if gpus else "CPU",
-        "started": started,
-        "command": " ".join(["python -m training.benchmark memory", *argv]),
-    }
+    machine["device"] = gpus[0] if gpus else "CPU"
     write_result(rows, machine, options.output)
     print(options.output)
     return 0

@@ -1,11 +1,10 @@
 """The grid's result as JSON, and from that alone `docs/results/memory.md`."""
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from training.run_dir import write_text_atomic
+from training.benchmark.page import format_machine, read_content, write_page
 
 AIMS_PCT = {"CPU": (3.0, 8.0), "GPU": (2.0, 5.0)}
 """Median and worst absolute error that issue 4 asks for."""
@@ -37,21 +36,26 @@ would count them.
 
 def write_result(rows: list[dict[str, Any]], machine: dict[str, Any], output: Path) -> None:
     """Write `output` (a .md) and the JSON beside it."""
-    output.parent.mkdir(parents=True, exist_ok=True)
     result = {"machine": machine, "rows": rows}
-    write_text_atomic(output.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
-    render(output)
+    write_page(output, format_markdown(result), result)
 
 
 def render(output: Path) -> None:
     """Write `output` from the JSON beside it."""
-    write_text_atomic(output, format_markdown(json.loads(output.with_suffix(".json").read_bytes())))
+    result = read_content(output)
+    write_page(output, format_markdown(result), result)
 
 
 def format_markdown(result: dict[str, Any]) -> str:
     """The page: machine, verdict, table, what could not be measured, how it was done."""
     machine, rows = result["machine"], result["rows"]
-    lines = ["# Memory, predicted and measured", "", _describe_machine(machine), "", _describe_errors(machine, rows)]
+    lines = [
+        "# Memory, predicted and measured",
+        "",
+        format_machine(machine, "" if machine["device"] == "CPU" else f"{machine['device']}; "),
+        "",
+        _describe_errors(machine, rows),
+    ]
     lines += ["", "| | configuration | predicted MB | measured MB | error | resident MB |", "|--:|---|--:|--:|--:|--:|"]
     for number, row in enumerate(rows, 1):
         if "reason" in row:
@@ -75,13 +79,4 @@ def _describe_errors(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str
     return (
         f"{len(errors)} configurations: median absolute error {median:.2f} % ({verdict[0]}), worst "
         f"{errors[worst]:.2f} % ({verdict[1]}), in {worst}."
-    )
-
-
-def _describe_machine(machine: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {machine[name]}" for name in machine["packages"] if machine[name])
-    where = "" if machine["device"] == "CPU" else f"{machine['device']}; "
-    return (
-        f"{where}{machine['cpu_count']} cores of {machine['cpu']}; {machine['platform']}, Python {machine['python']}, "
-        f"{versions}. Commit {machine['git_commit']}, {machine['started']}.\n\nCommand: `{machine['command']}`."
     )

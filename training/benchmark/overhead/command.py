@@ -30,7 +30,6 @@ CUDA, a synchronize, in both kinds.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -38,8 +37,8 @@ from pathlib import Path
 from data_prep.errors import UserError
 from training.benchmark.command_line import build_parser
 from training.benchmark.overhead.measuring import measure_overhead
-from training.benchmark.overhead.page import PACKAGES, format_page
-from training.environment import describe_machine
+from training.benchmark.overhead.page import format_page
+from training.benchmark.page import look_at_machine, write_page
 from training.launch import read_world
 
 
@@ -52,7 +51,8 @@ def main(argv: list[str]) -> int:
     if options.steps < 1:
         parser.error(f"--steps {options.steps}: name 1 or more")
     world = read_world()
-    machine = describe_machine(PACKAGES)  # first: the commit is that of the code that runs
+    launch = "python" if world.size == 1 else f"{world.launcher}, {world.size} ranks:"
+    machine = look_at_machine(f"{launch} -m training.benchmark overhead {' '.join(argv)}".strip())
     try:
         result = measure_overhead(options.config, options.steps, overrides)
     except UserError as error:
@@ -62,11 +62,7 @@ def main(argv: list[str]) -> int:
         return result
     if not world.is_main:
         return 0
-    launch = "python" if world.size == 1 else f"{world.launcher}, {world.size} ranks:"
-    command = f"{launch} -m training.benchmark overhead {' '.join(argv)}".strip()
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(format_page(result, machine, command), encoding="utf-8")
-    content = {"machine": machine, "command": command, **asdict(result)}
-    options.output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(options.output.read_text(encoding="utf-8"))
+    page = format_page(result, machine)
+    write_page(options.output, page, {"machine": machine, **asdict(result)})
+    print(page)
     return 0

@@ -6,11 +6,11 @@ from typing import Any
 
 from training.benchmark.interleave import find_median
 from training.benchmark.overhead.result import LEVEL, PLOTS_PCT, TRIM, Result
+from training.benchmark.page import format_machine
 
-PACKAGES = ("torch", "transformers", "accelerate", "deepspeed")
 
-
-def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
+def format_page(result: Result, machine: dict[str, Any]) -> str:
+    """The page of a result."""
     pct, drawing, schedule = result.pct, result.drawing, result.schedule
     step_ms = 1e3 * find_median(result.seconds).median
     plots = f"{len(drawing) - 1} after the first, which took {drawing[0]:.1f} s" if drawing else "none was due"
@@ -25,11 +25,7 @@ def format_page(result: Result, machine: dict[str, Any], command: str) -> str:
     lines = [
         "# Profiling overhead",
         "",
-        f"{machine['cpu_count']} cores of {machine['cpu']}; {machine['platform']}, Python {machine['python']}, "
-        + ", ".join(f"{name} {machine[name]}" for name in PACKAGES if machine[name])
-        + f". Commit {machine['git_commit']}.",
-        "",
-        f"Command: `{command}`.",
+        format_machine(machine),
         "",
         f"Recipe `{result.recipe}`, {result.ranks} rank{'s' * (result.ranks > 1)} on {result.device}: "
         f"{len(result.seconds):,} steps of {step_ms:,.1f} ms (median), a record every {schedule.period}; neighbours "

@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 class ReLU2(nn.Module):
     """relu(x)**2 (Primer, arXiv 2109.08668)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(x).square()
+        return functional.relu(x).square()
 
 
 class XIELU(nn.Module):
@@ -49,8 +49,8 @@ class XIELU(nn.Module):
         }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        alpha_p = F.softplus(self.alpha_p).to(x.dtype)
-        alpha_n = (self.BETA + F.softplus(self.alpha_n)).to(x.dtype)
+        alpha_p = functional.softplus(self.alpha_p).to(x.dtype)
+        alpha_n = (self.BETA + functional.softplus(self.alpha_n)).to(x.dtype)
         negative = torch.expm1(x.clamp(max=self.EPS)) - x
         return torch.where(x > 0, alpha_p * x * x, alpha_n * negative) + self.BETA * x
 

@@ -93,7 +93,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
 
-def eager_attention_forward(
+def eager_attention_forward(  # noqa: PLR0913  signature of HF attention functions
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -295,7 +295,7 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
         self.post_init()
 
     @can_return_tuple
-    def forward(
+    def forward(  # noqa: PLR0913  signature of HF causal models
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,

@@ -41,7 +41,7 @@ def generate(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> Iterator:
 def test_a_text_goes_on_and_an_assistant_answers(generate) -> None:
     code, text, error = generate("--prompt", "w20 w21")
     assert code == 0 and text.startswith("w20 w21") and len(text) > len("w20 w21\n")
-    assert "5 tokens in" in error and "not stopped by itself" in error
+    assert "5 tokens in" in error and "stopped by the length limit" in error
     _, answer, _ = generate("--prompt", "w20 w21", "--chat")
     _, rendered, _ = generate("--prompt", "<|im_start|> user w20 w21 <|im_end|> <|im_start|> assistant ")
     assert answer.strip() and rendered.endswith(answer)
@@ -78,8 +78,8 @@ def test_a_conversation_remembers_what_was_said(generate, monkeypatch: pytest.Mo
     "flags,message",
     [
         (["--prompt", ""], "--prompt: is empty"),
-        ([], "--prompt: give the text to go on from"),
-        (["--chat"], "--prompt: give the text to go on from"),  # no terminal
+        ([], "--prompt: give the text to continue"),
+        (["--chat"], "--prompt: give the text to continue"),  # no terminal
         (["--prompt", "a", "--system", "b"], "--system: is for --chat"),
         (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["--prompt", " ".join(["w20"] * 2049)], "the prompt takes 2049 tokens"),

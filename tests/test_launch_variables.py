@@ -12,8 +12,8 @@ TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"RANK": "x"}, "RANK = 'x': must be a whole number from 0 on"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = 'two': must be a whole number from 1 on"),
+        ({"RANK": "x"}, "RANK = 'x': must be a whole number of at least 0"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = 'two': must be a whole number of at least 1"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE = '0'"),
         ({"WORLD_SIZE": "-1"}, "WORLD_SIZE = '-1'"),
         ({"LOCAL_RANK": "a"}, "LOCAL_RANK = 'a'"),

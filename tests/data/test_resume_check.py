@@ -69,12 +69,14 @@ def test_other_data_is_noticed(order_of, streaming: bool, monkeypatch):
     monkeypatch.setattr(stream, "UNIT_BYTES", 4000)
     before = order_of(streaming=streaming)
     check_same_order(CHECKPOINT, before, order_of(streaming=streaming))
-    with pytest.raises(UserError, match=r"(token store|content) of data.sources was \"\w+\", is \"\w+\": go on"):
+    with pytest.raises(UserError, match=r"(token store|content) of data.sources was \"\w+\", is \"\w+\": resume with"):
         check_same_order(CHECKPOINT, before, order_of(51, streaming=streaming))
 
 
 def test_a_stream_and_a_store_do_not_go_on_from_each_other(order_of):
     store, streamed = order_of(), order_of(streaming=True)
     for before, now in ((store, streamed), (streamed, store)):
-        with pytest.raises(UserError, match=r"here, .*left: data.streaming was (true|false), is (true|false): go on"):
+        with pytest.raises(
+            UserError, match=r"here, .*left: data.streaming was (true|false), is (true|false): resume with"
+        ):
             check_same_order(CHECKPOINT, before, now)

@@ -48,7 +48,7 @@ def test_a_turn_that_stops_and_one_that_does_not(caplog: pytest.LogCaptureFixtur
         model.generation_config.eos_token_id = [trainer.processing_class.convert_tokens_to_ids(words[4]), EOS]
         sample = write_sample(model, trainer, CHATS, table_of(CHAT), None)
     assert sample.stopped and sample.text.split() == words[: words.index(words[4]) + 1]
-    assert "did not stop within 10 tokens" in caplog.text and "stopped by itself, with" in caplog.text
+    assert "did not stop within 10 tokens" in caplog.text and "ended on its own, with" in caplog.text
     assert [event["stopped"] for event in trainer.events] == [False, True]
 
 

@@ -32,14 +32,14 @@ REFUSED = {
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% else %}</s>{% endif %}",
         exchange("Q1", "A1", "Q2", "A2"),
-        "message 2: the chat template ends it with '\\\\n</s>' by itself, and with '\\\\nuser: ' in its place",
+        "message 2: the chat template ends it with '\\\\n</s>' on its own, and with '\\\\nuser: ' within the conversation",
     ),
     "two turns become one": (
         "{% for m in messages %}{% if loop.first or messages[loop.index0 - 1].role != m.role %}<|im_start|>"
         "{{ m.role }}\n{% endif %}{{ m.content }}"
         "{% if loop.last or messages[loop.index0 + 1].role != m.role %}<|im_end|>\n{% endif %}" + TAIL,
         [*exchange("Q", "A"), {"role": "assistant", "content": "more"}],
-        "message 2: the chat template ends it with '<.im_end.>' by itself, and with '' in its place",
+        "message 2: the chat template ends it with '<.im_end.>' on its own, and with '' within the conversation",
     ),
     "another order": (
         "{% for m in messages | reverse %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n" + TAIL,
@@ -161,7 +161,7 @@ def test_other_parts_in_its_place_than_by_itself():
     called = {"role": "assistant", "content": "looking", "tool_calls": [CALL]}
     messages = [{"role": "user", "content": "Q"}, called, {"role": "tool", "content": "T"}]
     chat = ChatTemplate(source, {}, on_dropped="allow")
-    with pytest.raises(RecordError, match="message 2: the chat template writes other parts of it in its place"):
+    with pytest.raises(RecordError, match="message 2: the chat template writes other parts of it within the conversation"):
         chat.render(Conversation(messages), "assistant")
 
 

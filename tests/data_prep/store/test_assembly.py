@@ -212,7 +212,7 @@ def test_a_killed_worker_is_said_and_the_next_run_goes_on(tmp_path, recipe, sour
         with pytest.raises(UserError, match="a data preparation process was killed"):
             prepare(*sections)
     directory = prepare(*sections).store_dir
-    assert "going on with a stopped build" in caplog.text
+    assert "continuing a stopped build" in caplog.text
     assert hash_shards(directory) == prepare_fresh(recipe(source), tmp_path / "fresh")
     assert not list(directory.rglob(".*.tmp"))
 

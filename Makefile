@@ -46,7 +46,8 @@ check: $(VENV)/.requirements-dev  ## lint, types, layers, file sizes: seconds
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/test_file_sizes.py
+	$(BIN)/codespell
+	$(BIN)/python -m pytest -q tests/test_file_sizes.py tests/test_words.py
 
 test: check  ## lint, types, layers, and the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -32,7 +32,7 @@ REFUSED = {
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% else %}</s>{% endif %}",
         exchange("Q1", "A1", "Q2", "A2"),
-        "message 2: the chat template ends it with '\\\\n</s>' on its own, and with '\\\\nuser: ' within the conversation",
+        "message 2: the chat template ends it with '\\\\n</s>' on its own, and with '\\\\nuser: ' within",
     ),
     "two turns become one": (
         "{% for m in messages %}{% if loop.first or messages[loop.index0 - 1].role != m.role %}<|im_start|>"
@@ -161,7 +161,9 @@ def test_other_parts_in_its_place_than_by_itself():
     called = {"role": "assistant", "content": "looking", "tool_calls": [CALL]}
     messages = [{"role": "user", "content": "Q"}, called, {"role": "tool", "content": "T"}]
     chat = ChatTemplate(source, {}, on_dropped="allow")
-    with pytest.raises(RecordError, match="message 2: the chat template writes other parts of it within the conversation"):
+    with pytest.raises(
+        RecordError, match="message 2: the chat template writes other parts of it within the conversation"
+    ):
         chat.render(Conversation(messages), "assistant")
 
 

@@ -124,15 +124,19 @@ class Guarded(io.RawIOBase):
         self.failure: OSError | None = None
 
     def writable(self) -> bool:
+        """Always."""
         return True
 
     def fileno(self) -> int:
+        """The descriptor below."""
         return self._descriptor
 
     def isatty(self) -> bool:
+        """Whether a terminal is below."""
         return os.isatty(self._descriptor)
 
     def write(self, data: Any, /) -> int:
+        """Write what fits; the number of bytes taken. After a failure everything is taken and dropped."""
         if self.failure is None:
             try:
                 return os.write(self._descriptor, data)

@@ -34,7 +34,10 @@ R = TypeVar("R")
 
 
 class Executor(Protocol):
-    def __call__(self, function: Callable[[P], R], parts: Sequence[P]) -> Iterator[tuple[int, R]]: ...
+    """Runs a function over parts, wherever its workers are."""
+
+    def __call__(self, function: Callable[[P], R], parts: Sequence[P]) -> Iterator[tuple[int, R]]:
+        """Index and result of each part, as they finish."""
 
 
 def choose_executor(data: DataSection, seconds: float) -> Executor:

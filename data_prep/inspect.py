@@ -42,6 +42,7 @@ LEAST_TOKENS = 8  # in shorter documents neither measure of oddness says much
 
 @with_exit_code
 def main(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
+    """Show a store; the exit code."""
     program = program_name("data_prep.inspect")
     parser = argparse.ArgumentParser(prog=program, description="Show what a token store contains.")
     parser.add_argument("store", type=Path, help="directory that data_prep.prepare printed")

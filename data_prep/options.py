@@ -28,6 +28,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Section(BaseModel):
+    """A section of a recipe: unknown keys are refused, values are not converted."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

@@ -252,6 +252,7 @@ overrides     section.key=value, --section.key value, or --key value; `-` and `_
 
 @with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare a recipe's data and print the store's directory; the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if "--help" in argv or "-h" in argv:
         print(USAGE + describe_sections({**DATA_SECTIONS, "data.sources": SourceSection}))

@@ -22,6 +22,7 @@ logger = logging.getLogger("redline.export")
 
 @with_exit_code
 def main(argv: list[str] | None = None) -> int:
+    """Export a model; the exit code."""
     program = program_name("training.export")
     parser = argparse.ArgumentParser(prog=program, description="Export a trained model directory.")
     parser.add_argument("model_dir", type=Path)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 @with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
+    """Generate text; the exit code."""
     args = _parse(argv)
     for name in ("transformers", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)

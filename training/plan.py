@@ -47,6 +47,7 @@ class PlanFlags:
 
     @property
     def target(self) -> dict[str, Any]:
+        """Keyword arguments of `plan_run`."""
         return {"world_size": self.world_size, "device": self.device}
 
 

@@ -28,42 +28,52 @@ class RunDir:
 
     @property
     def name(self) -> str:
+        """The directory's name."""
         return self.path.resolve().name
 
     @property
     def config(self) -> Path:
+        """Every value with its origin."""
         return self.path / "config.yaml"
 
     @property
     def ds_config(self) -> Path:
+        """What DeepSpeed received."""
         return self.path / "ds_config.json"
 
     @property
     def env(self) -> Path:
+        """Versions, machine, command."""
         return self.path / "env.json"
 
     @property
     def metrics(self) -> Path:
+        """One record per logged step."""
         return self.path / "metrics.jsonl"
 
     @property
     def events(self) -> Path:
+        """Starts, saves, evaluations, errors."""
         return self.path / "events.jsonl"
 
     @property
     def summary(self) -> Path:
+        """The facts of the run."""
         return self.path / "summary.json"
 
     @property
     def report(self) -> Path:
+        """The page."""
         return self.path / "report.html"
 
     @property
     def plots(self) -> Path:
+        """Pictures of the page."""
         return self.path / "plots"
 
     @property
     def final(self) -> Path:
+        """The trained model."""
         return self.path / "final"
 
     def is_finished(self) -> bool:

@@ -42,6 +42,7 @@ class Holder:
 
     @classmethod
     def this(cls) -> Holder:
+        """This process."""
         return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
 
     def is_alive_here(self) -> bool:

@@ -210,4 +210,5 @@ def is_panic(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
+    """The error's text without line breaks, at most 200 characters."""
     return " ".join(str(error).split())

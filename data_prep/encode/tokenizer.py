@@ -209,6 +209,7 @@ class TextSample:
         return len(data)
 
     def texts(self) -> list[str]:
+        """The texts of the sample."""
         return [text for _, text, _ in sorted(self._heap, reverse=True)]
 
 

@@ -119,6 +119,7 @@ def _find_result(part: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def dump_json(value: Any, where: str) -> str:
+    """A value as JSON text. Raises RecordError for what JSON cannot express."""
     try:
         return orjson.dumps(value).decode()
     except TypeError as error:  # bytes in a column, objects nested deeper than JSON writers go

@@ -67,6 +67,7 @@ def find_exchange_keys(turn: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def make_exchange(question: str, answer: str) -> list[dict[str, Any]]:
+    """One turn of the user and one of the assistant."""
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 

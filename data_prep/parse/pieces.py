@@ -29,6 +29,7 @@ def read_label(label: Any) -> bool | None:
 
 
 def check_text(value: Any, record: dict[str, Any], key: str) -> str:
+    """The value if it is text. Raises RecordError otherwise."""
     if value is None and key not in record:
         raise RecordError(f"key {key!r} is missing (found: {', '.join(map(str, record)) or 'none'})")
     if not isinstance(value, str):
@@ -46,10 +47,12 @@ class Pieces:
 
     @property
     def turn_names(self) -> TurnNames:
+        """Keys of role and content within a turn, as the columns name them."""
         chosen = dict(self.columns)
         return chosen.get("role") or None, chosen.get("content") or None
 
     def get(self, target: str) -> Any:
+        """The value of a target column; None when the record has none."""
         key = self.layout.keys.get(target)
         return None if key is None else take(self.value, key)
 
@@ -69,12 +72,14 @@ class Pieces:
         return is_good
 
     def parse_turns(self) -> Conversation:
+        """A conversation from a list of turns."""
         conversation = self._turns_of(self.get("messages"), self.layout.keys["messages"])
         conversation.tools = parse_tools(self.get("tools")) or conversation.tools
         self._add_system_turn(conversation)
         return conversation
 
     def parse_pair(self) -> Conversation:
+        """A conversation from prompt and completion."""
         prompt, answer = self._find_turns("prompt"), self._find_turns("completion")
         if prompt is None and answer is None:
             messages = self._system_turn() + self._parse_history()

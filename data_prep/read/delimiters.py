@@ -20,6 +20,7 @@ EXCEL_MARK = re.compile(r'"?sep=(.)"?\r?$')
 
 
 def default_delimiter(format: str) -> str:
+    """The delimiter that a format has by its name."""
     return "\t" if format == "tsv" else ","
 
 

@@ -85,6 +85,8 @@ class Record:
 
 @dataclass(frozen=True)
 class BadRecord:
+    """A record that cannot be used, with its place of origin and the reason."""
+
     path: str
     unit: str
     number: int
@@ -94,6 +96,7 @@ class BadRecord:
         return f"{self.path}, {self.unit} {self.number}: {self.reason}"
 
     def to_json_line(self) -> bytes:
+        """As `bad_records.jsonl` lists it."""
         return orjson.dumps({**asdict(self), "path": show_path(self.path)}) + b"\n"
 
 
@@ -121,6 +124,7 @@ class Reading:
         self.number = self.span.first_line - 1
 
     def refuse(self, reason: str, number: int | None = None) -> BadRecord:
+        """A bad record at this line or record number of the file."""
         return BadRecord(self.span.path, self.unit, self.number if number is None else number, reason)
 
     def explain_size(self, what: str, size: int) -> str:
@@ -183,4 +187,5 @@ def find_text_fault(data: bytes, what: str = "byte") -> tuple[int, str] | None:
 
 
 def one_line(error: Exception) -> str:
+    """The error's text without line breaks."""
     return " ".join(str(error).split())

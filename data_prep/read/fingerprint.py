@@ -29,6 +29,7 @@ def hash_text(data: bytes) -> bytes:
 
 
 def hash_file(path: str | Path) -> str:
+    """Hash of a file's bytes."""
     with open(path, "rb", buffering=0) as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
@@ -56,6 +57,7 @@ def describe_contents(inputs: Sequence[Input], hashes: Sequence[Sequence[str]]) 
 
 
 def fingerprint_trained_tokenizer(options: TokenizerSection, contents: list[dict[str, Any]]) -> str:
+    """Name of the tokenizer that these options train on this content."""
     kept = options.model_dump(exclude={"path"})
     return name_of({"tokenizer_format": TOKENIZER_FORMAT, "options": kept, "contents": contents})
 

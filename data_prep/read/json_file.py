@@ -38,6 +38,7 @@ class _Choice:
 
 
 def read_json(reading: Reading) -> Iterator[Record | BadRecord]:
+    """Records of a `.json` file, whichever of its forms it has."""
     with open_binary(reading.span.path) as file:
         blocks = read_blocks(file)
         line, text, offset = 1, b"", 0

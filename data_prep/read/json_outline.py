@@ -42,6 +42,7 @@ class Outline:
     behind: bytes = b""
 
     def find(self, test: Callable[[Member], bool]) -> list[str]:
+        """Keys of the members that pass the test."""
         return [member.key for member in self.members if test(member)]
 
 

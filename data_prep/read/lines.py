@@ -75,6 +75,7 @@ def _read_span(file: BinaryIO, reading: Reading) -> Iterator[bytes]:
 
 
 def read_jsonl(reading: Reading) -> Iterator[Record | BadRecord]:
+    """One record per line."""
     path, loads = reading.span.path, orjson.loads
     for item in read_line_blocks(reading):
         if isinstance(item, BadRecord):
@@ -91,11 +92,13 @@ def read_jsonl(reading: Reading) -> Iterator[Record | BadRecord]:
 
 
 def find_json_fault(data: bytes, error: orjson.JSONDecodeError) -> str:
+    """What is wrong with a line, and at which character."""
     fault = find_text_fault(data)
     return fault[1] if fault else f"malformed JSON ({error.msg}, column {error.colno})"
 
 
 def read_text_lines(reading: Reading) -> Iterator[Record | BadRecord]:
+    """One document per line."""
     for item in read_line_blocks(reading):
         if isinstance(item, BadRecord):
             yield item
@@ -108,6 +111,7 @@ def read_text_lines(reading: Reading) -> Iterator[Record | BadRecord]:
 
 
 def read_text(reading: Reading) -> Iterator[Record | BadRecord]:
+    """The whole file as one document."""
     data, size = read_whole(reading)
     if size > reading.limit:
         yield reading.refuse(f"{reading.explain_size('a text file', size)}, or set text_unit: line", 1)
@@ -119,6 +123,7 @@ def read_text(reading: Reading) -> Iterator[Record | BadRecord]:
 
 
 def read_corpus(reading: Reading) -> Iterator[Record | BadRecord]:
+    """Documents of the embedded corpus."""
     reading.unit = "document"
     path = reading.span.path
     try:

@@ -113,6 +113,7 @@ def _plain_suffix(path: str) -> str:
 
 
 def is_text(path: str) -> bool:
+    """Whether the suffix names a text format."""
     return _plain_suffix(path) not in RECORD_SUFFIXES
 
 

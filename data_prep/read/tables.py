@@ -38,6 +38,7 @@ ABORTING_FAULTS = ("histogram", "ColumnMetaData", "data bytes")
 
 
 def read_parquet(reading: Reading) -> Iterator[Record | BadRecord]:
+    """Rows of the file's row groups in this reading."""
     reading.unit = "row"
     span = reading.span
     with ExitStack() as stack:

@@ -24,6 +24,7 @@ Refused = Mapping[str, str]  # dotted key -> why it is not taken and what to use
 
 
 def dotted(path: KeyPath) -> str:
+    """A key path as users write it: `a.b.0`."""
     return ".".join(map(str, path))
 
 
@@ -110,6 +111,7 @@ def field_type(model: type[BaseModel], path: KeyPath) -> Any:
 
 
 def field_names(model: type[BaseModel], path: KeyPath) -> list[str]:
+    """Fields of the model at this path."""
     if not path:
         return list(model.model_fields)
     return [name for nested in _models_in(field_type(model, path)) for name in nested.model_fields]

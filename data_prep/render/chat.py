@@ -126,6 +126,7 @@ class ChatTemplate:
 
     @cached_property
     def renderer(self) -> Renderer:
+        """Runs the template; compiled at the first use in a process."""
         return Renderer(self.source, self.special_tokens)
 
     def find_fault(self) -> str | None:

@@ -26,6 +26,7 @@ class ControlTokens:
 
     @cached_property
     def pattern(self) -> re.Pattern[str] | None:
+        """Matches any special token; None when there is none."""
         longest_first = sorted((token for token in self.tokens if token), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
@@ -35,6 +36,7 @@ class ControlTokens:
         return found[0] if found else None
 
     def stand_in(self, token: str) -> str:
+        """A text of the same length that is no special token."""
         return chr(FIRST_STAND_IN + self._numbers[token])
 
     @cached_property

@@ -98,6 +98,7 @@ def find_missing_tools(tools: Tools, text: str, are_known: bool) -> Iterator[Mis
 
 
 def shorten(text: str) -> str:
+    """At most the first characters of a text, on one line."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 

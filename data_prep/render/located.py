@@ -52,9 +52,11 @@ class Source:
         return self._known[count, prompt]
 
     def whole(self) -> Located:
+        """The rendering of the whole conversation."""
         return self.locate(len(self.messages))
 
     def message_of(self, place: Place) -> int:
+        """Number of the message that a place belongs to."""
         return self.leaves[place.leaf].message
 
     def _locate(self, count: int, prompt: bool) -> Located:
@@ -120,6 +122,7 @@ class Fit:
     shifts: list[int]
 
     def move(self, span: CharSpan) -> CharSpan:
+        """A span of one rendering in the coordinates of the other."""
         start, end = (at + self.shifts[bisect_right(self.ends, at)] for at in span)
         return start, end
 
@@ -164,10 +167,12 @@ def _spell(text: str) -> Iterator[str]:
 
 
 def make_source(renderer: Renderer, marked: Marked, tools: Tools) -> MarkedSource:
+    """Renderings of a conversation whose texts carry marks."""
     return MarkedSource(renderer, marked.messages, marked.leaves, tools)
 
 
 def count_common_prefix(one: str, two: str) -> int:
+    """Number of equal characters at the start of both."""
     low, high = 0, min(len(one), len(two))
     while low < high:
         middle = (low + high + 1) // 2

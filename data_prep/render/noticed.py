@@ -20,6 +20,7 @@ class Noticed:
     examples: dict[str, BadRecord] = field(default_factory=dict)
 
     def add(self, kind: str, example: BadRecord, count: int = 1) -> None:
+        """Count one more of a kind; the first example is kept."""
         self.counts[kind] = self.counts.get(kind, 0) + count
         self.examples.setdefault(kind, example)
 
@@ -35,6 +36,7 @@ class Noticed:
 
 
 def sum_up(parts: Iterable[Noticed]) -> Noticed:
+    """Counts of all parts together, with the first example of each kind."""
     whole = Noticed()
     for part in parts:
         for kind, count in part.counts.items():

@@ -61,14 +61,17 @@ class Renderer:
 
     @cached_property
     def marks_turns(self) -> bool:
+        """Whether the template has `{% generation %}` marks."""
         return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
 
     @cached_property
     def knows_tools(self) -> bool:
+        """Whether the template mentions tools."""
         return re.search(r"\btools\b", self.source) is not None
 
     @cached_property
     def knows_developer(self) -> bool:
+        """Whether the template mentions the role developer."""
         asked = [{"role": "developer", "content": SAID}, {"role": "user", "content": "a"}]
         try:
             return SAID in self.render(asked, self.probed_tools).text

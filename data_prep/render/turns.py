@@ -44,6 +44,7 @@ class Closing:
         return "" if found.startswith(("</", "[/")) and found != self.end else found
 
     def find_first(self, text: str) -> str:
+        """The stop token that comes first in a text; empty when there is none."""
         found = self.mark.search(text)
         return found[0] if found else ""
 

@@ -155,6 +155,7 @@ class DocumentTable:
 
     @cached_property
     def has_loss_runs(self) -> NDArray[np.bool_]:
+        """Whether each document has a loss mask of its own, (documents,)."""
         return _concatenate([~batch.runs_missing for batch in self._batches], np.bool_)
 
 

@@ -139,6 +139,7 @@ class SignatureTable:
         return np.stack([self.by_parts[o][d - starts[o]] for o, d in zip(owners, documents, strict=True)])
 
     def by_part(self, parts: Sequence[Part], marks: NDArray[np.bool_]) -> Iterator[tuple[Part, NDArray[np.bool_]]]:
+        """The marks of each part's documents."""
         return zip(parts, np.split(marks, self._starts[1:-1]), strict=True)
 
     @cached_property

@@ -123,6 +123,7 @@ def load_examples(directory: Path) -> list[Example]:
 
 
 def log_examples(examples: Sequence[Example]) -> None:
+    """Show one record of each source as it is trained."""
     marks = choose_marks(sys.stderr.isatty(), sys.stderr.encoding)
     for example in examples[:SHOWN_SOURCES]:
         logger.info("%s", describe_example(example, marks))

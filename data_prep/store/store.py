@@ -64,6 +64,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class SplitCounts:
+    """Documents and tokens of one split."""
+
     documents: int = 0
     tokens: int = 0
     text_bytes: int = 0
@@ -72,6 +74,8 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class SourceCounts:
+    """What became of one source's records."""
+
     path: str
     kind: str
     documents: int
@@ -125,6 +129,7 @@ class Manifest:
 
     @property
     def num_documents(self) -> int:
+        """Of all splits that train or validate."""
         return sum(counts.documents for name, counts in self.splits.items() if name in SPLITS)
 
     @property
@@ -134,6 +139,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Manifest":
+        """From the file's content. Raises TypeError or KeyError for another form."""
         nested = {
             "splits": {name: SplitCounts(**counts) for name, counts in value["splits"].items()},
             "sources": [SourceCounts(**counts) for counts in value["sources"]],
@@ -143,6 +149,7 @@ class Manifest:
         return cls(**{**value, **nested})
 
     def to_json(self) -> bytes:
+        """The file's content."""
         return orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2)
 
 
@@ -182,6 +189,7 @@ class Store:
         return cls(path, manifest)
 
     def split(self, name: Split) -> DocumentTable:
+        """The documents of a split."""
         if name not in self._tables:
             shards = [shard for shard in self.manifest.shards if shard.split == name]
             counts = np.array([shard.documents for shard in shards], np.int64)

@@ -122,6 +122,7 @@ class ShardWriter:
             self._temporary.unlink(missing_ok=True)
 
     def write(self, batch: pa.RecordBatch, text_bytes: int) -> None:
+        """Append a batch of documents to the shard."""
         if not batch.num_rows:
             return
         with explain_write_errors(self._path.parent):
@@ -133,6 +134,7 @@ class ShardWriter:
         self._counts = [a + b for a, b in zip(self._counts, (batch.num_rows, tokens, text_bytes), strict=True)]
 
     def close(self) -> Shard | None:
+        """Finish the file; None when nothing was written."""
         if self._writer is None or self._file is None:
             return None
         with explain_write_errors(self._path.parent):

@@ -53,6 +53,7 @@ class Settings:
 
 
 def main(argv: list[str], train: Train | None = None) -> int:
+    """Train both sides in turn and print the comparison; the exit code."""
     options = _parse(argv)
     logging.basicConfig(level=logging.INFO, format="benchmark | %(message)s", stream=sys.stderr)
     try:

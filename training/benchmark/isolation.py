@@ -46,7 +46,8 @@ class Outcome(Generic[Result]):
 class Runner(Protocol):
     """`run_fresh`, or what stands in for it in tests."""
 
-    def __call__(self, function: Callable[..., Result], *args: Any, watch: bool = False) -> Outcome[Result]: ...
+    def __call__(self, function: Callable[..., Result], *args: Any, watch: bool = False) -> Outcome[Result]:
+        """Run the function in a fresh process; `watch` follows its memory."""
 
 
 def run_fresh(function: Callable[..., Result], *args: Any, watch: bool = False) -> Outcome[Result]:

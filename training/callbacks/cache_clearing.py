@@ -29,6 +29,7 @@ class CacheClearing(StatefulCallback):
     """Optimizer steps between two clearings."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Clear after every so many steps."""
         if state.global_step % self.every == 0:
             with self.trainer.span(names.CACHE_CLEAR):
                 gc.collect()

@@ -21,12 +21,15 @@ class FirstStep(StatefulCallback):
     _begun: bool = False
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Show the first step as under way."""
         if not self._begun:
             self._shown.enter_context(progress("compiling (the first step)"))
         self._begun = True
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """The first step is over."""
         self._shown.close()
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing is shown any more."""
         self._shown.close()

@@ -39,12 +39,15 @@ class Plotting(StatefulCallback):
     """On the monotonic clock."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A plot is due after every so many steps."""
         self._due = self._due or state.global_step % self.every == 0
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A plot of the checkpoint is due."""
         self._saved_step = state.global_step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Draw what is due: the record of the last step is on disk now."""
         if (self._due and time.monotonic() >= self._not_before) or self._saved_step is not None:
             self._draw()
 

@@ -42,6 +42,7 @@ class ProfilerWindow(StatefulCallback):
     _begun: int = 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start tracing at the first step of the window."""
         if self._profile is None and self.first <= state.global_step + 1 <= self.last:
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():
@@ -53,6 +54,7 @@ class ProfilerWindow(StatefulCallback):
             self.trainer.annotate_spans(record_function)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Export the trace after the last step of the window."""
         if self._profile is not None and (state.global_step >= self.last or state.global_step >= state.max_steps):
             self.trainer.annotate_spans(None)
             with self.trainer.span(names.LOGGING):

@@ -28,6 +28,7 @@ class RunEvents(StatefulCallback):
     """Of the token store; None: not known."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the start or resume, and what DeepSpeed received."""
         resumed = state.global_step > 0
         peak = self.trainer.meter.peak if self.trainer.meter else None
         self.run_dir.append_event(
@@ -45,6 +46,7 @@ class RunEvents(StatefulCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
+        """Write the validation loss, or that it is not finite."""
         if not metrics or "eval_loss" not in metrics:
             return
         loss = metrics["eval_loss"]

@@ -22,8 +22,13 @@ Record = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    def write(self, record: Record) -> None: ...
-    def close(self) -> None: ...
+    """Receives the records of a run."""
+
+    def write(self, record: Record) -> None:
+        """Take one record."""
+
+    def close(self) -> None:
+        """Flush and release."""
 
 
 class MetricsFile:
@@ -33,10 +38,11 @@ class MetricsFile:
         self._run_dir = run_dir
 
     def write(self, record: Record) -> None:
+        """Append one line."""
         self._run_dir.append_metrics(record)
 
     def close(self) -> None:
-        pass
+        """Nothing is kept open."""
 
 
 class Console:
@@ -47,6 +53,7 @@ class Console:
         self._first: tuple[int, float] | None = None
 
     def write(self, record: Record) -> None:
+        """Log one line, if the record has anything for the screen."""
         parts = [f"step {record['step']:>{len(str(self._max_steps))}}/{self._max_steps}"]
         for key, form in (
             (names.TRAIN_LOSS, "loss {:.4f}"),
@@ -73,7 +80,7 @@ class Console:
         return (self._max_steps - step) * (seconds - self._first[1]) / steps if steps else None
 
     def close(self) -> None:
-        pass
+        """Nothing is kept open."""
 
 
 class TensorBoard:
@@ -87,12 +94,14 @@ class TensorBoard:
         self._proto: Any = summary_pb2
 
     def write(self, record: Record) -> None:
+        """Write all values as one event."""
         # One event for all values: one for each, as `SummaryWriter.add_scalar` has it, takes four times as long.
         values = {key: float(value) for key, value in record.items() if "/" in key and isinstance(value, float | int)}
         summary = self._proto.Summary(value=[{"tag": key, "simple_value": value} for key, value in values.items()])
         self._writer.add_summary(summary, record["step"])
 
     def close(self) -> None:
+        """Flush and close the event file."""
         self._writer.close()
 
 
@@ -128,9 +137,11 @@ class Wandb:
             ) from error
 
     def write(self, record: Record) -> None:
+        """Log all values under the step."""
         self._run.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
 
     def close(self) -> None:
+        """Finish the W&B run."""
         self._run.finish()
 
 

@@ -40,6 +40,7 @@ class Progress:
     """State of each callback that has one, by class name (`callbacks/contract.py`)."""
 
     def write(self, checkpoint: Path) -> None:
+        """Write the file into a checkpoint, atomically."""
         write_text_atomic(checkpoint / PROGRESS, json.dumps(keep_finite(asdict(self)), allow_nan=False) + "\n")
 
     @classmethod

@@ -1,0 +1,1 @@
+"""Comparison of runs: sides, intervals, losses, settings, page and picture."""

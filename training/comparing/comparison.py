@@ -55,11 +55,14 @@ class Pair:
     settings: tuple[Difference, ...]
 
     def find(self, key: str) -> Row | None:
+        """The row of a metric; None when it was not measured on both sides."""
         return next((row for row in self.rows if row.key == key), None)
 
 
 @dataclass(frozen=True)
 class Comparison:
+    """All sides, each compared with the first."""
+
     sides: tuple[Side, ...]
     pairs: tuple[Pair, ...]
     notes: tuple[str, ...]
@@ -161,10 +164,12 @@ def find_arguments(run: Run) -> str:
 
 
 def name_unit(loss_key: str) -> str:
+    """Unit of a loss by its key."""
     return NATS.name if loss_key in (NATS.train_key, NATS.eval_key) else BITS.name
 
 
 def is_phase(row: Row) -> bool:
+    """Whether the row is a phase of a step."""
     return row.key in PHASE_KEYS
 
 

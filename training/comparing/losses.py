@@ -44,6 +44,7 @@ class Curve:
     y: np.ndarray
 
     def at(self, x: np.ndarray) -> np.ndarray:
+        """The loss at these points, interpolated linearly."""
         return np.interp(x, self.x, self.y)
 
     def smoothed(self) -> Curve:

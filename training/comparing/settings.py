@@ -34,6 +34,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Difference:
+    """A setting whose value differs between two runs."""
+
     key: str
     a: Setting
     b: Setting

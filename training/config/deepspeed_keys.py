@@ -52,6 +52,7 @@ class Recorder(dict[str, Any]):
         self.asked: dict[str, Any] = {}
 
     def get(self, key: Any, default: Any = None) -> Any:
+        """A value that a parser asks for; the key is recorded."""
         self.asked[key] = default
         return super().get(key, default)
 
@@ -64,6 +65,7 @@ class Recorder(dict[str, Any]):
         return super().__contains__(key)
 
     def keys(self) -> Any:  # parsers ask `KEY in param_dict.keys()`
+        """All keys: parsers ask `KEY in param_dict.keys()`."""
         return _Keys(self)
 
     def __bool__(self) -> bool:
@@ -262,6 +264,7 @@ def _sorted(keys: Any) -> Any:
 
 
 def main() -> None:
+    """Write the table of keys that the installed DeepSpeed knows."""
     KEYS_FILE.write_text(json.dumps(build_table(), indent=1) + "\n", encoding="utf-8")
 
 

@@ -95,6 +95,7 @@ class Change:
 
     @property
     def message(self) -> str:
+        """One line for the log and the events."""
         return f"{self.key}: {json.dumps(self.old)} -> {json.dumps(self.new)} from step {self.step + 1}"
 
 

@@ -52,10 +52,12 @@ def _without_null_defaults(definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def schema_text() -> str:
+    """The JSON Schema of recipes, as it is checked in."""
     return json.dumps(build_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def main() -> None:
+    """Write the schema."""
     SCHEMA_FILE.write_text(schema_text(), encoding="utf-8")
 
 

@@ -61,6 +61,7 @@ class FixedBatches:
         self._size = micro_batch_size
 
     def cut(self, position: int, rank: int, world_size: int) -> Iterator[RankBatch]:
+        """Batches of this rank from `position` on: equally many rows each."""
         stride = self._size * world_size
         rounds = max(1, ROWS_AT_A_TIME // self._size)
         mine = rank * self._size + np.arange(self._size)
@@ -71,6 +72,7 @@ class FixedBatches:
                 yield RankBatch(rows, position)
 
     def count_rounds(self, begin: int, end: int, world_size: int) -> float:
+        """Rounds of batches between two positions."""
         return (end - begin) / (self._size * world_size)
 
 
@@ -93,12 +95,14 @@ class BudgetBatches:
             )
 
     def cut(self, position: int, rank: int, world_size: int) -> Iterator[RankBatch]:
+        """Batches of this rank from `position` on: at most so many tokens each."""
         batches = self._batches(position)
         while True:
             group = list(islice(batches, world_size))
             yield RankBatch(group[rank][0].tolist(), group[-1][1])
 
     def count_rounds(self, begin: int, end: int, world_size: int) -> float:
+        """Rounds of batches between two positions."""
         first, last = self._windows.find(np.array([begin, end - 1]))[0].tolist()
         count = self._count_windows(first, last)
         return (count + self._count_before(last, end) + 1 - self._count_before(first, begin + 1)) / world_size

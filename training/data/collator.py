@@ -42,6 +42,7 @@ class Collator:
     token_bytes: NDArray[np.int32] | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Rows to a batch with its `BatchInfo`."""
         packed = self.packing != "none"
         lengths = np.array([len(row.input_ids) for row in rows])
         longest = int(lengths.max())

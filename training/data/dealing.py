@@ -29,6 +29,7 @@ class Deal:
 
     @property
     def readers(self) -> int:
+        """Number of readers."""
         return len(self.positions)
 
     @property
@@ -42,6 +43,7 @@ class Deal:
         return max(item for item, _ in self.positions) // self.slices
 
     def has_done_unit(self, unit: int) -> bool:
+        """Whether no row of this unit is left."""
         items = range(unit * self.slices, (unit + 1) * self.slices)
         return all(item < self.positions[item % self.readers][0] for item in items)
 

@@ -31,6 +31,7 @@ class CudaCopies:
         self._stream = torch.cuda.Stream(device)
 
     def start(self, batch: Batch) -> Copied:
+        """Begin the copy of a batch on a stream of its own."""
         with torch.cuda.stream(self._stream):
             moved = {
                 key: value.to(self._device, non_blocking=True) if isinstance(value, torch.Tensor) else value

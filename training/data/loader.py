@@ -109,13 +109,16 @@ class StoreBatches:
 
     @property
     def epoch(self) -> float:
+        """Epochs done, as a fraction."""
         return self.position / self.batching.num_rows
 
     @property
     def passes(self) -> float:
+        """Passes over the rows, as records show them."""
         return self.epoch
 
     def start(self, position: Any, copy_span: Span = nullcontext) -> None:
+        """Continue from `position`."""
         self.position = position or 0
         sampler = _RankRows(self.batching.cut(self.position, self.rank, self.world_size))
         batches = _load(self.rows, sampler, self.collator, self.options)
@@ -124,6 +127,7 @@ class StoreBatches:
         self._batches = batches
 
     def count_steps(self, num_epochs: float, gradient_accumulation_steps: int) -> int:
+        """Optimizer steps of so many epochs."""
         end = max(1, round(num_epochs * self.batching.num_rows))
         if end <= self.position:
             return 0

@@ -81,6 +81,7 @@ class ShuffledRows:
         self.seed = seed
 
     def rows_at(self, positions: Ints) -> Ints:
+        """The rows at these positions of the endless order."""
         epochs, places = np.divmod(positions, self.num_rows)
         rows = np.empty_like(places)
         for epoch, where in _split_at(positions, epochs):
@@ -118,6 +119,7 @@ class Windows:
         return permute(places, self.num_rows, (self.seed, epoch))
 
     def sorted_rows(self, window: int) -> Ints:
+        """The rows of a window by their length."""
         rows = self.rows(window)
         return rows[np.argsort(-self.lengths[rows].astype(np.int64), kind="stable")]
 
@@ -135,6 +137,7 @@ class LengthGroupedRows:
         self._latest: tuple[int, Ints] | None = None
 
     def rows_at(self, positions: Ints) -> Ints:
+        """The rows at these positions of the endless order."""
         windows, places = self._windows.find(positions)
         rows = np.empty_like(places)
         for window, where in _split_at(positions, windows):

@@ -39,9 +39,11 @@ class Pieces:
 
     @classmethod
     def of(cls, document: Ints, start: Ints, length: Ints) -> "Pieces":
+        """From arrays of equal length, as int64."""
         return cls(_narrow(document), _narrow(start), _narrow(length))
 
     def take(self, chosen: NDArray[np.bool_] | Ints) -> "Pieces":
+        """A choice of the pieces, by mask or index."""
         return Pieces(self.document[chosen], self.start[chosen], self.length[chosen])
 
 
@@ -58,10 +60,12 @@ class RowPlan:
 
     @property
     def num_rows(self) -> int:
+        """Rows of the plan."""
         return len(self.row_offsets) - 1
 
     @property
     def num_tokens(self) -> int:
+        """Tokens in all rows, without padding."""
         return int(self.pieces.length.sum(dtype=np.int64))
 
     @property

@@ -64,6 +64,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class StreamRow:
+    """One packed row of a stream, with the position after it."""
+
     row: Row
     progress: Progress
 
@@ -298,6 +300,7 @@ class StreamBatches:
         return min(positions)[0] / (self._deal.slices * len(self.plan.units))
 
     def start(self, position: Any, copy_span: Span = nullcontext) -> None:
+        """Continue from `position`."""
         self._per_rank = max(1, self.options.num_workers)
         readers, num_units = self.world_size * self._per_rank, len(self.plan.units)
         deals = position["deals"] if position else []
@@ -319,6 +322,7 @@ class StreamBatches:
         self._batches = batches
 
     def count_steps(self, num_epochs: float, gradient_accumulation_steps: int) -> int:
+        """Raises UserError: a stream has no length."""
         raise UserError("data.streaming: the length of a pass is not known before it is read: set training.max_steps")
 
     def describe_rows(self, row_ids: Sequence[Any]) -> str:

@@ -48,6 +48,7 @@ class Evaluation:
 
     @property
     def tensor_peak(self) -> int:
+        """The highest memory of tensors during an evaluation, in bytes."""
         return self.device_peak - self.allowances
 
 

@@ -207,6 +207,7 @@ class Planner:
         )
 
     def describe(self) -> str:
+        """The set-up in one line."""
         dtype = self.precision.name
         if self.zero is None:
             return f"{dtype} autocast, no DeepSpeed" if self.dtype != torch.float32 else "float32, no DeepSpeed"

@@ -63,10 +63,12 @@ class Calibrator:
 
     @property
     def file(self) -> Path:
+        """Where measurements are kept."""
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return self.path or cache / "redline" / "matmuls.json"
 
     def find_machine_peak(self) -> Peak:
+        """The best matmul rate of this machine in this number format."""
         shapes = CUDA_SHAPES if self.device.type == "cuda" else CPU_SHAPES
         return self._find("peak", shapes, lambda: measure_matmul_peak(self.dtype, self.device, seconds=SECONDS))
 

@@ -33,12 +33,14 @@ def walk_top_level(model: nn.Module, head: nn.Module | None) -> Iterator[tuple[s
 
 
 def is_layer_list(module: nn.Module) -> bool:
+    """Whether the module is the list of decoder layers."""
     if not isinstance(module, nn.ModuleList) or not len(module):
         return False
     return any(is_attention(m) for layer in module.children() for m in layer.children())
 
 
 def is_attention(module: nn.Module) -> bool:
+    """Whether the module computes attention."""
     return "attention" in type(module).__name__.lower() and any(is_linear(m) for m in module.modules())
 
 
@@ -61,6 +63,7 @@ def execution_stage(name: str, module: nn.Module) -> int:
 
 
 def is_linear(module: nn.Module) -> bool:
+    """Whether the module is a linear layer of any kind."""
     base = base_linear(module)
     return hasattr(base, "weight") and (isinstance(base, nn.Linear) or hasattr(base, "nf"))
 
@@ -78,6 +81,7 @@ def base_linear(module: nn.Module) -> Any:
 
 
 def linear_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Linear layers below the module, with their names."""
     return ((n, m) for n, m in module.named_children() if is_linear(m))
 
 
@@ -87,10 +91,12 @@ def linear_features(linear: Any) -> tuple[int, int]:
 
 
 def full_shape(parameter: Any) -> tuple[int, ...]:
+    """The shape of a parameter before it was quantised or partitioned."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def fused_experts(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters that hold the weights of all experts in one tensor."""
     return [
         (n, p)
         for n, p in module.named_parameters(recurse=False)
@@ -99,10 +105,12 @@ def fused_experts(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def is_router(module: nn.Module) -> bool:
+    """Whether the module chooses experts."""
     return any(word in type(module).__name__ for word in ("Router", "Gate", "TopK"))
 
 
 def is_trainable(module: nn.Module) -> bool:
+    """Whether any parameter of the module is trained."""
     return any(p.requires_grad for p in module.parameters())
 
 
@@ -120,10 +128,12 @@ def checkpoints_reentrantly(model: nn.Module) -> bool:
 
 
 def find_text_config(model: nn.Module) -> Any:
+    """The config of the language model within a model."""
     config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def find_output_head(model: nn.Module) -> nn.Module | None:
+    """The module that computes the logits."""
     find: Any = getattr(model, "get_output_embeddings", None)
     return find() if find else None

@@ -64,6 +64,7 @@ class Matmul:
 
     @property
     def forward(self) -> int:
+        """FLOPs per token of the forward product."""
         return 2 * self.in_features * self.out_features * self.times * max(self.rows, 1)
 
 

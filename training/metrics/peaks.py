@@ -312,6 +312,7 @@ def measure_rates(
 
 
 def upper_decile(rates: Sequence[float]) -> float:
+    """The rate that a tenth of the samples exceed."""
     return statistics.quantiles(rates, n=10)[-1]
 
 

@@ -29,30 +29,42 @@ Work = TypeVar("Work")
 class Clock(Protocol):
     """A source of instants. `mark` must be cheap; `ready` and `seconds` may be asked much later."""
 
-    def mark(self) -> Any: ...
-    def ready(self, mark: Any) -> bool: ...
-    def seconds(self, start: Any, end: Any) -> float: ...
-    def release(self, mark: Any) -> None: ...
-    def synchronize(self) -> None: ...
+    def mark(self) -> Any:
+        """The instant now."""
+
+    def ready(self, mark: Any) -> bool:
+        """Whether the instant is known."""
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Seconds between two known instants."""
+
+    def release(self, mark: Any) -> None:
+        """The instant is not needed any more."""
+
+    def synchronize(self) -> None:
+        """Wait until all instants are known."""
 
 
 class HostClock:
     """Instants of the host's monotonic clock: known as soon as they are taken."""
 
     def mark(self) -> float:
+        """Seconds of the monotonic clock."""
         return time.perf_counter()
 
     def ready(self, mark: float) -> bool:
+        """Always."""
         return True
 
     def seconds(self, start: float, end: float) -> float:
+        """Their difference."""
         return end - start
 
     def release(self, mark: float) -> None:
-        pass
+        """Nothing to release."""
 
     def synchronize(self) -> None:
-        pass
+        """Nothing to wait for."""
 
 
 class CudaClock:
@@ -65,20 +77,25 @@ class CudaClock:
         self._pool: list[Any] = []
 
     def mark(self) -> Any:
+        """An event on the current stream."""
         event = self._pool.pop() if self._pool else self._cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def ready(self, mark: Any) -> bool:
+        """Whether the stream has passed the event."""
         return mark.query()
 
     def seconds(self, start: Any, end: Any) -> float:
+        """Of the stream, between two events."""
         return start.elapsed_time(end) / 1e3
 
     def release(self, mark: Any) -> None:
+        """The event returns to the pool."""
         self._pool.append(mark)
 
     def synchronize(self) -> None:
+        """Wait for the device."""
         self._cuda.synchronize()
 
 
@@ -91,6 +108,7 @@ class Step(Generic[Work]):
 
     @property
     def total_seconds(self) -> float:
+        """Of all phases."""
         return sum(self.seconds.values())
 
 
@@ -123,6 +141,7 @@ class PhaseTimer(Generic[Work]):
 
     @property
     def running(self) -> bool:
+        """Whether a step is open."""
         return self._open is not None
 
     @property

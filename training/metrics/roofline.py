@@ -40,6 +40,7 @@ class PhaseRoofline:
 
     @property
     def reached_pct(self) -> float:
+        """The least possible time as a share of the measured one, in percent."""
         return 100.0 * self.least_ms / self.ms
 
 

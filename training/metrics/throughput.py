@@ -99,15 +99,18 @@ class Totals:
         self.seconds: dict[str, float] = {phase: 0.0 for phase in names.PHASES}
 
     def add(self, step: Step[Work]) -> None:
+        """Add one step."""
         self.work += step.work
         for phase, seconds in step.seconds.items():
             self.seconds[phase] += seconds
 
     def as_list(self) -> list[float]:
+        """All sums in a fixed order, for a gather."""
         return [float(value) for value in vars(self.work).values()] + list(self.seconds.values())
 
     @classmethod
     def from_list(cls, values: Sequence[float]) -> Totals:
+        """The inverse of `as_list`."""
         totals = cls()
         num_fields = len(fields(Work))
         totals.work = Work(*(int(value) for value in values[:num_fields]))
@@ -122,6 +125,7 @@ class Totals:
 
     @property
     def total_seconds(self) -> float:
+        """Of all phases."""
         return sum(self.seconds.values())
 
 

@@ -61,10 +61,12 @@ class Bottleneck:
 
     @property
     def levers(self) -> str:
+        """Levers of `advise` that address it, separated by commas."""
         return LEVERS[self.kind]
 
     @property
     def rest_leads(self) -> bool:
+        """Whether the time outside training is the largest part."""
         return next(iter(self.shares)) == REST
 
     @property

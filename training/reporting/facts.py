@@ -29,6 +29,7 @@ class Peak:
     """Of a measured peak: interquartile range of its repeats over their median."""
 
     def describe(self) -> str:
+        """Rate, source and device in one phrase."""
         if self.tflops is None:
             return f"peak unknown ({self.source or self.device})"
         value = f"{self.tflops:,.0f}" if self.tflops >= 100 else f"{self.tflops:.3g}"
@@ -48,6 +49,7 @@ class MemoryPlan:
     note: str
 
     def describe(self) -> str:
+        """Predicted and measured peak in one phrase."""
         if self.predicted_gib is None:
             return self.note
         if self.measured_gib is None or self.predicted_pct is None:
@@ -129,10 +131,12 @@ class RunFacts:
     error: str | None = None
 
     def phase(self, name: str) -> PhaseShare | None:
+        """The share of a phase; None when it was not measured."""
         return next((phase for phase in self.phases if phase.name == name), None)
 
     @property
     def is_below_unigram(self) -> bool | None:
+        """Whether the validation loss is below the unigram entropy; None when either is unknown."""
         if self.eval_loss_last is None or self.unigram_entropy_nats is None:
             return None
         return self.eval_loss_last < self.unigram_entropy_nats

@@ -20,6 +20,7 @@ def as_number(value: Any, not_finite: float | None = None) -> float | None:
 
 
 def format_number(value: float | None, unit: str = "", digits: int = 1) -> str:
+    """A number with its unit; "not measured" for None."""
     if value is None:
         return NOT_MEASURED
     return f"{value:,.{digits}f} {unit}".rstrip() if unit != "%" else f"{value:,.{digits}f} %"
@@ -36,6 +37,7 @@ def format_significant(value: float | None, unit: str = "") -> str:
 
 
 def format_count(value: float | None) -> str:
+    """A whole number with separators; "not measured" for None."""
     return NOT_MEASURED if value is None else f"{value:,.0f}"
 
 

@@ -42,6 +42,7 @@ STACKING = (
 
 
 def light(name: str) -> str:
+    """A colour of the light theme."""
     return COLOURS[name][0]
 
 

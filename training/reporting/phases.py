@@ -42,6 +42,7 @@ class PhaseShare:
 
     @property
     def meaning(self) -> str:
+        """What the phase is, in a few words."""
         return PHASE_MEANINGS.get(self.name, "")
 
 

@@ -183,6 +183,7 @@ def _set_title(figure: Figure, title: str) -> None:
 
 
 def to_png(figure: Figure) -> bytes:
+    """The figure as PNG bytes."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

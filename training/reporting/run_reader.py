@@ -47,6 +47,7 @@ class Series:
         return len(self.values)
 
     def finite(self) -> Series:
+        """The points whose value is finite."""
         return self.where(np.isfinite(self.values))
 
     def after(self, step: int) -> Series:
@@ -54,9 +55,11 @@ class Series:
         return self.where(self.steps > step)
 
     def where(self, mask: np.ndarray) -> Series:
+        """The points that the mask selects."""
         return Series(self.key, self.rows[mask], self.steps[mask], self.values[mask])
 
     def last(self) -> float | None:
+        """The last finite value; None without one."""
         finite = self.values[np.isfinite(self.values)]
         return float(finite[-1]) if len(finite) else None
 
@@ -90,9 +93,11 @@ class MetricsLog:
 
     @property
     def last_step(self) -> int:
+        """Optimizer steps of the last record; 0 without one."""
         return self.steps[-1] if self.steps else 0
 
     def names(self) -> list[str]:
+        """All keys that were read."""
         return list(self._columns)
 
     def series(self, key: str) -> Series:
@@ -188,9 +193,11 @@ class Run:
 
     @property
     def name(self) -> str:
+        """As the summary has it, else the directory's."""
         return str(self.summary.get("name") or self.path.resolve().name)
 
     def series(self, key: str) -> Series:
+        """One metric over the run."""
         return self.metrics.series(key)
 
     def recorded(self, key: str) -> Any:

@@ -217,9 +217,11 @@ class FullBatches:
         """Nothing to start from."""
 
     def count_steps(self, num_epochs: float, gradient_accumulation_steps: int) -> int:
+        """As many as a trial takes."""
         return TRIAL_STEPS
 
     def describe_rows(self, row_ids: Sequence[Any]) -> str:
+        """Made-up rows have no origin."""
         return "random tokens"
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

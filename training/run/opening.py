@@ -40,6 +40,7 @@ class Opening:
     is_open: bool = False
 
     def __call__(self, build_sinks: Callable[[], list[Sink]]) -> list[Sink]:
+        """Open the run directory and build the sinks. Collective."""
         opened: list[Sink] = []
 
         def open_here() -> None:

@@ -27,6 +27,7 @@ class TokenMeanEvaluation(Trainer):
         super().__init__(*args, **kwargs)
 
     def count_evaluated(self, info: BatchInfo) -> None:
+        """Note what a batch contains, before its loss is computed."""
         self._eval_batches.append((0.0, info.loss_tokens, info.loss_bytes))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -40,6 +41,7 @@ class TokenMeanEvaluation(Trainer):
             self.args.dataloader_drop_last = drop_last
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep the loss of the batch beside its counts."""
         num_batches = len(self._eval_batches)
         outputs = super().prediction_step(*args, **kwargs)
         if len(self._eval_batches) > num_batches and outputs[0] is not None:

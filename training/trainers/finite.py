@@ -56,6 +56,7 @@ class FiniteCheck:
     infos: list[BatchInfo | None] = field(default_factory=list)
 
     def begin(self, info: BatchInfo | None) -> None:
+        """A micro-batch of the step begins."""
         self.infos.append(info)
 
     def forget(self) -> None:

@@ -142,6 +142,7 @@ class Profiled(Base):
     # ---- seams ----
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the base class does, then write summary and report."""
         try:
             output = super().train(*args, **kwargs)
         except BaseException as error:
@@ -160,6 +161,7 @@ class Profiled(Base):
         return prepared
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+        """Time the loader as `data_wait`."""
         return super().get_batch_samples(self._timed_batches(epoch_iterator), *args, **kwargs)
 
     def _timed_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -186,6 +188,7 @@ class Profiled(Base):
             return super()._prepare_inputs(inputs)
 
     def compute_loss_context_manager(self) -> Any:
+        """Time the forward pass as `forward`, while training."""
         stack = super().compute_loss_context_manager()
         if self.is_training:
             stack.enter_context(self.span(names.FORWARD))
@@ -200,10 +203,12 @@ class Profiled(Base):
             return super()._get_grad_norm(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as the base class does, in the phase `eval`."""
         with self.span(names.EVAL):
             return super().evaluate(*args, **kwargs)
 
     def log(self, *args: Any, **kwargs: Any) -> None:
+        """Log as the base class does, and record what was logged."""
         with self.span(names.LOGGING):
             super().log(*args, **kwargs)
             self.recorder.add_logs(self.state.log_history[-1])

@@ -26,6 +26,7 @@ class ProgressKeeper(TrainerCallback):
         self._epochs_done = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore what the checkpoint kept."""
         trainer = self._trainer
         if trainer._resumed_progress is not None:
             progress = trainer._resumed_progress

@@ -112,6 +112,7 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
     # ---- measuring ----
 
     def prepare_measuring(self) -> None:
+        """Check weights and packing, and guard the optimizer step."""
         check_weights(self, "no step is taken", is_open=False)
         if self._verify_packing:
             with progress("checking that packed documents leave each other alone"):
@@ -119,15 +120,18 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
         guard_step(self, self._finite)
 
     def open_records(self, max_steps: int, checkpoint: str | None) -> None:
+        """Open the run directory, as `on_open` was told."""
         self.recorder.sinks = self._open_run(lambda: self._build_sinks(max_steps))
 
     def close_records(self, error: BaseException | None) -> None:
         """`close` does, when the run has been finished."""
 
     def is_record_due(self) -> bool:
+        """After every `log_every` steps, and after the last."""
         return self.state.global_step % self._log_every == 0 or self.state.global_step >= self.state.max_steps
 
     def describe_position(self) -> dict[str, Any]:
+        """Step, passes over the rows, seconds, tokens and bytes of text. Collective."""
         self._update_progress()
         return {
             "step": self.state.global_step,
@@ -139,6 +143,7 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
 
     @contextmanager
     def setting_up(self) -> Iterator[None]:
+        """Show progress, explain errors, and apply options that changed since the checkpoint."""
         setting_up = progress("setting up optimizer and engine (the first time, DeepSpeed compiles its kernels)")
         with explain_setup_errors(), setting_up:
             yield
@@ -146,6 +151,7 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
                 apply_changes(self, self._as_built, self.changed_options)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Build the schedule, and note optimizer and schedule as built."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if optimizer is None:  # now both stand as configured, and a checkpoint is not loaded yet
             self._as_built = AsBuilt.of(self.optimizer, scheduler)
@@ -156,6 +162,7 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
         return super()._get_learning_rate() if self._step_rate is None else self._step_rate
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+        """Note the rate of the step under DeepSpeed, which moves it on before it is logged."""
         if self.is_deepspeed_enabled:
             self._step_rate = float(cast(Any, self.optimizer).param_groups[0]["lr"])
         return super().get_batch_samples(epoch_iterator, *args, **kwargs)
@@ -191,6 +198,7 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
             )
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-step, under torch's FLOP counter when that is due."""
         if not self._profile_flops_now():
             return super().training_step(model, inputs, *args, **kwargs)
         return self._training_step_with_flops(model, inputs, *args, **kwargs)
@@ -232,6 +240,7 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
     # ---- records ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Also record bits per byte; the history keeps JSON values only."""
         with self.span(names.LOGGING):
             super().log(logs, start_time)
             self.state.log_history[-1] = keep_finite(self.state.log_history[-1])  # trainer_state.json is JSON
@@ -302,6 +311,7 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
             self.accelerator.device_placement = placement
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: the meter counts FLOPs."""
         return 0  # the Trainer's own count leaves attention out, counts frozen weights, and walks the model each time
 
     # ---- checkpoints ----

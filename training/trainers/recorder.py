@@ -132,6 +132,7 @@ class Clock(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clocks."""
         trainer = self._trainer
         trainer.recorder.progress.last_seen = time.monotonic()
         trainer.last_measured_step = state.global_step
@@ -139,10 +140,12 @@ class Clock(TrainerCallback):
             trainer.meter.timer.start()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Record the sums of the epoch."""
         if self._trainer.meter:
             with self._trainer.span(names.LOGGING):
                 self._trainer.add_to_record(self._trainer.meter.epoch())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count what ran after the last step."""
         if self._trainer.meter:
             self._trainer.meter.close()

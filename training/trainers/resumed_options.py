@@ -44,6 +44,7 @@ class AsBuilt:
 
     @classmethod
     def of(cls, optimizer: Any, scheduler: Any) -> AsBuilt:
+        """From an optimizer and a schedule that no checkpoint was loaded into."""
         groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         return cls(groups, list(getattr(_unwrap(scheduler), "base_lrs", [])))
 

@@ -30,6 +30,7 @@ class SkippedSteps:
 
     @property
     def is_scaling(self) -> bool:
+        """Whether the loss is scaled."""
         engine = self._engine
         return bool(engine.fp16_enabled()) if engine is not None else self._trainer.accelerator.scaler is not None
 
@@ -38,6 +39,7 @@ class SkippedSteps:
         return self._trainer.model_wrapped if self._trainer.is_deepspeed_enabled else None
 
     def begin_step(self) -> None:
+        """Note the running loss and the engine's count before the step."""
         if self.is_scaling:
             self._loss_before = self._trainer._tr_loss.clone()
             self._in_engine = self._engine.skipped_steps if self._engine is not None else 0

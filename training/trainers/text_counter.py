@@ -26,11 +26,13 @@ class TextCounter:
     new_bytes: int = 0
 
     def add(self, info: BatchInfo) -> None:
+        """Count a micro-batch."""
         self.tokens += info.loss_tokens
         self.text_bytes += info.loss_bytes
         self.new_bytes += info.loss_bytes
 
     def take_bytes(self) -> int:
+        """Bytes since the last call."""
         taken, self.new_bytes = self.new_bytes, 0
         return taken
 

@@ -117,6 +117,7 @@ class Session:
         return len(ratios) < SLOW_ROUNDS or max(ratios) > SLOW
 
     def run_rounds(self, variants: Sequence[Variant], rounds: int, seed: int) -> None:
+        """Run the variants in groups, each beside the configuration as it is, in a drawn order."""
         for number, order in enumerate(draw_orders(variants, rounds, seed)):
             groups = [order[at : at + GROUP] for at in range(0, len(order), GROUP)]
             draw = random.Random(f"{seed} {number}")
@@ -128,11 +129,13 @@ class Session:
             logger.info("round %d of %d is done", number + 1, rounds)
 
     def judge(self, variants: Sequence[Variant]) -> list[Verdict]:
+        """A verdict for each variant that has a round."""
         limit = find_loss_limit(self.baselines)
         return [judge(one, self.pairs[name_files(one)], limit) for one in variants if self.pairs.get(name_files(one))]
 
 
 def main(argv: list[str], launch: Callable[[Sequence[str], Path, float], None] = run_logged) -> int:
+    """Try the levers and print the advice; the exit code."""
     options, arguments = _parse(argv)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at each import that a kernel is missing
     logging.basicConfig(level=logging.INFO, format="benchmark | %(message)s", stream=sys.stderr)

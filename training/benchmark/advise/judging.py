@@ -47,10 +47,12 @@ class Verdict:
 
     @property
     def keeps_training(self) -> bool:
+        """Whether the losses are those of the configuration as it is."""
         return not self.variant.changes_training and self.loss_change <= self.loss_limit
 
     @property
     def is_faster(self) -> bool:
+        """Whether the interval of the speed is above 1."""
         return self.speed.low is not None and bool(self.speed.differs) and self.speed.estimate > 1
 
     @property

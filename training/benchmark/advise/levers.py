@@ -33,6 +33,7 @@ class Baseline:
     num_threads: int
 
     def argument(self, name: str) -> Any:
+        """A field of TrainingArguments as the recipe has it."""
         return self.loaded.config.argument(name)
 
 
@@ -51,6 +52,7 @@ class Variant:
 
     @property
     def drops_deepspeed(self) -> bool:
+        """Whether the variant trains without DeepSpeed."""
         return self.recipe.get(DEEPSPEED) == "none"
 
 

@@ -31,6 +31,7 @@ class Advice:
 
 
 def format_advice(advice: Advice) -> str:
+    """The whole page."""
     lines = ["# Levers that were tried", "", advice.machine, "", advice.baseline, ""]
     lines += ["## Each alone, against the configuration as it is", "", HOW_TO_READ, ""]
     lines += _format_table(sorted(advice.verdicts, key=lambda verdict: -verdict.speed.estimate))
@@ -72,6 +73,7 @@ def _interval(interval: Interval) -> str:
 
 
 def describe_loss(verdict: Verdict) -> str:
+    """Whether the loss is the same, and by how much it differs."""
     change = verdict.loss_change
     size = "equal in every digit" if change == 0 else f"{100 * change:.2g} %"
     if verdict.variant.changes_training:
@@ -82,6 +84,7 @@ def describe_loss(verdict: Verdict) -> str:
 
 
 def describe_speed(verdict: Verdict) -> str:
+    """Faster, slower, no difference, or why that is not known."""
     speed = verdict.speed
     if speed.differs is None:
         return "inconclusive"
@@ -117,6 +120,7 @@ def _format_confirmed(advice: Advice) -> list[str]:
 
 
 def describe_gain(verdict: Verdict) -> str:
+    """The ratio of tokens/s with its interval."""
     return f"{verdict.speed.estimate:.3f} times the tokens/s {_interval(verdict.speed)}"
 
 

@@ -76,6 +76,7 @@ class Runner:
 
 
 def name_files(variant: Variant | None) -> str:
+    """Name of a variant's run directories."""
     if variant is None:
         return "as-it-is"
     return "-".join("".join(c if c.isalnum() else " " for c in f"{variant.lever} {variant.label}").split())[:80]
@@ -97,6 +98,7 @@ def change_json(loaded: LoadedConfig, changes: Mapping[str, Any]) -> dict[str, A
 
 
 def as_arguments(changes: Mapping[str, Any]) -> list[str]:
+    """Changes of keys as arguments of `train.py`."""
     arguments: list[str] = []
     for key, value in changes.items():
         text = value if isinstance(value, str) else json.dumps(value)

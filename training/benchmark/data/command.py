@@ -51,6 +51,7 @@ NEEDED = "--input: name JSONL files with a `text` key, {needed:,.0f} MB in all (
 
 
 def main(argv: list[str], run: Runner = run_fresh) -> int:
+    """Measure the rows and write the page; the exit code."""
     options = _parse(argv)
     logging.basicConfig(level=logging.INFO, format="benchmark | %(message)s", stream=sys.stderr)
     try:

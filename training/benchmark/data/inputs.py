@@ -48,6 +48,7 @@ class Settings:
 
     @property
     def needed_mb(self) -> float:
+        """Text that the rows need, in MB."""
         return max(self.build_mb, self.datasets_mb, *self.scaling_mb, *self.memory_mb)
 
 
@@ -134,6 +135,7 @@ class Inputs:
         return path
 
     def discard(self, path: Path) -> None:
+        """Delete what a row no longer needs."""
         shutil.rmtree(path)
 
     def store(self, megabytes: float) -> Path:

@@ -25,6 +25,8 @@ CALLS = 5
 
 @dataclass(frozen=True)
 class Packed:
+    """Result of a packing: seconds of a call and number of rows."""
+
     seconds: float
     num_rows: int
 

@@ -21,6 +21,7 @@ from data_prep.read.corpus import find_corpus_files, read_corpus_documents
 
 
 def main(argv: list[str]) -> int:
+    """Write a directory of files as JSONL; the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m training.benchmark text", description=(__doc__ or "").partition("\n\n")[0]
     )

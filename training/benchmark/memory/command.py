@@ -37,6 +37,7 @@ RESIDENT_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOL
 
 
 def main(argv: list[str], run: Runner = run_fresh) -> int:
+    """Measure the grid and write the page; the exit code."""
     options = _parse(argv)
     logging.basicConfig(level=logging.INFO, format="benchmark | %(message)s", stream=sys.stderr)
     try:

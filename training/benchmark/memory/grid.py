@@ -121,18 +121,22 @@ class Inputs:
 
     @property
     def documents(self) -> Path:
+        """Text of many documents."""
         return self.work_dir / "documents.jsonl"
 
     @property
     def one_document(self) -> Path:
+        """Text of a single long document."""
         return self.work_dir / "one_document.jsonl"
 
     @property
     def stores(self) -> Path:
+        """Where token stores are built."""
         return self.work_dir / "stores"
 
     @property
     def tokenizer(self) -> Path:
+        """A tokenizer for all configurations."""
         return self.work_dir / "tokenizer"
 
     def deepspeed_json(self, stage: int) -> Path:
@@ -140,6 +144,7 @@ class Inputs:
         return self.work_dir / f"zero{stage}.json"
 
     def base_model(self, family: str) -> Path:
+        """A model of this family to attach adapters to."""
         return self.work_dir / family
 
 

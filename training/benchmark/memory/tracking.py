@@ -40,12 +40,15 @@ class PeakInstrument(Protocol):
 
     def __exit__(self, *exc: Any) -> None: ...
 
-    def begin_step(self) -> None: ...
+    def begin_step(self) -> None:
+        """The measured step begins."""
 
-    def end_step(self) -> None: ...
+    def end_step(self) -> None:
+        """The measured step has ended."""
 
     @property
-    def peak_bytes(self) -> int: ...
+    def peak_bytes(self) -> int:
+        """The highest memory of the measured step."""
 
 
 class AllocatorEvents:
@@ -63,10 +66,12 @@ class AllocatorEvents:
         return self
 
     def begin_step(self) -> None:
+        """Read the peak from here on."""
         self._mark = record_function(MARK)
         self._mark.__enter__()
 
     def end_step(self) -> None:
+        """Stop reading."""
         self._mark.__exit__(None, None, None)
 
     def __exit__(self, *exc: Any) -> None:
@@ -111,10 +116,12 @@ class CudaAllocator:
         return self
 
     def begin_step(self) -> None:
+        """Reset the allocator's peak."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
 
     def end_step(self) -> None:
+        """Read the allocator's peak."""
         torch.cuda.synchronize()
         self.peak_bytes = torch.cuda.max_memory_allocated()
 
@@ -132,9 +139,11 @@ class PeakResident:
         return self
 
     def begin_step(self) -> None:
+        """Reset the kernel's high water mark."""
         Path("/proc/self/clear_refs").write_text("5")  # the high water mark is now what is resident now
 
     def end_step(self) -> None:
+        """Read the kernel's high water mark."""
         self.peak_bytes = read_resident(os.getpid()).peak - self._before
 
     def __exit__(self, *exc: Any) -> None:
@@ -149,6 +158,7 @@ class StepMarks(TrainerCallback):
         self._step = step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The second step is the measured one."""
         if state.global_step == self._step - 1:
             self._instrument.begin_step()
         elif state.global_step == self._step:

@@ -43,6 +43,7 @@ from training.launch import read_world
 
 
 def main(argv: list[str]) -> int:
+    """Measure the overhead and write the page; the exit code."""
     parser = build_parser("overhead", __doc__)
     parser.add_argument("--config", default="minigpt_quickstart")
     parser.add_argument("--steps", type=int, default=400, help="steps in turn, on and off together (default 400)")

@@ -29,9 +29,11 @@ class Estimate:
     high: float
 
     def map(self, function: Callable[[float], float]) -> Estimate:
+        """The estimate and its ends through a monotonic function."""
         return Estimate(function(self.mean), function(self.low), function(self.high))
 
     def format(self, digits: int, unit: str, *, has_interval: bool) -> str:
+        """Value and interval with so many digits."""
         interval = f"{self.low:.{digits}f} to {self.high:.{digits}f}" if has_interval else "too few for an interval"
         return f"{self.mean:.{digits}f} {unit} ({interval})"
 
@@ -81,10 +83,12 @@ class Result:
 
     @cached_property
     def pct(self) -> Costs:
+        """Costs in percent of a step, trimmed."""
         return self._find_pct(TRIM)
 
     @cached_property
     def untrimmed_pct(self) -> Costs:
+        """Costs in percent of a step, with nothing trimmed."""
         return self._find_pct(0.0)
 
     def _find_pct(self, trim: float) -> Costs:
@@ -117,19 +121,23 @@ class Result:
 
     @property
     def accounted_pct(self) -> Median:
+        """Time inside measuring calls, in percent of the period."""
         pairs = zip(self.inside, self.accounted, strict=True)
         return find_median([100.0 * inside / period for inside, period in pairs])
 
     @property
     def has_intervals(self) -> bool:
+        """Whether there are enough periods for intervals."""
         return self.schedule.periods >= MIN_PERIODS
 
     @property
     def limit_pct(self) -> float:
+        """The aim for this device, in percent."""
         return LIMIT_PCT[self.device]
 
     @property
     def verdict(self) -> str:
+        """Whether the aim is reached by the whole interval."""
         found = self.pct.together
         if not self.has_intervals:
             return "not resolved"

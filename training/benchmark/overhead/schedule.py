@@ -26,14 +26,17 @@ class Schedule:
 
     @property
     def warmup(self) -> int:
+        """Periods before anything counts."""
         return math.ceil(WARMUP_STEPS / self.period)
 
     @property
     def accounted(self) -> int:
+        """Periods in which measuring calls are timed."""
         return max(2, self.periods // 8)
 
     @property
     def steps(self) -> int:
+        """Steps of the whole training."""
         return (self.warmup + self.periods + self.accounted) * self.period
 
     def kind(self, step: int) -> Literal["warm-up", "in turn", "accounted", "after"]:
@@ -44,6 +47,7 @@ class Schedule:
         return "in turn" if number < self.periods else "accounted" if step < self.steps else "after"
 
     def is_on(self, step: int) -> bool:
+        """Whether measuring is on in this step."""
         if self.kind(step) != "in turn":
             return True
         number, place = divmod(step - self.warmup * self.period, self.period)

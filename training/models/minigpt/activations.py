@@ -16,6 +16,7 @@ class ReLU2(nn.Module):
     """relu(x)**2 (Primer, arXiv 2109.08668)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Elementwise."""
         return functional.relu(x).square()
 
 
@@ -49,6 +50,7 @@ class XIELU(nn.Module):
         }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Elementwise, in the type of `x`."""
         alpha_p = functional.softplus(self.alpha_p).to(x.dtype)
         alpha_n = (self.BETA + functional.softplus(self.alpha_n)).to(x.dtype)
         negative = torch.expm1(x.clamp(max=self.EPS)) - x

@@ -255,6 +255,7 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
+        """Last hidden states (batch, seq_len, hidden_size). Raises ValueError unless one input is given."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds

@@ -38,6 +38,7 @@ class Executor(Protocol):
 
     def __call__(self, function: Callable[[P], R], parts: Sequence[P]) -> Iterator[tuple[int, R]]:
         """Index and result of each part, as they finish."""
+        ...
 
 
 def choose_executor(data: DataSection, seconds: float) -> Executor:

@@ -48,6 +48,7 @@ class Runner(Protocol):
 
     def __call__(self, function: Callable[..., Result], *args: Any, watch: bool = False) -> Outcome[Result]:
         """Run the function in a fresh process; `watch` follows its memory."""
+        ...
 
 
 def run_fresh(function: Callable[..., Result], *args: Any, watch: bool = False) -> Outcome[Result]:

@@ -26,9 +26,11 @@ class Sink(Protocol):
 
     def write(self, record: Record) -> None:
         """Take one record."""
+        ...
 
     def close(self) -> None:
         """Flush and release."""
+        ...
 
 
 class MetricsFile:

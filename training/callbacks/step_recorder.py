@@ -12,9 +12,12 @@ class StepRecorder(Protocol):
 
     def span(self, phase: str) -> AbstractContextManager[None]:
         """Time inside goes to this phase."""
+        ...
 
     def add_to_record(self, values: dict[str, float]) -> None:
         """Put metrics into the record of the step under way."""
+        ...
 
     def annotate_spans(self, annotate: Callable[[str], AbstractContextManager[Any]] | None) -> None:
         """Enter `annotate(phase)` with each span; None: no longer."""
+        ...

@@ -31,18 +31,23 @@ class Clock(Protocol):
 
     def mark(self) -> Any:
         """The instant now."""
+        ...
 
     def ready(self, mark: Any) -> bool:
         """Whether the instant is known."""
+        ...
 
     def seconds(self, start: Any, end: Any) -> float:
         """Seconds between two known instants."""
+        ...
 
     def release(self, mark: Any) -> None:
         """The instant is not needed any more."""
+        ...
 
     def synchronize(self) -> None:
         """Wait until all instants are known."""
+        ...
 
 
 class HostClock:

@@ -42,13 +42,16 @@ class PeakInstrument(Protocol):
 
     def begin_step(self) -> None:
         """The measured step begins."""
+        ...
 
     def end_step(self) -> None:
         """The measured step has ended."""
+        ...
 
     @property
     def peak_bytes(self) -> int:
         """The highest memory of the measured step."""
+        ...
 
 
 class AllocatorEvents:

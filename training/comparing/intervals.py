@@ -10,7 +10,8 @@ differs from run to run (memory layout, neighbours, the core it got). With two r
   within rounds (`ttest_rel`) leaves out what the machine does slowly.
 - Losses: the same of the values themselves, a difference in nats per token or bits per byte.
 
-A single run on a side, or repeats that are equal in every digit (losses under one seed), have no interval. The minimum
+A single run on a side has no interval, nor have losses whose repeats are equal in every digit (one seed). A quantity
+that is the same in all repeats of each side, as memory may be, has an exact ratio: an interval of no width. The minimum
 detectable effect is the true change that such runs show with a power of 80 %:
 (t(1 - alpha / 2) + t(0.8)) standard errors (Cohen 1988, Statistical Power Analysis, 2).
 """
@@ -18,6 +19,7 @@ detectable effect is the true change that such runs show with a power of 80 %:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,10 +72,16 @@ def find_interval(
     if not absolute:
         values_a, values_b = np.log(values_a), np.log(values_b)
     difference = float(values_b.mean() - values_a.mean())
-    if min(len(a), len(b)) < 2 or _is_one_run(values_a, values_b, paired):
+    constant = _is_constant(values_a, values_b, paired)
+    if min(len(a), len(b)) < 2 or (constant and absolute):
         return Interval(difference if absolute else math.exp(difference), absolute=absolute)
+    if constant:
+        ratio = math.exp(difference)
+        return Interval(ratio, ratio, ratio, 0.0)
     test: Any = stats.ttest_rel if paired else stats.ttest_ind
-    found: Any = test(values_b, values_a, **({} if paired else {"equal_var": False}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy warns where one side is constant: its variance is 0
+        found: Any = test(values_b, values_a, **({} if paired else {"equal_var": False}))
     low, high = found.confidence_interval(1 - alpha)
     critical = float(stats.t.ppf(1 - alpha / 2, found.df))
     error = float(high - low) / 2 / critical
@@ -84,8 +92,8 @@ def find_interval(
     return Interval(ratio, lowest, highest, math.expm1(min(reach, 700.0)), float(found.df))
 
 
-def _is_one_run(a: np.ndarray, b: np.ndarray, paired: bool) -> bool:
-    """Whether nothing differs from run to run: repeats under one seed are one run repeated, not a sample."""
+def _is_constant(a: np.ndarray, b: np.ndarray, paired: bool) -> bool:
+    """Whether nothing differs from run to run (paired: from round to round)."""
     spreads = (b - a,) if paired else (a, b)
     scale = max(float(np.abs(a).max()), float(np.abs(b).max()), 1.0)
     return all(float(np.ptp(values)) <= ROUNDING * scale for values in spreads)

@@ -50,7 +50,7 @@ def draw_orders(sides: Sequence[Item], rounds: int, seed: int = 1) -> Iterator[l
     """The order of each round: drawn, reversed, drawn, reversed, …
 
     The default seed's order of two sides (AB BA BA AB BA AB) is the one, of those of six seeds, that machines which
-    swing slowly disturb least (`calibrate`, "slow waves").
+    swing slowly disturb least (`tests/comparing/test_false_positives.py`, "slow waves").
     """
     rng = random.Random(seed)
     order: list[Item] = []

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from data_prep.errors import UserError
 from training.benchmark.command_line import build_parser
-from training.benchmark.interleave import find_ratio, interleave
+from training.benchmark.interleave import interleave
 from training.benchmark.launching import run_logged
 from training.benchmark.page import format_machine, look_at_machine
 from training.comparing.comparison import Comparison, compare
@@ -137,14 +137,10 @@ def run_training(launcher: Sequence[str], arguments: Sequence[str], path: Path) 
 
 
 def describe_rounds(comparison: Comparison) -> str:
-    """Step times by round and the median of their ratios with the interval of its order statistics."""
+    """The ratio of step times in each round, of which the page has the interval."""
     a, b = ([_mean_step(side, number) for number in range(len(side.runs))] for side in comparison.sides)
-    ratio = find_ratio(b, a)
     rounds = ", ".join(f"{y / x:.4f}" for x, y in zip(a, b, strict=True))
-    return (
-        f"step time B / A by round: {rounds}; median {ratio.format(4)}"
-        f"{f', which covers it with {ratio.coverage:.1%}' if ratio.repeats > 1 else ''}\n"
-    )
+    return f"step time B / A by round: {rounds}\n"
 
 
 def _mean_step(side: Side, number: int) -> float:

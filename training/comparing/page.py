@@ -83,19 +83,19 @@ def _find_why_untimed(pair: Pair) -> str:
 
 
 def _sum_up(rows: Sequence[Row], b: str) -> str:
-    """What differs, or that nothing does; how many rows do not tell."""
+    """What differs, or that nothing does; how many rows have no answer, and why."""
     verdicts = [judge(row, b) for row in rows]
     is_open = [verdict.startswith((INCONCLUSIVE, NEEDS_REPEATS)) for verdict in verdicts]
-    untold = sum(is_open)
+    untold, why = sum(is_open), NEEDS_REPEATS if NEEDS_REPEATS in verdicts else INCONCLUSIVE
     differing = [
         f"{row.key} {verdict}"
         for row, verdict, left in zip(rows, verdicts, is_open, strict=True)
         if not left and verdict not in (EQUAL, NO_DIFFERENCE)
     ]
     if untold == len(rows):
-        return NEEDS_REPEATS if NEEDS_REPEATS in verdicts else INCONCLUSIVE
+        return why
     found = ", ".join(differing) or NO_DIFFERENCE
-    return f"{found} ({untold} of {len(rows)} rows: {INCONCLUSIVE})" if untold else found
+    return f"{found} ({untold} of {len(rows)} rows: {why})" if untold else found
 
 
 def _describe_row(row: Row, b: str) -> str:

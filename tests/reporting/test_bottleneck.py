@@ -6,6 +6,7 @@ from training.metrics import names
 from training.reporting.bottleneck import LEVERS, THINNED_BY, find_bottleneck
 from training.reporting.facts import Roofline, RooflinePhase, RunFacts, facts_from_summary
 from training.reporting.phases import PhaseShare
+from training.reporting.summary import Summary
 
 
 def roofline(**phases):
@@ -100,8 +101,8 @@ def test_a_roofline_is_read_from_a_summary_whatever_is_in_it():
     phase = {"phase": "forward", "ms": 10.0, "tflops": 0.02, "gigabytes": 0.1, "least_ms": 5.0, "bound": "compute",
              "reached_pct": 50.0}  # fmt: skip
     summary = {"roofline": {"gigabytes_per_second": 9.0, "spread_pct": 1, "phases": [phase, {"ms": None}, 3]}}
-    found = facts_from_summary(summary).roofline
+    found = facts_from_summary(Summary.from_json(summary)).roofline
     assert found is not None and [one.phase for one in found.phases] == ["forward"]
     assert found.phases[0].describe_rate() == "2.00 TFLOP/s"
     for broken in ({}, {"roofline": None}, {"roofline": {"phases": 5}}, {"roofline": {"gigabytes_per_second": 1}}):
-        assert facts_from_summary(broken).roofline is None
+        assert facts_from_summary(Summary.from_json(broken)).roofline is None

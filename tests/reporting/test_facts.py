@@ -5,6 +5,7 @@ import pytest
 from training.metrics import names
 from training.reporting.facts import Peak, RunFacts, facts_from_run, facts_from_summary
 from training.reporting.run_reader import load_run
+from training.reporting.summary import Summary
 
 from .conftest import SUMMARY, make_records
 
@@ -34,7 +35,7 @@ def test_a_failed_summary_is_filled_from_the_metrics(write_run):
 
 @pytest.mark.parametrize("broken", [{}, {key: "text" for key in SUMMARY}, {key: [None] for key in SUMMARY}])
 def test_wrong_types_are_not_measured(broken):
-    facts = facts_from_summary({**broken, "steps": True, "mfu_pct": math.nan})
+    facts = facts_from_summary(Summary.from_json({**broken, "steps": True, "mfu_pct": math.nan}))
     assert facts.steps is None and facts.mfu_pct is None and facts.phases == () and facts.peak is None
 
 
@@ -63,8 +64,7 @@ def test_what_a_finished_run_did_not_measure_is_not_made_up_from_its_first_steps
 
 def test_no_share_of_a_ceiling_that_the_run_exceeded():
     peak = {"tflops": 2.0, "source": "measured", "device": "cpu"}
-    reached = facts_from_summary({"mfu_pct": 10.0, "peak": peak, "ceiling": {**peak, "tflops": 0.5}})
+    reached = facts_from_summary(Summary.from_json({"mfu_pct": 10.0, "peak": peak, "ceiling": {**peak, "tflops": 0.5}}))
     assert reached.ceiling_sentence() == "40.0 % of the 0.5 TFLOP/s that its matmuls reach alone"
-    assert not facts_from_summary(
-        {"mfu_pct": 10.0, "peak": peak, "ceiling": {**peak, "tflops": 0.1}}
-    ).ceiling_sentence()
+    slow = Summary(mfu_pct=10.0, peak=peak, ceiling={**peak, "tflops": 0.1})
+    assert not facts_from_summary(slow).ceiling_sentence()

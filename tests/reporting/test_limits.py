@@ -6,6 +6,7 @@ from training.reporting.facts import Peak, Roofline, RooflinePhase, RunFacts, fa
 from training.reporting.limits import PHASE_RULES, find_limits
 from training.reporting.phases import PhaseShare
 from training.reporting.run_reader import load_run
+from training.reporting.summary import Summary
 
 from .conftest import SUMMARY, make_records
 
@@ -96,6 +97,7 @@ def test_a_falling_loss_is_said_and_a_flat_one_is_not(write_run):
 
 def test_well_fed_run_has_no_phase_finding(write_run):
     titles = {
-        finding.title for finding in find_limits(load_run(write_run(make_records())), facts_from_summary(SUMMARY))
+        finding.title
+        for finding in find_limits(load_run(write_run(make_records())), facts_from_summary(Summary.from_json(SUMMARY)))
     }
     assert titles & {rule.title for rule in PHASE_RULES} == set()

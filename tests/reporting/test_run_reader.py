@@ -92,7 +92,7 @@ def test_keys_restrict_what_is_kept(write_run):
 
 def test_run_with_nothing_but_a_config_loads(write_run):
     run = load_run(write_run())
-    assert len(run.metrics) == 0 and run.summary == {} and run.events == [] and run.ds_config is None
+    assert len(run.metrics) == 0 and run.summary is None and run.events == [] and run.ds_config is None
     assert any("nothing has been logged" in note for note in run.notes)
 
 
@@ -103,7 +103,7 @@ def test_broken_json_files_are_left_out_and_said(write_run, content):
         (run_dir / name).write_text(content)
     (run_dir / "events.jsonl").write_text("{broken\n" + '{"kind": "start"}\n')
     run = load_run(run_dir)
-    assert run.summary == {} and run.env == {} and run.ds_config is None
+    assert run.summary is None and run.env == {} and run.ds_config is None
     assert run.events == [{"kind": "start"}]
     assert sum("not a JSON object" in note for note in run.notes) == 3
 

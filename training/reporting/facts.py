@@ -16,6 +16,7 @@ from training.reporting.formatting import as_number, format_significant
 from training.reporting.phases import PhaseShare, measured_phases, recorded_phases
 from training.reporting.run_reader import Run
 from training.reporting.statistics import mean_per_step, mean_rate
+from training.reporting.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -188,23 +189,24 @@ _NUMBERS = (
 )  # fmt: skip
 
 
-def facts_from_summary(summary: Mapping[str, Any]) -> RunFacts:
-    """Facts from summary.json; keys that are absent, null or of a wrong type stay `None`."""
-    sample = _mapping(summary.get("sample"))
+def facts_from_summary(summary: Summary | None) -> RunFacts:
+    """Facts of a run that has ended; what is absent or of a wrong type stays `None`."""
+    summary = summary or Summary()
+    sample = _mapping(summary.sample)
     facts = RunFacts(
-        status=_text(summary.get("status")) or "unfinished",
-        attn_implementation=_text(summary.get("attn_implementation")),
-        streamed=summary.get("streamed") is True,
-        peak=_peak(summary.get("peak")),
-        ceiling=_peak(summary.get("ceiling")),
-        memory_plan=_memory_plan(summary.get("memory_plan")),
-        roofline=_roofline(summary.get("roofline")),
-        phases=recorded_phases(_mapping(summary.get("phases_ms")), _mapping(summary.get("phases_pct"))),
+        status=_text(summary.status) or "unfinished",
+        attn_implementation=_text(summary.attn_implementation),
+        streamed=summary.streamed is True,
+        peak=_peak(summary.peak),
+        ceiling=_peak(summary.ceiling),
+        memory_plan=_memory_plan(summary.memory_plan),
+        roofline=_roofline(summary.roofline),
+        phases=recorded_phases(_mapping(summary.phases_ms), _mapping(summary.phases_pct)),
         sample_prompt=_text(sample.get("prompt")),
         sample_text=_text(sample.get("text")),
-        error=_text(summary.get("error")),
+        error=_text(summary.error),
     )
-    return replace(facts, **{key: as_number(summary.get(key)) for key in _NUMBERS})
+    return replace(facts, **{key: as_number(getattr(summary, key)) for key in _NUMBERS})
 
 
 def facts_from_run(run: Run) -> RunFacts:

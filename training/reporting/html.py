@@ -223,12 +223,12 @@ def _split_comments(text: str | None) -> list[tuple[str, str]] | None:
 def _find_bad_records(run: Run) -> list[str]:
     """Records that data preparation left out, bad or not, from the summary and from events."""
     found = [_describe_event(event) for event in run.events if event.get("kind") in BAD_RECORD_KINDS]
-    recorded = run.summary.get("bad_records")
+    recorded = run.summary and run.summary.bad_records
     if isinstance(recorded, list):
         found += [_to_line(item) for item in recorded]
     elif (number := as_number(recorded)) is not None and number > 0:
         found.insert(0, f"{number:,.0f} record(s) were left out")
-    left_out = run.summary.get("left_out")
+    left_out = run.summary and run.summary.left_out
     counts = left_out.items() if isinstance(left_out, Mapping) else ()
     return found + [f"{count:,.0f} left out: {_to_line(why)}" for why, n in counts if (count := as_number(n) or 0) > 0]
 

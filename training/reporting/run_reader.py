@@ -24,6 +24,7 @@ import orjson
 
 from data_prep.errors import UserError
 from training.reporting.formatting import as_number
+from training.reporting.summary import Summary
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json", "events.jsonl", "env.json")
 CHUNK_BYTES = 16 * 2**20
@@ -185,7 +186,8 @@ class Run:
     path: Path
     metrics: MetricsLog
     events: list[dict[str, Any]] = field(default_factory=list)
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: Summary | None = None
+    """None: the run has not ended."""
     env: dict[str, Any] = field(default_factory=dict)
     ds_config: dict[str, Any] | None = None
     config_text: str | None = None
@@ -194,7 +196,7 @@ class Run:
     @property
     def name(self) -> str:
         """As the summary has it, else the directory's."""
-        return str(self.summary.get("name") or self.path.resolve().name)
+        return str((self.summary and self.summary.name) or self.path.resolve().name)
 
     def series(self, key: str) -> Series:
         """One metric over the run."""
@@ -202,8 +204,8 @@ class Run:
 
     def recorded(self, key: str) -> Any:
         """The value of a fact that the summary holds at the end and an event may hold before it."""
-        if self.summary.get(key) is not None:
-            return self.summary[key]
+        if (value := getattr(self.summary, key, None)) is not None:
+            return value
         return next((event[key] for event in reversed(self.events) if event.get(key) is not None), None)
 
 
@@ -235,7 +237,7 @@ def load_run(path: Path | str, metrics: MetricsLog | None = None) -> Run:
         path=path,
         metrics=metrics,
         events=list(_read_events(path / "events.jsonl", notes)),
-        summary=_read_object(path / "summary.json", notes) or {},
+        summary=None if (written := _read_object(path / "summary.json", notes)) is None else Summary.from_json(written),
         env=_read_object(path / "env.json", notes) or {},
         ds_config=_read_object(path / "ds_config.json", notes),
         config_text=_read_text(path / "config.yaml"),

@@ -1,6 +1,6 @@
 """What a run prints at its end: plain ASCII, at most 100 columns, so that it survives any log file.
 
-Both functions take summary.json as a mapping in which any key may be absent; what is absent reads "not measured".
+Both functions take a summary in which any field may be None; that reads "not measured".
 Only what a trace saw of the GPU standing idle is read from metrics.jsonl, where there is one.
 """
 
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -31,12 +29,13 @@ from training.reporting.formatting import (
 )
 from training.reporting.run_reader import MetricsLog, parse_object
 from training.reporting.statistics import mean_per_step
+from training.reporting.summary import Summary
 
 WIDTH = 100
 BAR_WIDTH = 20
 
 
-def format_phase_table(summary: Mapping[str, Any]) -> str:
+def format_phase_table(summary: Summary) -> str:
     """Phases as a table: ms per step, % of the step, a bar, and what the phase is."""
     facts = facts_from_summary(summary)
     if not facts.phases:
@@ -56,10 +55,10 @@ def format_phase_table(summary: Mapping[str, Any]) -> str:
     return _to_text(table)
 
 
-def format_summary(summary: Mapping[str, Any], run_dir: Path | str) -> str:
+def format_summary(summary: Summary, run_dir: Path | str) -> str:
     """The last word of a run: status, phase table, throughput, MFU, losses, sample, path of the report."""
     facts = facts_from_summary(summary)
-    name = summary.get("name") or Path(run_dir).name
+    name = summary.name or Path(run_dir).name
     lines = [
         f"== {name}: {facts.status}, {_describe_progress(facts)} ".ljust(WIDTH, "="),
         *([_row("error", facts.error)] if facts.error else []),
@@ -75,7 +74,7 @@ def format_summary(summary: Mapping[str, Any], run_dir: Path | str) -> str:
         _row("", facts.entropy_sentence()),
         _row("sample", "" if facts.sample_text is not None else "none was written"),
         *_format_sample(facts),
-        _row("report", str(Path(run_dir) / str(summary.get("report") or "report.html")), wrap=False),
+        _row("report", str(Path(run_dir) / (summary.report or "report.html")), wrap=False),
     ]
     return "\n".join(lines)
 

@@ -8,7 +8,7 @@ back from disk then writes the sample.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +40,7 @@ from training.reporting.facts import facts_from_summary
 from training.reporting.html import build_report
 from training.reporting.run_reader import load_run
 from training.reporting.screen import format_summary
+from training.reporting.summary import Summary
 from training.run.build import find_table
 from training.trainers.finite import check_weights
 from training.trainers.own_run import find_phases_ms
@@ -85,7 +86,7 @@ def finish_run(loaded: LoadedConfig, prepared: Prepared, trainer: RecipeTrainer,
         run_dir.append_event("final", trainer.state.global_step, "final/ written" + " and checked" * bool(sample))
         measured = Measured(totals, memory_base, own_peak_gib, roofline, sample)
         summary = summarize(loaded, data, trainer, measured)
-        run_dir.write_json(run_dir.summary, summary)
+        run_dir.write_json(run_dir.summary, summary.as_json())
         forget_exceeded_ceiling(summary, trainer)
         try:
             with progress("drawing the report"):
@@ -232,31 +233,31 @@ class Measured:
     sample: Sample | None
 
 
-def summarize(loaded: LoadedConfig, data: dict[str, Any], trainer: RecipeTrainer, measured: Measured) -> dict[str, Any]:
-    """The facts of a finished run, as summary.json has them."""
+def summarize(loaded: LoadedConfig, data: dict[str, Any], trainer: RecipeTrainer, measured: Measured) -> Summary:
+    """The facts of a finished run."""
     run = load_run(trainer.run_dir.path)
     own = summarize_training(trainer, trainer.run_dir, measured.totals)
-    peaks_gib = [own["peak_memory_gib"], measured.own_peak_gib]
+    peaks_gib = [own.peak_memory_gib, measured.own_peak_gib]
     plan = _compare_memory(loaded, trainer, measured.memory_base, measured.own_peak_gib)
-    return {
-        **own,
-        "epochs": trainer.train_batches.passes,
-        "tokens": trainer.progress.tokens,
-        "train_seconds": trainer.progress.seconds,
-        "bits_per_byte_last": run.series(names.TRAIN_BITS_PER_BYTE).last(),
-        "eval_bits_per_byte_last": run.series(names.EVAL_BITS_PER_BYTE).last(),
-        "text_bytes": trainer.progress.text_bytes or None,
-        "tokenizer_cuts": run.recorded("tokenizer_cuts"),
+    return replace(
+        own,
+        epochs=trainer.train_batches.passes,
+        tokens=trainer.progress.tokens,
+        train_seconds=trainer.progress.seconds,
+        bits_per_byte_last=run.series(names.TRAIN_BITS_PER_BYTE).last(),
+        eval_bits_per_byte_last=run.series(names.EVAL_BITS_PER_BYTE).last(),
+        text_bytes=trainer.progress.text_bytes or None,
+        tokenizer_cuts=run.recorded("tokenizer_cuts"),
         **data,
-        "roofline": measured.roofline,
-        "peak_memory_gib": max(filter(None, peaks_gib), default=None),
-        "memory_plan": asdict(plan),
-        "recipe": loaded.recipe,
-        "sample": asdict(measured.sample) if measured.sample else None,
-    }
+        roofline=measured.roofline,
+        peak_memory_gib=max(filter(None, peaks_gib), default=None),
+        memory_plan=asdict(plan),
+        recipe=loaded.recipe,
+        sample=asdict(measured.sample) if measured.sample else None,
+    )
 
 
-def forget_exceeded_ceiling(summary: dict[str, Any], trainer: RecipeTrainer) -> None:
+def forget_exceeded_ceiling(summary: Summary, trainer: RecipeTrainer) -> None:
     """A rate that this run exceeded was measured beside other programs: the next start measures it again."""
     meter = trainer.meter
     if meter and meter.calibrator and meter.ceiling and facts_from_summary(summary).exceeds_ceiling:

@@ -25,6 +25,7 @@ from training.data.held_out import warn_of_warmup, without_empty_evaluation
 from training.launch import World, join_world, leave_world
 from training.memory.comparison import MemoryBase, measure_base
 from training.ranks import on_each_node, on_main_rank
+from training.reporting.summary import Summary
 from training.run.build import build_trainer, build_training_arguments, find_run_path
 from training.run.micro_batch import fit_micro_batch
 from training.run.opening import Opening
@@ -90,8 +91,8 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
                 message = f"{type(error).__name__}: {error}".splitlines()[0]
                 steps, details = trainer.state.global_step, getattr(error, "details", {})
                 run_dir.append_event("error", steps, message)
-                summary = {"name": run_dir.name, "status": "failed", "steps": steps, "error": message, **details}
-                run_dir.write_json(run_dir.summary, summary)
+                summary = Summary(name=run_dir.name, status="failed", steps=steps, error=message, **details)
+                run_dir.write_json(run_dir.summary, summary.as_json())
             raise
         finally:
             trainer.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import count
 from typing import Any
 
@@ -23,6 +23,7 @@ from training.models.adapters import trainable_share
 from training.reporting.html import build_report
 from training.reporting.run_reader import load_run
 from training.reporting.screen import format_summary
+from training.reporting.summary import Summary
 from training.run_dir import RunDir, write_text_atomic
 
 logger = logging.getLogger("redline.train")
@@ -73,8 +74,8 @@ class OwnRun:
         if error is not None:
             message = f"{type(error).__name__}: {error}".splitlines()[0]
             run_dir.append_event("error", trainer.state.global_step, message)
-            summary |= {"status": "failed", "error": message}
-        run_dir.write_json(run_dir.summary, summary)
+            summary = replace(summary, status="failed", error=message)
+        run_dir.write_json(run_dir.summary, summary.as_json())
         try:
             build_report(run_dir.path)
         except Exception as failed:  # the training is over: a page that cannot be drawn is no reason to fail it
@@ -120,8 +121,8 @@ class StockTrackers:
         """They are the Trainer's."""
 
 
-def summarize(trainer: Any, run_dir: RunDir, totals: dict[str, float]) -> dict[str, Any]:
-    """The facts of a training that need no recipe, as summary.json has them (docs/metrics.md).
+def summarize(trainer: Any, run_dir: RunDir, totals: dict[str, float]) -> Summary:
+    """The facts of a training that need no recipe.
 
     totals: `Meter.run_totals()`.
     """
@@ -135,34 +136,32 @@ def summarize(trainer: Any, run_dir: RunDir, totals: dict[str, float]) -> dict[s
     step_ms = totals.get(names.PERF_STEP_MS)
     phases = find_phases_ms(totals)
     progress = trainer.recorder.progress
-    return {
-        "name": run_dir.name,
-        "status": "finished",
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
-        "tokens": progress.tokens,
-        "train_seconds": progress.seconds,
-        "loss_first": _at(losses, 0),
-        "loss_last": _at(losses, -1),
-        "eval_loss_first": _at(eval_losses, 0),
-        "eval_loss_last": _at(eval_losses, -1),
-        "tokens_per_second": totals.get(names.PERF_TOKENS_PER_SECOND),
-        "mfu_pct": totals.get(names.PERF_MFU_PCT),
-        "mfu_palm_pct": totals.get(names.PERF_MFU_PALM_PCT),
-        "hfu_pct": totals.get(names.PERF_HFU_PCT),
-        "peak": asdict(peak) if peak else None,
-        "ceiling": asdict(ceiling) if ceiling else None,
-        "phases_ms": phases,
-        "phases_pct": {phase: 100.0 * ms / step_ms for phase, ms in phases.items()} if step_ms else {},
-        "step_ms": step_ms,
-        "peak_memory_gib": max(peaks_gib, default=None),
-        "parameters": share.total,
-        "trainable_parameters": share.trainable,
-        "attn_implementation": getattr(model.config, "_attn_implementation", None)
-        if hasattr(model, "config")
-        else None,
-        "report": "report.html",
-    }
+    return Summary(
+        name=run_dir.name,
+        status="finished",
+        steps=trainer.state.global_step,
+        epochs=trainer.state.epoch,
+        tokens=progress.tokens,
+        train_seconds=progress.seconds,
+        loss_first=_at(losses, 0),
+        loss_last=_at(losses, -1),
+        eval_loss_first=_at(eval_losses, 0),
+        eval_loss_last=_at(eval_losses, -1),
+        tokens_per_second=totals.get(names.PERF_TOKENS_PER_SECOND),
+        mfu_pct=totals.get(names.PERF_MFU_PCT),
+        mfu_palm_pct=totals.get(names.PERF_MFU_PALM_PCT),
+        hfu_pct=totals.get(names.PERF_HFU_PCT),
+        peak=asdict(peak) if peak else None,
+        ceiling=asdict(ceiling) if ceiling else None,
+        phases_ms=phases,
+        phases_pct={phase: 100.0 * ms / step_ms for phase, ms in phases.items()} if step_ms else {},
+        step_ms=step_ms,
+        peak_memory_gib=max(peaks_gib, default=None),
+        parameters=share.total,
+        trainable_parameters=share.trainable,
+        attn_implementation=getattr(model.config, "_attn_implementation", None) if hasattr(model, "config") else None,
+        report="report.html",
+    )
 
 
 def find_phases_ms(totals: dict[str, float]) -> dict[str, float]:

@@ -267,7 +267,7 @@ def check_epoch(elastic, steps):
 
 def test_a_run_does_not_go_on_in_another_order(one_rank):
     [line] = [line for line in one_rank["plain-4"].output.splitlines() if line.startswith("error: ")]
-    assert "data.seed was 0, is 7: go on with the data as it was, or start from scratch with --resume never" in line
+    assert "data.seed was 0, is 7: resume with the data as it was, or start from scratch with --resume never" in line
 
 
 def test_what_is_wrong_with_the_data_is_found_once_and_all_ranks_end(two_ranks):

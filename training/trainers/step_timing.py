@@ -30,6 +30,7 @@ from training.metrics.phase_timer import PhaseTimer
 
 Span = Callable[[str], AbstractContextManager[None]]
 
+TIMED = "_redline_timed"
 COMPUTING = (names.FORWARD, names.BACKWARD, names.OPTIMIZER)
 COLLECTIVES = (
     "all_gather", "all_gather_coalesced", "all_gather_into_tensor", "all_reduce", "all_reduce_coalesced",
@@ -56,16 +57,23 @@ def time_step(trainer: Any, timer: PhaseTimer[Any]) -> None:
 
 
 def _timed(function: Callable[..., Any], span: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
+    """A second call of `train` finds some functions timed already: they stay as they are."""
+    if hasattr(function, TIMED):
+        return function
+
     @functools.wraps(function)
     def timed(*args: Any, **kwargs: Any) -> Any:
         with span():
             return function(*args, **kwargs)
 
+    setattr(timed, TIMED, True)
     return timed
 
 
 def time_backward(backward: Callable[..., Any], span: Span, *, reduces_in_background: bool) -> Callable[..., Any]:
     """`backward(loss, ...)` as the phase `backward`; with `reduces_in_background`, its end as `comm_exposed`."""
+    if hasattr(backward, TIMED):
+        return backward
 
     @functools.wraps(backward)
     def timed(loss: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -80,6 +88,7 @@ def time_backward(backward: Callable[..., Any], span: Span, *, reduces_in_backgr
                 loss.register_hook(queue_end)
             return backward(loss, *args, **kwargs)
 
+    setattr(timed, TIMED, True)
     return timed
 
 

@@ -106,4 +106,5 @@ def test_a_reader_that_leaves_early_is_no_error(model_dir: Path) -> None:
     )  # fmt: skip
     assert running.stdout is not None and running.stderr is not None
     running.stdout.close()
-    assert b"Traceback" not in running.stderr.read() and running.wait(60) == 0
+    with running:
+        assert b"Traceback" not in running.stderr.read() and running.wait(60) == 0

@@ -266,6 +266,12 @@ def test_records_of_an_earlier_training_are_kept(tokenizer, tmp_path):
     assert [record["step"] for record in read_records(tmp_path / "records.old-1") if names.TRAIN_LOSS in record] == [1]
 
 
+def test_files_of_the_user_with_such_names_stay(tokenizer, tmp_path):
+    (tmp_path / "config.yaml").write_text("mine\n")
+    plain_trainer(ProfiledTrainer, tokenizer, tmp_path, max_steps=1).train()
+    assert (tmp_path / "config.yaml").read_text() == "mine\n" and not list(tmp_path.glob("records.old-*"))
+
+
 def test_a_second_call_of_train_measures_each_phase_once(tokenizer, tmp_path):
     trainer = plain_trainer(ProfiledTrainer, tokenizer, tmp_path, max_steps=2)
     trainer.train()

@@ -52,8 +52,11 @@ class OwnRun:
         step = trainer.state.global_step
         run_dir.path.mkdir(parents=True, exist_ok=True)
         run_dir.cut_metrics_after(step) if step else self._put_aside()
-        run_dir.write_json(run_dir.env, describe_environment(read_world()))
-        write_text_atomic(run_dir.config, _describe_arguments(trainer.args))
+        is_ours = self._has_records()
+        if is_ours or not run_dir.env.exists():
+            run_dir.write_json(run_dir.env, describe_environment(read_world()))
+        if is_ours or not run_dir.config.exists():
+            write_text_atomic(run_dir.config, _describe_arguments(trainer.args))
         run_dir.append_event(
             "resume" if step else "start",
             step,
@@ -84,11 +87,15 @@ class OwnRun:
         if error is None and not trainer.args.disable_tqdm:
             sys.stdout.write(format_summary(summary, run_dir.path) + "\n")
 
+    def _has_records(self) -> bool:
+        """Whether a training of ours left its records here: files of the user's with such names stay as they are."""
+        return self._run_dir.metrics.exists() or self._run_dir.events.exists()
+
     def _put_aside(self) -> None:
         """Keep the records of an earlier training in this directory."""
-        older = [self._run_dir.path / name for name in RECORDS if (self._run_dir.path / name).exists()]
-        if not older:
+        if not self._has_records():
             return
+        older = [self._run_dir.path / name for name in RECORDS if (self._run_dir.path / name).exists()]
         places = (self._run_dir.path / f"records.old-{number}" for number in count(1))
         place = next(place for place in places if not place.exists())
         place.mkdir()

@@ -53,6 +53,7 @@ def _directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "ds.json:3: duplicate key gradient_clipping: first written in line 2",
         ),
         ('{\n"gradient_clipping": 1\n"x": 2}', "ds.json:3: not valid JSON"),
+        ('{\n"gradient_clipping": 1,\n}', ": not valid JSON"),  # Python 3.13 names the line of the comma
         ('{\n\t"gradient_clipping":\t1,\n\t"x": 1}', "ds.json:3: unknown DeepSpeed key x = 1"),
         ("[1]", "ds.json:1: expected"),
     ],

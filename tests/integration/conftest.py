@@ -102,7 +102,7 @@ def launch(recipe: Path, tmp_path: Path) -> Launch:
     """`launch("torchrun", "run-name", *flags)`: start, wait, and hand back what is there afterwards."""
 
     def start(launcher: str, name: str, *flags: str, config: Path = recipe, expect: int | None = 0) -> Finished:
-        command = [*LAUNCHERS[launcher], *_own_port(launcher), str(ROOT / "training" / "train.py")]
+        command = [*LAUNCHERS[launcher], *own_port(launcher), str(ROOT / "training" / "train.py")]
         return run([*command, *_arguments(config, tmp_path / name, flags)], tmp_path / name, expect)
 
     return start
@@ -119,7 +119,7 @@ def launch_all(recipe: Path) -> Callable[..., dict[str, Finished]]:
         config: Path = recipe,
         script: Path = Path(several_runs.__file__),
     ) -> dict[str, Finished]:
-        command = [*LAUNCHERS[launcher], *_own_port(launcher), str(script)]
+        command = [*LAUNCHERS[launcher], *own_port(launcher), str(script)]
         for name, flags in runs.items():
             command += [*_arguments(config, folder / name, flags), THEN]
         done = run(command, folder / next(iter(runs)), timeout=580)
@@ -132,7 +132,7 @@ def _arguments(config: Path, run_dir: Path, flags: Iterable[str]) -> list[str]:
     return ["--config", str(config), "--output_dir", str(run_dir), *flags]
 
 
-def _own_port(launcher: str) -> list[str]:
+def own_port(launcher: str) -> list[str]:
     """A meeting point that no other launch on this machine uses; torchrun --standalone finds its own."""
     flag = {"deepspeed": "--master_port", "accelerate": "--main_process_port"}.get(launcher)
     if flag is None:

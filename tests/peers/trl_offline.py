@@ -42,7 +42,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "CohereForCausalLM": ("cohere", {}),
 }
 TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}{% if message.role == 'assistant' %}"
+    "<|im_start|>assistant\n{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}\n"
+    "{% else %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LINES = [
@@ -50,7 +52,9 @@ LINES = [
     "Complex is better than complicated.", "Flat is better than nested.", "Sparse is better than dense.",
     "Readability counts.", "Errors should never pass silently.", "Unless explicitly silenced.",
     "Now is better than never.", "In the face of ambiguity, refuse the temptation to guess.",
-    "Namespaces are one honking great idea.",
+    "Namespaces are one honking great idea.", "Although practicality beats purity.", "Special cases break no rules.",
+    "There should be one obvious way to do it.", "If it is hard to explain, it is a bad idea.",
+    "If it is easy to explain, it may be a good idea.",
 ]  # fmt: skip
 
 
@@ -102,6 +106,8 @@ def build_rows(config: str) -> list[dict[str, Any]]:
             rows.append({"messages" if "conversational" in config else "text": both})
         elif config.endswith("prompt_completion"):
             rows.append({"prompt": prompt_value, "completion": completion_value})
+        elif config.endswith("implicit_prompt_preference"):
+            rows.append({"chosen": both, "rejected": both})
         elif config.endswith("preference"):
             rows.append({"prompt": prompt_value, "chosen": completion_value, "rejected": completion_value})
         else:
@@ -120,9 +126,9 @@ def load_dataset(
         return _load_dataset(path, name, split=split, streaming=streaming, **rest)
     made = datasets.Dataset.from_list(build_rows(name))
     if split is None:
-        return datasets.DatasetDict(train=made, test=made.select(range(4)))
+        return datasets.DatasetDict(train=made, test=made.select(range(2)))
     first = split.partition("[:")[2].rstrip("]")
-    found = made.select(range(int(first))) if first else made.select(range(4)) if split == "test" else made
+    found = made.select(range(int(first))) if first else made.select(range(2)) if split == "test" else made
     return found.to_iterable_dataset() if streaming else found
 
 

@@ -16,8 +16,7 @@ logger = logging.getLogger("redline.train")
 
 @dataclass(eq=False)
 class RunEvents(StatefulCallback):
-    """Writes starts, resumes and evaluations. Saves are written where a checkpoint is completed
-    (`RecipeTrainer._finish_checkpoint`).
+    """Writes starts, resumes and evaluations. `RecipeTrainer` writes a save once its checkpoint is complete.
 
     Metrics recorded: none.
     """

@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 from transformers.trainer_utils import rotate_checkpoints
 
 from data_prep.progress import progress
 from training.callbacks.contract import read_states
 from training.callbacks.sinks import Sink
-from training.checkpoints.manifest import read_manifest, write_manifest
+from training.checkpoints.complete import complete_checkpoint
+from training.checkpoints.manifest import read_manifest
 from training.checkpoints.progress import Progress
 from training.data.batch import BATCH_INFO, BatchInfo
 from training.data.loader import TrainBatches
@@ -349,17 +349,15 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
         self.progress.unlogged = self._text.sum_unlogged(self.args.device)
         self.progress.position, self.progress.order = self.train_batches.position, self._order
         self.progress.callbacks = read_states(self.callback_handler.callbacks)
+        complete_checkpoint(
+            checkpoint,
+            self.progress,
+            step=self.state.global_step,
+            world_size=self.args.world_size,
+            settings=self.settings,
+            writes=self.args.should_save,
+        )
         if self.args.should_save:
-            self.progress.write(checkpoint)
-        if dist.is_initialized():
-            dist.barrier()
-        if self.args.should_save:
-            write_manifest(
-                checkpoint,
-                step=self.state.global_step,
-                world_size=self.args.world_size,
-                settings=self.settings,
-            )
             self.run_dir.append_event("save", self.state.global_step, f"{checkpoint.name} saved")
             rotate_checkpoints(
                 output_dir=str(self.run_dir.path),

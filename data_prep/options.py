@@ -1,8 +1,7 @@
 """The sections `tokenizer:` and `data:` of a recipe.
 
-They live beside their owner, because `python -m data_prep.prepare` runs without `training`. Every field does
-something; which of them name the store on disk is decided in `fingerprint.py` (packing and `seq_len` do not: the same
-store serves every row length).
+They are in this package because `python -m data_prep.prepare` runs without `training`. `fingerprint.py` decides which
+fields identify a store on disk. Packing and `seq_len` do not: one store serves every row length.
 """
 
 from collections.abc import Iterable
@@ -34,30 +33,40 @@ class Section(BaseModel):
 
 
 class TokenizerSection(Section):
-    """`path` names a tokenizer (directory or hub name); without it one is trained on `data.sources`."""
+    """The tokenizer: an existing one (`path`), or one that is trained on `data.sources`."""
 
-    path: str | None = Field(None, description="tokenizer directory or hub name; absent: train one on data.sources")
-    vocab_size: int = Field(8192, ge=300, le=1_000_000, description="words of a trained tokenizer, with special ones")
+    path: str | None = Field(
+        None,
+        description="Existing tokenizer: a directory or a name on the Hugging Face Hub. By default, the tokenizer of "
+        "model.path, else one that is trained on data.sources.",
+    )
+    vocab_size: int = Field(
+        8192, ge=300, le=1_000_000, description="Vocabulary size of a trained tokenizer, special tokens included."
+    )
     sample_bytes: int = Field(
-        64 * 2**20, ge=1, description="most bytes of text that the tokenizer is trained on; documents chosen by hash"
+        64 * 2**20,
+        ge=1,
+        description="Largest amount of text that a tokenizer is trained on, in bytes. From larger sources, a sample of "
+        "documents is drawn by their hash.",
     )
     special_tokens: list[str] = Field(
         ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"],
         min_length=1,
-        description="ids from 0 on: the first ends a document, the second pads (one alone does both)",
+        description="Special tokens of a trained tokenizer, with ids from 0. The first one ends a document and the "
+        "second one is the padding token; a single token serves as both.",
     )
-    seed: int = Field(0, description="chooses the sample when the text is larger than sample_bytes")
+    seed: int = Field(0, description="Random seed of the sample of documents that a tokenizer is trained on.")
 
     @model_validator(mode="after")
     def _check_special_tokens(self) -> "TokenizerSection":
         if len(set(self.special_tokens)) != len(self.special_tokens) or "" in self.special_tokens:
-            raise ValueError(f"special_tokens holds an empty or repeated token: {self.special_tokens}")
+            raise ValueError(f"special_tokens = {self.special_tokens}: a token is empty or repeated: remove it")
         return self
 
 
 TURN_TARGETS = ("role", "content", "system", "tools")
 PAIR_TARGETS = (*TURN_TARGETS, "prompt", "completion", "context", "history", "reasoning", "label")
-# What the records of a kind are made of, as `columns` calls it.
+# Kind -> the parts of its records, by their names in `columns`.
 TARGETS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "messages": (*TURN_TARGETS, "messages", "label"),
@@ -69,7 +78,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 
 
 def find_named_kind(columns: Iterable[tuple[str, str]]) -> Kind | None:
-    """The kind that the columns of a recipe, (what, key), make of a record; None where they leave it open."""
+    """The kind of record that the columns of a recipe, (part, key), imply; None if they fit several kinds."""
     targets = {target for target, key in columns if key}
     if targets & {"chosen", "rejected"}:
         return "preference"
@@ -81,26 +90,30 @@ def find_named_kind(columns: Iterable[tuple[str, str]]) -> Kind | None:
 
 
 class ColumnsSection(Section):
-    """What the keys of a source's records are; "" leaves out a key that would be found by its name. `meta.text` goes
-    into objects."""
+    """The key of each part of a record, for keys with unknown names. "" ignores a key that would be found by its name;
+    `meta.text` is the key `text` in the object `meta`."""
 
-    text: str | None = Field(None, description="the text of a `text` record, as text_key")
-    messages: str | None = Field(None, description="the turns of a conversation")
-    role: str | None = Field(None, description="within a turn, who speaks")
-    content: str | None = Field(None, description="within a turn: its text")
-    chosen: str | None = Field(None, description="the better answer of a preference pair")
-    rejected: str | None = Field(None, description="the worse answer of a preference pair")
-    prompt: str | None = Field(None, description="what is asked")
-    completion: str | None = Field(None, description="the answer that is trained")
-    context: str | None = Field(None, description="what comes in the line behind the prompt")
-    system: str | None = Field(None, description="the system prompt")
-    history: str | None = Field(None, description="earlier turns: [question, answer] pairs or messages")
-    reasoning: str | None = Field(None, description="the thoughts before the answer")
-    tools: str | None = Field(None, description="the tools that may be called")
-    label: str | None = Field(None, description="whether an answer is good: those that are not are never trained")
+    text: str | None = Field(None, description="Key of the text of a `text` record; the same as text_key.")
+    messages: str | None = Field(None, description="Key of the list of turns of a conversation.")
+    role: str | None = Field(None, description="Key of the speaker's role in a turn.")
+    content: str | None = Field(None, description="Key of the text of a turn.")
+    chosen: str | None = Field(None, description="Key of the better answer of a preference pair.")
+    rejected: str | None = Field(None, description="Key of the worse answer of a preference pair.")
+    prompt: str | None = Field(None, description="Key of the prompt.")
+    completion: str | None = Field(None, description="Key of the answer, which is trained.")
+    context: str | None = Field(None, description="Key of the text that is added to the prompt on a new line.")
+    system: str | None = Field(None, description="Key of the system prompt.")
+    history: str | None = Field(
+        None, description="Key of the earlier turns, which are [question, answer] pairs or messages."
+    )
+    reasoning: str | None = Field(None, description="Key of the reasoning that precedes the answer.")
+    tools: str | None = Field(None, description="Key of the definitions of the tools that the assistant can call.")
+    label: str | None = Field(
+        None, description="Key of the label that rates an answer. Answers with a negative label are never trained."
+    )
 
     def named(self) -> tuple[tuple[str, str], ...]:
-        """What is set, as (what, key)."""
+        """The columns that are set, as (part of the record, key)."""
         return tuple((name, key) for name, key in self if key is not None)
 
 
@@ -109,42 +122,74 @@ class SourceSection(Section):
 
     path: str = Field(
         EMBEDDED,
-        description='"embedded" (Python\'s own sources), a file, a glob, a directory (also of save_to_disk), '
-        '"hf:NAME" or "hf:NAME:CONFIG"',
+        description="Location of the data: a file, a glob, a directory (including one from save_to_disk), hf:NAME or "
+        "hf:NAME:CONFIG for a dataset on the Hugging Face Hub, or embedded for the source code of Python's standard "
+        "library.",
     )
-    hf_split: str = Field("train", description="split of a Hugging Face dataset, by name or saved on disk")
+    hf_split: str = Field(
+        "train", description="Split of a Hugging Face dataset, from the Hub or in a directory from save_to_disk."
+    )
     format: FileFormat = Field(
-        "auto", description="how files are read, and those of a directory chosen; auto: by suffix, records before text"
+        "auto",
+        description="File format. In a directory, only files of this format are read. auto recognizes files by their "
+        "suffix; in a directory, it reads either the record files or the text files, whichever have more bytes.",
     )
-    kind: Kind = Field("auto", description="what a record is; auto: found from the first records and logged")
-    text_key: str | None = Field(None, description="key or column that holds the text of a `text` record")
+    kind: Kind = Field(
+        "auto", description="Kind of the records. auto detects it from the first records and logs the result."
+    )
+    text_key: str | None = Field(
+        None, description="Key or column of the text in a `text` record. By default, it is found by its name."
+    )
     columns: ColumnsSection | None = Field(
-        None, description="which key is what, where the names are none that are known; absent: by their names"
+        None,
+        description="Keys or columns of the records, for names that are not known. By default, they are found by "
+        "their names.",
     )
     records_key: str | None = Field(
         None,
-        description="of a JSON file, the key under which its records lie (a.b: b within a); absent: found",
+        description="Key of the list of records in a JSON file; a.b is the key b in the object a. By default, the "
+        "list is found automatically.",
     )
     delimiter: str | None = Field(
-        None, min_length=1, max_length=1, description="what splits the fields of a CSV or TSV file; absent: found"
+        None,
+        min_length=1,
+        max_length=1,
+        description="Character that separates the fields of a CSV or TSV file. By default, it is detected.",
     )
-    text_unit: Literal["file", "line"] = Field("file", description="a text file is one document, or each line is one")
-    split: SplitChoice = Field("auto", description="auto: by content hash and data.validation_share")
+    text_unit: Literal["file", "line"] = Field(
+        "file", description="What one document of a text file is: the whole file, or each line."
+    )
+    split: SplitChoice = Field(
+        "auto",
+        description="Split that the documents belong to. auto assigns each document by its content hash, so that "
+        "data.validation_share of them are in validation.",
+    )
     weight: float = Field(
-        1.0, gt=0.0, le=1000.0, description="times that a training document is seen per epoch; 0.25: a quarter of them"
+        1.0,
+        gt=0.0,
+        le=1000.0,
+        description="Number of times that an epoch repeats each training document. 0.25 takes a quarter of the "
+        "documents.",
     )
-    max_documents: int | None = Field(None, ge=1, description="take only the first documents of this source")
-    max_tokens: int | None = Field(None, ge=1, description="stop this source before it passes this many tokens")
+    max_documents: int | None = Field(
+        None, ge=1, description="Largest number of documents to read, from the beginning. By default, all are read."
+    )
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Largest number of tokens to read, from the beginning, in whole documents. By default, all are "
+        "read.",
+    )
 
     @model_validator(mode="after")
     def _check_format(self) -> "SourceSection":
         if self.format != "auto" and (self.path == EMBEDDED or self.path.startswith(HUB_PREFIX)):
-            raise ValueError(f"format: {self.format} is of files, {self.path} has its own: leave it out")
+            raise ValueError(f"format: {self.format} applies to files only, not to path: {self.path}: leave format out")
         return self
 
     @property
     def named_columns(self) -> tuple[tuple[str, str], ...]:
-        """What `columns` says, as (what, key)."""
+        """The columns that `columns` sets, as (part of the record, key)."""
         return () if self.columns is None else self.columns.named()
 
     @model_validator(mode="after")
@@ -155,83 +200,141 @@ class SourceSection(Section):
         kind = self.kind if self.kind != "auto" else "text" if self.text_key else find_named_kind(named.items())
         if kind is not None and (others := sorted(set(named) - set(TARGETS[kind]))):
             takes = ", ".join(TARGETS[kind])
-            raise ValueError(f"records of kind {kind} have no {', '.join(others)} among their columns, but {takes}")
+            raise ValueError(
+                f"records of kind {kind} have no {', '.join(others)}: remove it from columns, or use one of {takes}"
+            )
         return self
 
 
 class DataSection(Section):
-    """What to train on and how it becomes rows of `seq_len` tokens."""
+    """The training data, and how documents become rows of `seq_len` tokens."""
 
     sources: list[SourceSection] = Field(
-        [SourceSection.model_validate({})], min_length=1, description="what is trained on; several are mixed by weight"
+        [SourceSection.model_validate({})],
+        min_length=1,
+        description="Data sources. Several sources are mixed by their weights.",
     )
-    columns: ColumnsSection | None = Field(None, description="columns of every source that has none of its own")
-    seq_len: int = Field(512, ge=8, description="tokens in a row")
-    packing: Packing = Field("best_fit", description="best_fit: whole documents; wrapped: one stream cut in rows; none")
-    long_documents: LongDocuments = Field("split", description="what happens to documents over seq_len (not wrapped)")
-    pad_to_multiple_of: int = Field(64, ge=1, description="row length multiple with packing: none")
-    store_dir: str = Field("stores", description="where token stores and trained tokenizers are cached")
-    validation_share: Share = Field(0.02, description="share of documents held out, chosen by content hash")
-    train_on: TrainOn = Field("assistant", description="turns of a conversation that carry loss")
+    columns: ColumnsSection | None = Field(
+        None, description="Keys or columns of the records, for every source without columns of its own."
+    )
+    seq_len: int = Field(512, ge=8, description="Length of a row, in tokens.")
+    packing: Packing = Field(
+        "best_fit",
+        description="How documents fill rows. best_fit puts as many whole documents into a row as fit; wrapped joins "
+        "all documents and cuts them every seq_len tokens; none gives each document a row of its own, padded.",
+    )
+    long_documents: LongDocuments = Field(
+        "split",
+        description="What happens to documents longer than seq_len. split makes several pieces; truncate keeps the "
+        "beginning; drop leaves them out. With packing: wrapped, this key has no effect.",
+    )
+    pad_to_multiple_of: int = Field(
+        64, ge=1, description="Multiple that row lengths are padded to with packing: none, in tokens."
+    )
+    store_dir: str = Field("stores", description="Cache directory of token stores and trained tokenizers.")
+    validation_share: Share = Field(
+        0.02, description="Fraction of documents held out for validation, chosen by content hash."
+    )
+    train_on: TrainOn = Field(
+        "assistant",
+        description="Turns of a conversation that the loss is computed on: every assistant turn, the last assistant "
+        "turn, or all turns.",
+    )
     chat_template: str | None = Field(
-        None, description='absent: the tokenizer\'s own, else ChatML; "chatml"; or the path of a Jinja file'
+        None,
+        description="Chat template: chatml, or the path of a Jinja file. By default, the template of the tokenizer, "
+        "or ChatML if it has none.",
     )
     on_dropped_content: OnDropped = Field(
         "refuse",
-        description="what a record says and its chat template leaves out; refuse: a bad record; allow: trained without",
+        description="What happens to a record when its chat template drops part of its content. refuse treats it as a "
+        "bad record; allow trains on it without that part.",
     )
     special_tokens_in_text: SpecialInText = Field(
         "text",
-        description="a special token spelled in a text or message; text: encoded as ordinary text; token: as the "
-        "special token; refuse: a bad record",
+        description="How the spelling of a special token in a text or message is encoded. text encodes it as ordinary "
+        "text; token encodes it as the special token; refuse treats the record as a bad record.",
     )
     max_record_bytes: int = Field(
-        64 * 2**20, ge=1024, description="a larger line, JSON record, row or text file is a bad record"
+        64 * 2**20,
+        ge=1024,
+        description="Largest size of a line, JSON record, table row or text file, in bytes. A larger one is a bad "
+        "record.",
     )
     on_bad_record: Literal["error", "skip"] = Field(
-        "error", description="error: the first one stops the build; skip: they are left out, counted and listed"
+        "error",
+        description="What happens to bad records. error stops at the first one; skip leaves them out, "
+        "and counts and lists them.",
     )
-    max_bad_share: Share = Field(0.01, description="with on_bad_record: skip, the share at which the build stops")
+    max_bad_share: Share = Field(
+        0.01,
+        description="Largest fraction of bad records with on_bad_record: skip. Above it, data preparation fails.",
+    )
     deduplicate: Deduplicate = Field(
-        "none", description="over all sources, the first stays; exact: equal content; minhash: similar content too"
+        "none",
+        description="Which duplicate documents are removed, across all sources; the first one is kept. exact removes "
+        "documents of equal content; minhash also removes similar ones.",
     )
     minhash_similarity: float = Field(
-        0.8, ge=0.5, le=1.0, description="estimated Jaccard similarity of word 5-grams from which one is a duplicate"
+        0.8,
+        ge=0.5,
+        le=1.0,
+        description="Similarity from which deduplicate: minhash treats documents as duplicates: the estimated Jaccard "
+        "similarity of their word 5-grams.",
     )
-    min_document_tokens: int | None = Field(None, ge=1, description="shorter documents are left out and counted")
-    max_document_tokens: int | None = Field(None, ge=1, description="longer documents are left out and counted")
+    min_document_tokens: int | None = Field(
+        None, ge=1, description="Smallest length of a document, in tokens. Shorter ones are left out and counted."
+    )
+    max_document_tokens: int | None = Field(
+        None, ge=1, description="Largest length of a document, in tokens. Longer ones are left out and counted."
+    )
     streaming: bool = Field(
-        False, description="train straight from data.sources, with no store first; needs training.max_steps"
+        False,
+        description="Whether to tokenize data.sources during training instead of building a token store first. Needs "
+        "training.max_steps.",
     )
     validation_rows: int = Field(
-        256, ge=1, description="with streaming: most rows held out for evaluation, from the beginning of the sources"
+        256,
+        ge=1,
+        description="Largest number of rows held out for evaluation with streaming, from the beginning of the sources.",
     )
-    num_proc: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="processes that tokenize")
+    num_proc: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Number of processes that tokenize. auto uses one per CPU core, at most 16."
+    )
     executor: Literal["processes", "ray"] = Field(
-        "processes", description="what tokenizes: processes of this machine, or a Ray cluster (requirements-ray.txt)"
+        "processes",
+        description="What runs tokenization: processes of this machine, or a Ray cluster (which needs "
+        "requirements-ray.txt).",
     )
     ray_address: str | None = Field(
-        None, description='with executor: ray, HOST:PORT, "auto" or ray://…; absent: one on this machine'
+        None,
+        description="Address of the Ray cluster with executor: ray: HOST:PORT, auto or ray://… By default, a cluster "
+        "is started on this machine.",
     )
-    seed: int = Field(0, ge=0, description="order of the rows")
+    seed: int = Field(0, ge=0, description="Random seed of the order of rows.")
     group_by_length: bool = Field(
-        False, description="with packing: none, rows of about one length come together: less padding"
+        False,
+        description="Whether rows of similar length are batched together, which reduces padding. Needs packing: none.",
     )
     max_tokens_per_batch: int | None = Field(
         None,
         ge=1,
-        description="with packing: none, a micro-batch holds as many rows as fit in this many tokens, padding "
-        "included, instead of training.per_device_train_batch_size; rows are grouped by length",
+        description="Largest size of a micro-batch in tokens, padding included, instead of "
+        "training.per_device_train_batch_size rows. Rows are grouped by length. Needs packing: none.",
     )
     verify_packing: bool = Field(
-        True, description="before the first step, check that packed documents give the losses they give alone"
+        True,
+        description="Whether to check before the first step that a packed document has the same loss as "
+        "the document alone.",
     )
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="processes of each rank that prepare batches; auto: 0 on a CPU, half of its cores on a GPU"
+        "auto",
+        description="Number of processes of each rank that load batches. auto uses none on a CPU; on a GPU, half of "
+        "the rank's CPU cores, at most 16.",
     )
 
     def list_sources(self) -> list[SourceSection]:
-        """The sources with `columns` where they have none of their own."""
+        """The sources; one without columns of its own has those of the section."""
         return [
             source if source.columns is not None or source.text_key or source.kind == "text" or source.path == EMBEDDED
             else source.model_copy(update={"columns": self.columns})
@@ -241,8 +344,14 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _check_left_out(self) -> "DataSection":
         if self.streaming and self.deduplicate != "none":
-            raise ValueError(f"deduplicate: {self.deduplicate} needs all documents first, streaming none: keep one")
+            raise ValueError(
+                f"deduplicate: {self.deduplicate} reads all documents before training, which streaming does not do: "
+                "set deduplicate to none or streaming to false"
+            )
         least, most = self.min_document_tokens, self.max_document_tokens
         if least is not None and most is not None and least > most:
-            raise ValueError(f"min_document_tokens: {least} is above max_document_tokens: {most}: no document is left")
+            raise ValueError(
+                f"min_document_tokens: {least} is above max_document_tokens: {most}, so that no document is left: "
+                "lower the first or raise the second"
+            )
         return self

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import run_command, with_exit_code
+from data_prep.command import program_name, run_command, with_exit_code
 from data_prep.encode.encoder_choice import choose_encoder, sample_documents
 from data_prep.encode.encoding import EncoderName
 from data_prep.encode.template_choice import build_template, choose_template, read_template
@@ -40,7 +40,7 @@ from data_prep.read.parts import Part, plan_parts
 from data_prep.read.records import BadRecord
 from data_prep.read.sources import Input, find_inputs
 from data_prep.recipe import DATA_SECTIONS, load_data_recipe
-from data_prep.recipe.sections import describe_sections
+from data_prep.recipe.usage import describe_options, describe_sections, format_call, wrap_text
 from data_prep.render.documents import Document, LeftOut, find_source_shape, read_documents
 from data_prep.render.noticed import log_noticed, notice_sample
 from data_prep.store.assembly import assemble_store
@@ -240,14 +240,28 @@ def _choose_encoder(
         return choose_encoder(tokenizer, sample, data.special_tokens_in_text)
 
 
-USAGE = """\
-usage: python -m data_prep.prepare --config NAME_OR_PATH [overrides]
+OPTIONS = {
+    "--config": "Recipe: a YAML file, or the name of a file in configs/ without .yaml. By default, the embedded corpus "
+    "with default settings.",
+    "OVERRIDE": "Value for a key of the recipe: section.key=value, --section.key value or --key value. Values are "
+    "YAML, as in data.sources='[{path: texts/, weight: 2.0}]'. In key names, - and _ are the same. --key without a "
+    "value sets true.",
+}
 
-Trains or finds the tokenizer, builds or finds the token store, and prints the store's directory.
---config      a YAML file, or a bare name in configs/; left out: the embedded corpus
-overrides     section.key=value, --section.key value, or --key value; `-` and `_` are the same; --key alone sets true
-              data.sources=[{path: texts/, weight: 2.0}] takes YAML
-"""
+
+def format_usage() -> str:
+    """The text of `--help`."""
+    about = (
+        "Find or train the tokenizer, find or build the token store, and print the directory of the store. Existing "
+        "ones with the same content are used again."
+    )
+    return "\n".join(
+        [
+            format_call(program_name("data_prep.prepare"), ("[--config NAME_OR_PATH]", "[OVERRIDE ...]")) + "\n",
+            wrap_text(about) + "\n",
+            describe_options(OPTIONS) + describe_sections({**DATA_SECTIONS, "data.sources": SourceSection}),
+        ]
+    )
 
 
 @with_exit_code
@@ -255,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prepare a recipe's data and print the store's directory; the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if "--help" in argv or "-h" in argv:
-        print(USAGE + describe_sections({**DATA_SECTIONS, "data.sources": SourceSection}))
+        print(format_usage())
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

@@ -1,4 +1,4 @@
-"""What a run will need, before it runs: memory per rank, work, time, disk. Needs no GPU, no weights and no data.
+"""What a run needs, before it starts: memory of each rank, FLOPs, time, disk. Needs no GPU, no weights and no data.
 
     python -m training.plan --config qwen2.5_0.5b_sft_full --device "NVIDIA L4"
     python -m training.plan --config minigpt_124m_pretrain --deepspeed zero2_bf16 --world_size 8 --device 24GiB --json
@@ -25,6 +25,7 @@ from data_prep.errors import UserError
 from data_prep.progress import progress
 from training.comparing.sides import STEP_WITHOUT_PERIODIC, find_windows
 from training.config import load_config
+from training.config.usage import Command
 from training.metrics import names
 from training.reporting.facts import facts_from_run
 from training.reporting.run_reader import load_run
@@ -34,6 +35,22 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 MIB = 2**20
+
+
+COMMAND = Command(
+    "training.plan",
+    "Predict what a run needs before it starts: memory of each rank, FLOPs, time and disk space. The plan needs no "
+    "GPU, no weights and no data. docs/memory.md explains the formulas and lists what is only estimated.",
+    {
+        "--world_size": "Number of ranks (default 1).",
+        "--device": 'Device that the run is planned for: a name as the driver reports it, such as "NVIDIA L4", or a '
+        "memory size, such as 24GiB. By default, a CPU.",
+        "--like": "Run directory of a finished run on such a device. The time is predicted from the rate that this run "
+        "reached instead of an assumed MFU.",
+        "--json": "Print the plan as JSON.",
+    },
+    ("[--world_size N]", "[--device NAME_OR_SIZE]", "[--like RUN]", "[--json]"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,9 +72,7 @@ class PlanFlags:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan; the exit code."""
     flags, rest = split_flags(list(sys.argv[1:] if argv is None else argv))
-    if {"-h", "--help"} & set(rest):
-        print(__doc__)
-    loaded = load_config(rest, flags.world_size)
+    loaded = load_config(rest, flags.world_size, COMMAND)
     rate = read_rate(flags.like) if flags.like else None
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # theirs to follow

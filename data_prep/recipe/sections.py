@@ -6,7 +6,6 @@ comment; what it writes loads again to the same values.
 """
 
 import json
-import textwrap
 import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -140,6 +139,7 @@ def accepts(annotation: Any, value: Any) -> bool:
     return True
 
 
+_SEVERAL = {int: "integers", float: "numbers", str: "text", bool: "true or false", dict: "mappings"}
 _WORDS = {
     int: "an integer", float: "a number", str: "text (quote it)", bool: "true or false", dict: "a mapping",
     list: "a list", type(None): "null", Any: "anything",
@@ -154,30 +154,28 @@ def describe(annotation: Any) -> str:
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
-        return " or ".join(describe(argument) for argument in arguments)
+        return " or ".join(describe(argument) for argument in sorted(arguments, key=_place_in_union))
     if origin is list:
-        return "a list, each item " + describe(arguments[0])
+        return "a list of " + _describe_several(arguments[0])
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"a mapping of {', '.join(annotation.model_fields)}"
+        return f"a mapping with the keys {', '.join(annotation.model_fields)}"
     return _WORDS.get(origin or annotation, str(annotation))
 
 
-_WRAPPING: Any = {"initial_indent": " " * 6, "subsequent_indent": " " * 6, "break_on_hyphens": False}
+def _place_in_union(annotation: Any) -> int:
+    """Single values first, then lists, null last."""
+    return 2 if annotation is types.NoneType else int(get_origin(annotation) is list)
 
 
-def describe_sections(sections: Sections, defaults: Mapping[str, Any] | None = None) -> str:
-    """Every key: its type, its default and its description. defaults: by dotted key, where the field has none."""
-    lines = []
-    for name, model in sections.items():
-        lines.append(f"\n{name}:")
-        for key, info in model.model_fields.items():
-            usual = info.get_default(call_default_factory=True, validated_data={})
-            usual = usual if usual is not None or defaults is None else defaults.get(f"{name}.{key}")
-            default = "" if isinstance(usual, list | dict) else f" (default {shown_value(usual)})"
-            takes = describe(info.annotation).replace(" (quote it)", "")
-            text = f"{takes}{default}: {info.description or ''}".rstrip(": ")
-            lines += [f"  {key}", *textwrap.wrap(text, 110, **_WRAPPING)]
-    return "\n".join(lines) + "\n"
+def _describe_several(annotation: Any) -> str:
+    """The items of a list in words: `integers`."""
+    if get_origin(annotation) is Annotated:
+        return _describe_several(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return f"any of {', '.join(map(str, get_args(annotation)))}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"mappings with the keys {', '.join(annotation.model_fields)}"
+    return _SEVERAL.get(get_origin(annotation) or annotation) or describe(annotation)
 
 
 def dump_sections(values: Mapping[str, Any], layer: Layer) -> str:

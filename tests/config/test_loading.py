@@ -170,7 +170,7 @@ def test_argument_falls_back_to_the_default_of_hf() -> None:
         ),
         (
             "training:\n  report_to: [wandb, mlflow]\n",
-            "must be one of wandb, tensorboard, none or a list, each item one of wandb, tensorboard, none",
+            "must be one of wandb, tensorboard, none or a list of any of wandb, tensorboard, none",
         ),
         ("training:\n  group_by_length: true\n", "was removed from TrainingArguments: use data.packing: best_fit"),
         ("training:\n  warmup_ratio: 2\n", "r.yaml:2: training.warmup_ratio = 2: must be a share of all steps below 1"),

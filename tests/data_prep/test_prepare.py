@@ -209,13 +209,14 @@ def test_command_prints_the_store_and_imports_no_torch(tmp_path: Path, recipe):
         assert Store.open(done.stdout.strip()).manifest.num_documents == len(records)
 
 
-def test_help_lists_what_it_takes(capsys):
+def test_help_lists_what_it_takes(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("usage: python -m data_prep.prepare --config NAME_OR_PATH [overrides]")
+    assert said.startswith("usage: python -m data_prep.prepare [--config NAME_OR_PATH] [OVERRIDE ...]")
     for model in (DataSection, TokenizerSection, SourceSection):
         assert all(f"\n  {name}\n" in said for name in model.model_fields)
-    assert "a number (default 0.02): share of documents held out" in said
+    assert "      a number (default 0.02)\n      Fraction of documents held out" in said
 
 
 @pytest.mark.parametrize(

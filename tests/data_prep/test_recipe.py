@@ -261,7 +261,7 @@ def test_a_key_that_takes_text_gets_it_as_typed(typed: str, value: object) -> No
         ("data:\n  seq_len: 1\n", "r.yaml:2: data.seq_len = 1: must be greater than or equal to 8"),
         ("data:\n  packing: best-fit\n", "must be one of best_fit, wrapped, none: did you mean best_fit?"),
         ("data:\n  num_proc: all\n", "r.yaml:2: data.num_proc = 'all': must be an integer or auto"),
-        ("data:\n  sources: x\n", "r.yaml:2: data.sources = 'x': must be a list, each item a mapping of path"),
+        ("data:\n  sources: x\n", "r.yaml:2: data.sources = 'x': must be a list of mappings with the keys path"),
         ("data:\n  sources:\n    - pth: a\n", "r.yaml:3: unknown key data.sources.0.pth: did you mean data"),
         ("data:\n  sources:\n    - path: 3\n", "r.yaml:3: data.sources.0.path = 3: must be text"),
         ("data: 3\n", "r.yaml:1: data = 3: must be a section with keys"),

@@ -44,6 +44,7 @@ from training.config.deepspeed_json import (
     read_deepspeed,
     replaced_fields,
 )
+from training.config.field_texts import DEFAULTS_HERE
 from training.config.optimizers import check_optimizer
 from training.config.sections import (
     AdapterSection,
@@ -56,7 +57,7 @@ from training.config.sections import (
 )
 from training.config.synonyms import NAMES
 from training.config.training_fields import DEFAULTS, hf_defaults, refused, training_section
-from training.config.usage import usage
+from training.config.usage import TRAIN, Command, usage
 
 OPTIONS = {
     "config": "config", "deepspeed": "deepspeed", "deepspeed_config": "deepspeed", "resume": "resume",
@@ -101,15 +102,16 @@ def sections() -> Sections:
     }  # fmt: skip
 
 
-def load_config(argv: Sequence[str], world_size: int | None = None) -> LoadedConfig:
-    """Load and check what the command line asks for; world_size is that of the launcher (WORLD_SIZE) by default.
+def load_config(argv: Sequence[str], world_size: int | None = None, command: Command = TRAIN) -> LoadedConfig:
+    """Load and check the recipe that the command line names.
 
-    Raises UserError with one line on what to fix; SystemExit(0) after printing `--help`.
+    world_size: number of ranks, the launcher's (WORLD_SIZE) by default. command: whose `--help` to print. Raises
+    UserError with one line on what to fix; SystemExit(0) after printing `--help`.
     """
     known = sections()
     if "--help" in argv or "-h" in argv:
-        defaults = {f"training.{name}": value for name, value in {**hf_defaults(), **DEFAULTS}.items()}
-        print(usage(known, NAMES.synonyms, defaults))
+        defaults = {f"training.{name}": value for name, value in {**hf_defaults(), **DEFAULTS, **DEFAULTS_HERE}.items()}
+        print(usage(command, known, NAMES.synonyms, defaults))
         raise SystemExit(0)
     arguments = Grammar(known, OPTIONS, NAMES, refused()).parse(argv)
     options = arguments.options

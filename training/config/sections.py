@@ -1,4 +1,4 @@
-"""The sections of a recipe that `training` owns, and `Config`, the whole of it once checked.
+"""The sections of a recipe that `training` owns, and `Config`, the checked recipe.
 
 `data` and `tokenizer` belong to `data_prep.options`; `training` is made from the installed transformers in
 `training_fields.py`.
@@ -17,123 +17,193 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class MiniGPTFields(Section):
-    """What `model.config` takes with `kind: minigpt`; a field left out has MiniGPTConfig's default."""
+    """Keys of `model.config` with `kind: minigpt`. A key that is left out has the default of MiniGPTConfig."""
 
-    vocab_size: Positive | None = Field(default=None, description="left out: the tokenizer's")
-    hidden_size: Positive | None = None
-    intermediate_size: Positive | None = None
-    num_hidden_layers: Positive | None = None
-    num_attention_heads: Positive | None = None
-    num_key_value_heads: Positive | None = None
-    head_dim: Positive | None = None
-    hidden_act: Literal["swiglu", "gelu", "relu2", "mish", "xielu"] | None = None
-    max_position_embeddings: Positive | None = None
-    rope_theta: float | None = None
-    rms_norm_eps: float | None = None
-    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    tie_word_embeddings: bool | None = None
-    initializer_range: float | None = None
+    vocab_size: Positive | None = Field(
+        default=None, description="Vocabulary size. By default, the size of the tokenizer's vocabulary."
+    )
+    hidden_size: Positive | None = Field(default=None, description="Width of the residual stream.")
+    intermediate_size: Positive | None = Field(default=None, description="Width of the MLP's hidden layer.")
+    num_hidden_layers: Positive | None = Field(default=None, description="Number of decoder layers.")
+    num_attention_heads: Positive | None = Field(default=None, description="Number of query heads in each layer.")
+    num_key_value_heads: Positive | None = Field(
+        default=None, description="Number of key and value heads in each layer (grouped-query attention)."
+    )
+    head_dim: Positive | None = Field(default=None, description="Width of one attention head.")
+    hidden_act: Literal["swiglu", "gelu", "relu2", "mish", "xielu"] | None = Field(
+        default=None, description="Activation function of the MLP."
+    )
+    max_position_embeddings: Positive | None = Field(
+        default=None, description="Largest number of tokens in a row that the model takes."
+    )
+    rope_theta: float | None = Field(default=None, description="Base of the rotary position embeddings.")
+    rms_norm_eps: float | None = Field(default=None, description="Epsilon of the RMSNorm layers.")
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="Dropout probability of the attention weights."
+    )
+    tie_word_embeddings: bool | None = Field(
+        default=None, description="Whether the output layer shares the weights of the token embedding."
+    )
+    initializer_range: float | None = Field(
+        default=None, description="Standard deviation of the normal distribution that weights are initialized from."
+    )
 
 
 class ModelSection(Section):
-    """One of `path` (pretrained), `config` with a model_type (any HF architecture, from scratch), `kind: minigpt`."""
+    """The model: pretrained weights (`path`), any Hugging Face architecture from scratch (`config` with a model_type)
+    or MiniGPT from scratch (`kind: minigpt`, the default)."""
 
-    path: str | None = Field(default=None, description="directory or hub name of a causal LM")
-    revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
+    path: str | None = Field(
+        default=None,
+        description="Pretrained causal language model: a directory or a name on the Hugging Face Hub. By default, "
+        "the model is initialized from scratch.",
+    )
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit of a model on the Hub. By default, its main branch."
+    )
     kind: Literal["minigpt"] | None = Field(
-        default=None, description="a model of this repo; the default when nothing is set"
+        default=None,
+        description="Built-in architecture, trained from scratch. By default, minigpt if neither path nor "
+        "config.model_type is set.",
     )
     config: Mapping = Field(
-        default_factory=dict, description="fields of the architecture; model_type names any other than minigpt"
+        default_factory=dict,
+        description="Architecture parameters of a model from scratch. model_type selects a Hugging Face architecture; "
+        "without it, the parameters are those of MiniGPT.",
     )
     attn_implementation: str = Field(
-        default="auto", description="auto: the fastest that is installed; or a name HF knows"
+        default="auto",
+        description="Attention kernel, by its Hugging Face name. auto selects the fastest one that runs on this "
+        "machine with this model.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="dtype in which parameters are held"
+        default="auto",
+        description="Data type that parameters are stored in. auto selects float32 for weights that are trained, and "
+        "the compute type for the frozen weights under an adapter.",
     )
-    trust_remote_code: bool = Field(default=False, description="run Python code that a hub model brings along")
+    trust_remote_code: bool = Field(
+        default=False, description="Whether to run Python code that comes with a model from the Hub."
+    )
 
 
 class AdapterSection(Section):
-    """LoRA over a pretrained model, whose weights may be held in 4 bits."""
+    """LoRA adapters on a pretrained model, whose frozen weights can be quantized to 4 bits."""
 
-    method: Literal["none", "lora"] = Field("none", description="none: all weights train; lora: low-rank adapters do")
-    r: Positive = Field(default=16, description="rank of the two factors")
-    alpha: Positive = Field(default=32, description="the update is scaled by alpha/r (rslora: alpha/sqrt(r))")
-    dropout: float = Field(0.05, ge=0, lt=1, description="share of an adapter's inputs that is dropped in training")
-    target_modules: list[str] | str = Field(
-        default="all-linear", description="names of the modules that get an adapter"
+    method: Literal["none", "lora"] = Field(
+        "none", description="What is trained. none trains all weights; lora trains only low-rank adapters."
     )
-    dora: bool = Field(default=False, description="train magnitude and direction apart")
-    rslora: bool = Field(default=False, description="scale by alpha/sqrt(r)")
-    load_in_4bit: bool = Field(default=False, description="hold the frozen weights in NF4")
+    r: Positive = Field(default=16, description="Rank of the adapters.")
+    alpha: Positive = Field(
+        default=32,
+        description="Scale of the adapters: an update is multiplied by alpha/r (with rslora, by alpha/sqrt(r)).",
+    )
+    dropout: float = Field(
+        0.05, ge=0, lt=1, description="Dropout probability of an adapter's inputs, during training only."
+    )
+    target_modules: list[str] | str = Field(
+        default="all-linear",
+        description="Modules that get an adapter: a list of module names, or a regular expression that matches full "
+        "names. all-linear selects every linear layer except the output layer.",
+    )
+    dora: bool = Field(default=False, description="Whether to train magnitude and direction separately (DoRA).")
+    rslora: bool = Field(default=False, description="Whether to scale updates by alpha/sqrt(r) instead of alpha/r.")
+    load_in_4bit: bool = Field(
+        default=False, description="Whether to store the frozen weights in 4 bits (NF4), as QLoRA does."
+    )
     double_quant: bool = Field(
-        default=True, description="with load_in_4bit: quantise the quantisation constants as well"
+        default=True, description="Whether load_in_4bit also quantizes the quantization constants."
     )
 
 
 class PerfSection(Section):
-    """What is measured of a step, and what is done for speed and memory outside `TrainingArguments`."""
+    """Performance measurement, and settings for speed and memory that `TrainingArguments` lacks."""
 
-    enabled: bool = Field(default=True, description="time the phases and count FLOPs")
-    log_every: Positive = Field(default=10, description="optimizer steps between two lines of perf/ metrics")
-    empty_cache_every: Steps = Field(default=0, description="optimizer steps between two cache clearings; 0: never")
+    enabled: bool = Field(default=True, description="Whether to time the phases of a step and count FLOPs.")
+    log_every: Positive = Field(default=10, description="Interval between two records of perf/ metrics, in steps.")
+    empty_cache_every: Steps = Field(
+        default=0,
+        description="Interval between two clearings of the GPU memory cache, in steps. 0 never clears it.",
+    )
     flops_profile_every: Steps = Field(
-        default=0, description="optimizer steps between two counts by FlopCounterMode; 0: never"
+        default=0,
+        description="Interval between two FLOP counts with PyTorch's FlopCounterMode, in steps. 0 disables them.",
     )
     profile_steps: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = Field(
-        default=None, description="[first, last] step that torch.profiler traces"
+        default=None,
+        description="First and last step that torch.profiler traces, as [FIRST, LAST]. By default, none is traced.",
     )
     num_threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
-        default="auto", description="CPU threads of each rank"
+        default="auto",
+        description="Number of CPU threads of each rank. auto uses OMP_NUM_THREADS if you set it, else divides the "
+        "CPU cores among the ranks of the machine.",
     )
     micro_batch_size: Literal["recipe", "auto"] = Field(
         default="recipe",
-        description="auto: as many rows at once as fit the device; per_device_train_batch_size x "
-        "gradient_accumulation_steps, the rows of a step, stay the recipe's",
+        description="How the micro-batch size is chosen. recipe uses per_device_train_batch_size. auto selects the "
+        "largest size that fits in device memory; per_device_train_batch_size x gradient_accumulation_steps, the "
+        "number of rows in a step, stays the same.",
     )
 
     @model_validator(mode="after")
     def _check_window(self) -> "PerfSection":
         if self.profile_steps and self.profile_steps[0] > self.profile_steps[1]:
-            raise ValueError(f"profile_steps = {self.profile_steps}: the first step comes after the last")
+            raise ValueError(f"profile_steps = {self.profile_steps}: the first step comes after the last: swap them")
         return self
 
 
 class MonitorSection(Section):
-    """How often the run says how it goes."""
+    """Logging, plots and trackers of a run."""
 
     train_every: Positive = Field(
-        default=10, description="optimizer steps between two lines of loss, gradient norm and rate"
+        default=10,
+        description="Interval between two records of loss, gradient norm and learning rate, in steps.",
     )
     gpu_every: Steps = Field(
-        default=50, description="optimizer steps between two readings of GPU utilisation and memory"
+        default=50,
+        description="Interval between two readings of GPU utilization and memory, in steps. 0 disables them.",
     )
     plot_every: Steps = Field(
         default=200,
-        description="optimizer steps between two loss-curve PNGs (after the first, 0.05 % of the time at most); "
-        "checkpoints get theirs besides; 0: only at the end",
+        description="Interval between two plots of the loss curves, in steps. Plots after the first are delayed "
+        "so that they take at most 0.05 % of the time. Each checkpoint and the end of the run get a plot as "
+        "well. 0 plots only at the end.",
     )
-    wandb_entity: str | None = Field(default=None, description="user or team; absent: WANDB_ENTITY, else your default")
-    wandb_group: str | None = Field(default=None, description="runs that W&B shows together; absent: WANDB_RUN_GROUP")
+    wandb_entity: str | None = Field(
+        default=None,
+        description="User or team in Weights & Biases. By default, the environment variable WANDB_ENTITY, else your "
+        "default entity.",
+    )
+    wandb_group: str | None = Field(
+        default=None,
+        description="Group of runs in Weights & Biases. By default, the environment variable WANDB_RUN_GROUP.",
+    )
     wandb_mode: Literal["online", "offline", "disabled"] | None = Field(
-        default=None, description="offline: kept in the run directory for `wandb sync`; absent: WANDB_MODE"
+        default=None,
+        description="Mode of Weights & Biases. offline stores the run in the run directory, for a later `wandb sync`. "
+        "By default, the environment variable WANDB_MODE.",
     )
     sample_prompt: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="what the trained model continues at the end"
+        default=None,
+        description="Text that the trained model continues at the end of the run; for a chat model, the user's "
+        "message. By default, the beginning of an evaluation document. With checkpoint.verify_final: false, no text is "
+        "generated.",
     )
 
 
 class CheckpointSection(Section):
-    """What is checked of a checkpoint; when one is written is `training.save_steps`."""
+    """Checks of checkpoints. `training.save_steps` sets when one is saved."""
 
-    verify_final: bool = Field(default=True, description="reload final/ and compare one forward pass")
-    verify_on_resume: bool = Field(default=True, description="compare a checkpoint with its manifest before reading it")
+    verify_final: bool = Field(
+        default=True,
+        description="Whether to reload the final model from final/ and compare its outputs with the trained model.",
+    )
+    verify_on_resume: bool = Field(
+        default=True, description="Whether to compare a checkpoint with its manifest before the run resumes from it."
+    )
 
 
 class Config(Section):
-    """A checked recipe. `training` holds what the recipe or our defaults set; TrainingArguments knows the rest."""
+    """A checked recipe. `training` holds what the recipe or our defaults set; TrainingArguments has the rest."""
 
     model: ModelSection
     adapter: AdapterSection

@@ -1,7 +1,7 @@
 """`training:` = the fields of the installed `transformers.TrainingArguments`, without importing it.
 
-The source file is parsed instead: importing transformers costs seconds and torch, and a typing error in a recipe is
-to be found before that. Types and help texts become a pydantic model, enums the list of their values.
+The source file is parsed instead. Importing transformers takes seconds and imports torch, and a mistyped key in a
+recipe is reported before that. Types and help texts become a pydantic model, and enums the list of their values.
 """
 
 import ast
@@ -15,81 +15,89 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from data_prep.errors import UserError
-from training.optim.choose import describe_offer
+from training.config.field_texts import DESCRIPTIONS
 
+_LOSS_ONLY = "evaluation computes only the loss, so this key has no effect: leave it out"
+_UPLOAD = "Redline does not upload while it trains: after the run, use `hf upload REPO RUN/final`"
+_TRACKIO = "trackio is not supported: training.report_to takes wandb and tensorboard"
+_DEEPSPEED = "use --deepspeed with a configuration from ds_configs/"
 REFUSED = {
-    "accelerator_config": "batches do not come from accelerate: nothing there would take effect",
-    "auto_find_batch_size": "a smaller batch leaves accumulation alone, so the global batch shrinks unseen: set "
-    "training.per_device_train_batch_size",
-    "batch_eval_metrics": "evaluation computes the loss alone",
-    "bf16_full_eval": "evaluations come during the training and compute in its precision: use training.bf16",
-    "data_seed": "the order of the data is that of data.seed",
-    "dataloader_in_order": "batches always come in order: a resumed run sees the same ones",
-    "ddp_backend": "it is nccl on GPUs and gloo on a CPU",
-    "deepspeed": "write `deepspeed: zero2_bf16` at the top level of the recipe, or --deepspeed",
-    "disable_tqdm": "there is no progress bar: lines of steps say more, in files too",
-    "do_eval": "evaluation follows training.eval_strategy",
+    "accelerator_config": "this key has no effect, because accelerate does not load the batches: leave it out",
+    "auto_find_batch_size": "this key lowers the micro-batch without raising the accumulation, so the global batch "
+    "shrinks unseen: set training.per_device_train_batch_size, or perf.micro_batch_size: auto",
+    "batch_eval_metrics": _LOSS_ONLY,
+    "bf16_full_eval": "evaluation runs during training and in its precision: use training.bf16",
+    "data_seed": "the order of the data depends on data.seed: set that",
+    "dataloader_in_order": "batches always come in order, so that a resumed run gets the same ones: leave it out",
+    "ddp_backend": "the backend is nccl on GPUs and gloo on a CPU: leave it out",
+    "deepspeed": "write `deepspeed: zero2_bf16` at the top level of the recipe, or use --deepspeed",
+    "disable_tqdm": "there is no progress bar to disable, only log lines: leave it out",
+    "do_eval": "use training.eval_strategy to choose when to evaluate",
     "do_predict": "use python -m training.generate",
-    "do_train": "train.py always trains",
-    "enable_jit_checkpoint": "ranks do not agree on the step, a signal to one of them hangs the run; signals are "
-    "handled without it",
-    "eval_accumulation_steps": "evaluation computes the loss alone: there are no predictions to move",
-    "eval_do_concat_batches": "evaluation computes the loss alone: there are no predictions to join",
-    "eval_use_gather_object": "evaluation computes the loss alone: there are no predictions to gather",
-    "fp16_full_eval": "evaluations come during the training and compute in its precision: use training.fp16",
-    "hub_always_push": "after the run, `hf upload REPO RUN/final`",
-    "hub_model_id": "after the run, `hf upload REPO RUN/final`",
-    "hub_private_repo": "after the run, `hf upload REPO RUN/final --private`",
-    "hub_revision": "after the run, `hf upload REPO RUN/final --revision NAME`",
-    "hub_strategy": "after the run, `hf upload REPO RUN/final`",
-    "hub_token": "it would be written to the run directory: set the environment variable HF_TOKEN",
-    "ignore_data_skip": "the data continues where it stood, at no cost",
-    "include_for_metrics": "evaluation computes the loss alone",
-    "include_num_input_tokens_seen": "costs a gather and a sync per micro-batch; tokens are counted in metrics.jsonl "
-    "without it",
-    "label_names": "the collator's labels are the labels",
-    "length_column_name": "lengths are known: use data.group_by_length",
-    "local_rank": "the launcher sets it",
-    "logging_dir": "everything of a run is below training.output_dir",
-    "logging_first_step": "the first step is always logged",
-    "logging_nan_inf_filter": "true hides NaN losses and syncs every micro-step; it is always false here, leave it out",
+    "do_train": "train.py always trains: leave it out",
+    "enable_jit_checkpoint": "a signal to one rank would hang the run, because ranks do not agree on the step. Redline "
+    "handles signals without this key: leave it out",
+    "eval_accumulation_steps": _LOSS_ONLY,
+    "eval_do_concat_batches": _LOSS_ONLY,
+    "eval_use_gather_object": _LOSS_ONLY,
+    "fp16_full_eval": "evaluation runs during training and in its precision: use training.fp16",
+    "hub_always_push": _UPLOAD,
+    "hub_model_id": _UPLOAD,
+    "hub_private_repo": f"{_UPLOAD[:-1]} --private`",
+    "hub_revision": f"{_UPLOAD[:-1]} --revision NAME`",
+    "hub_strategy": _UPLOAD,
+    "hub_token": "the token would be written to the run directory: set the environment variable HF_TOKEN instead",
+    "ignore_data_skip": "a resumed run continues at its place in the data without reading what comes before: leave it "
+    "out",
+    "include_for_metrics": _LOSS_ONLY,
+    "include_num_input_tokens_seen": "this key costs a gather and a synchronization in each micro-batch. "
+    "metrics.jsonl has the number of tokens without it: leave it out",
+    "label_names": "the labels are those that the collator builds: leave it out",
+    "length_column_name": "the token store has the lengths of all rows: use data.group_by_length",
+    "local_rank": "the launcher sets the local rank: leave it out",
+    "logging_dir": "all files of a run are in its run directory: use training.output_dir",
+    "logging_first_step": "the first step is always logged: leave it out",
+    "logging_nan_inf_filter": "true hides NaN losses and synchronizes in each micro-batch. It is always false: leave "
+    "it out",
     "logging_steps": "use monitor.train_every",
-    "logging_strategy": "logs are by step: use monitor.train_every",
-    "parallelism_config": "it is a Python object; parallelism comes from the launcher and --deepspeed",
-    "prediction_loss_only": "evaluation computes the loss alone",
-    "push_to_hub": "it would upload the whole run directory: after the run, `hf upload REPO RUN/final`",
-    "restore_callback_states_from_checkpoint": "no callback keeps a state there; what a run counts is always restored",
+    "logging_strategy": "the interval of logging is a number of steps: use monitor.train_every",
+    "parallelism_config": "a recipe cannot hold this Python object: choose parallelism with the launcher and "
+    "--deepspeed",
+    "prediction_loss_only": _LOSS_ONLY,
+    "push_to_hub": "this key would upload the whole run directory: after the run, use `hf upload REPO RUN/final`",
+    "restore_callback_states_from_checkpoint": "a resumed run always restores its own counters: leave it out",
     "resume_from_checkpoint": "use --resume auto|PATH|never",
-    "skip_memory_metrics": "memory is in perf/memory_*, at no cost",
-    "torch_empty_cache_steps": "clears the cache between forward and backward: use perf.empty_cache_every",
-    "trackio_bucket_id": "trackio is not offered: training.report_to takes wandb and tensorboard",
-    "trackio_space_id": "trackio is not offered: training.report_to takes wandb and tensorboard",
-    "trackio_static_space_id": "trackio is not offered: training.report_to takes wandb and tensorboard",
-    "train_sampling_strategy": "rows come in a random order of data.seed: use data.group_by_length",
+    "skip_memory_metrics": "memory is always measured, at no cost, as perf/memory_*: leave it out",
+    "torch_empty_cache_steps": "this key clears the cache between forward and backward: use perf.empty_cache_every",
+    "trackio_bucket_id": _TRACKIO,
+    "trackio_space_id": _TRACKIO,
+    "trackio_static_space_id": _TRACKIO,
+    "train_sampling_strategy": "rows come in random order, by data.seed; to batch rows of similar length, use "
+    "data.group_by_length",
 }
 # Removed in transformers 5; those that have a key here are synonyms.
 REMOVED = {
     "adafactor": "use training.optim: adafactor",
     "bf16_opt_level": "use training.bf16",
-    "dispatch_batches": "every rank reads its own rows",
-    "include_inputs_for_metrics": "evaluation computes the loss alone",
-    "include_tokens_per_second": "perf/tokens_per_second is always measured",
+    "dispatch_batches": "every rank reads its own rows: leave it out",
+    "include_inputs_for_metrics": _LOSS_ONLY,
+    "include_tokens_per_second": "perf/tokens_per_second is always measured: leave it out",
     "jit_mode_eval": "use training.torch_compile",
-    "mp_parameters": "use --deepspeed",
-    "past_index": "it was of models that keep a memory between batches",
-    "push_to_hub_model_id": "after the run, `hf upload REPO RUN/final`",
-    "push_to_hub_organization": "after the run, `hf upload REPO RUN/final`",
+    "mp_parameters": _DEEPSPEED,
+    "past_index": "Redline trains no models that keep a memory between batches: leave it out",
+    "push_to_hub_model_id": _UPLOAD,
+    "push_to_hub_organization": _UPLOAD,
     "push_to_hub_token": "set the environment variable HF_TOKEN",
-    "ray_scope": "there is no search of hyperparameters",
-    "save_safetensors": "weights are always saved so",
-    "sharded_ddp": "use --deepspeed",
-    "split_batches": "every rank reads its own rows",
+    "ray_scope": "Redline has no hyperparameter search: leave it out",
+    "save_safetensors": "weights are always saved as safetensors: leave it out",
+    "sharded_ddp": _DEEPSPEED,
+    "split_batches": "every rank reads its own rows: leave it out",
     "torchdynamo": "use training.torch_compile",
-    "tpu_metrics_debug": "TPUs are not supported",
-    "tpu_num_cores": "TPUs are not supported",
-    "use_ipex": "torch has it built in",
-    "use_legacy_prediction_loop": "evaluation computes the loss alone",
-    "use_mps_device": "the device is detected automatically",
+    "tpu_metrics_debug": "TPUs are not supported: leave it out",
+    "tpu_num_cores": "TPUs are not supported: leave it out",
+    "use_ipex": "PyTorch includes its optimizations: leave it out",
+    "use_legacy_prediction_loop": _LOSS_ONLY,
+    "use_mps_device": "the device is detected automatically: leave it out",
     "group_by_length": "use data.packing: best_fit (or data.group_by_length)",
 }
 
@@ -118,7 +126,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def refused() -> dict[str, str]:
-    """Dotted key -> reason, of keys that are fields but not taken and of those that transformers has dropped."""
+    """Dotted key -> reason, of fields that a recipe cannot set and of fields that transformers has removed."""
     present = fields()
     gone = {name: f"was removed from TrainingArguments: {use}" for name, use in REMOVED.items() if name not in present}
     return {f"training.{name}": reason for name, reason in {**REFUSED, **gone}.items()}
@@ -128,15 +136,12 @@ def refused() -> dict[str, str]:
 def training_section() -> type[BaseModel]:
     """Strict model of the fields that a recipe may set. Absent fields stay absent (`exclude_unset`)."""
     taken = {
-        name: (annotation, Field(None, description=text))
+        name: (annotation, Field(None, description=DESCRIPTIONS.get(name, text)))
         for name, (annotation, text) in fields().items()
         if name not in REFUSED
     }
     one = Literal["wandb", "tensorboard", "none"]  # the sinks that keep the names of perf/ keys
-    taken["report_to"] = (one | list[one], Field(None, description="beside metrics.jsonl, which is always written"))
-    taken["optim"] = (fields()["optim"][0], Field(None, description=f"the optimizer; {describe_offer()}"))
-    project = "the project of W&B; left out: WANDB_PROJECT, else redline"
-    taken["project"] = (fields()["project"][0], Field(None, description=project))
+    taken["report_to"] = (one | list[one], Field(None, description=DESCRIPTIONS["report_to"]))
     config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     definitions: Any = taken
     return create_model("TrainingSection", __config__=config, __doc__="Fields of TrainingArguments.", **definitions)

@@ -45,11 +45,14 @@ def list_unneeded_imports(optim: str | None) -> list[str]:
 
 
 def describe_offer() -> str:
-    """What a list of the values of `training.optim` has to add."""
+    """Which values of `training.optim` need a package of their own and which are refused, in sentences."""
     values = [one for one in optimizers.OPTIMIZERS if one.in_recipe]
     own = sorted(one.name for one in values if one.packages and not one.refusal and not _comes_along(one))
     refused = sorted(one.name for one in values if one.refusal)
-    return f"{', '.join(own)}: need a package of their own, the error says which; not offered: {', '.join(refused)}"
+    return (
+        f"These need another package, which the error message names: {', '.join(own)}. These are not available: "
+        f"{', '.join(refused)}."
+    )
 
 
 def _comes_along(optimizer: Optimizer) -> bool:

@@ -186,7 +186,7 @@ def test_columns_of_all_sources_are_for_those_that_have_none_of_their_own():
         ({"text_key": "a", "columns": {"text": "b"}}, "text_key: a and columns.text: b differ"),
         (
             {"kind": "text", "columns": {"prompt": "b"}},
-            "kind text have no prompt among their columns, but text",
+            "kind text have no prompt: remove it from columns, or use one of text",
         ),
         ({"columns": {"messages": "a", "prompt": "b"}}, "records of kind messages have no prompt"),
         ({"kind": "alpaca", "columns": {"chosen": "b"}}, "records of kind alpaca have no chosen"),

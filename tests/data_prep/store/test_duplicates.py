@@ -251,7 +251,7 @@ def test_options_name_the_store_only_where_they_count(tmp_path: Path, recipe):
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"streaming": True, "deduplicate": "exact"}, "deduplicate: exact needs all documents"),
+        ({"streaming": True, "deduplicate": "exact"}, "deduplicate: exact reads all documents"),
         ({"min_document_tokens": 9, "max_document_tokens": 8}, "no document is left"),
     ],
 )

@@ -61,7 +61,7 @@ ARGUMENTS: list[tuple[list[str], str]] = [
     (["--output_dir", "r.yaml"], "is a file: name a directory"),
     (["--output_dir", "/proc/run"], "cannot be written"),
     (["--deepspeed", "/tmp"], "is neither a file nor one of"),
-    (["--lora_r", "8", "--model", "org/m"], "needs adapter.method: lora"),
+    (["--lora_r", "8", "--model", "org/m"], "adapter.method is none: set adapter.method: lora"),
 ]
 ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
     ({"RANK": "x"}, "RANK = 'x'"),

@@ -108,16 +108,16 @@ def test_a_refused_field_says_why(name: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--metric_for_best_model", "accuracy"], "evaluation computes the loss alone"),
-        (["--greater_is_better", "true"], "the lowest loss is the best"),
-        (["--save_strategy", "best", "--eval_strategy", "no"], "the best is known from evaluations"),
-        (["--lr_scheduler_type", "greedy", "--eval_strategy", "no"], "greedy goes by the validation loss"),
-        (["--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "no"], "goes by the validation loss"),
-        (["--eval_on_start", "true", "--eval_strategy", "no"], "there are no evaluations"),
-        (["training.fsdp_config={min_num_params: 1}"], "is of training.fsdp, which is not set"),
-        (["training.liger_kernel_config={rope: true}"], "is of training.use_liger_kernel, which is not set"),
+        (["--metric_for_best_model", "accuracy"], "evaluation computes only the loss"),
+        (["--greater_is_better", "true"], "whose lowest value is the best"),
+        (["--save_strategy", "best", "--eval_strategy", "no"], "evaluations choose the best checkpoint"),
+        (["--lr_scheduler_type", "greedy", "--eval_strategy", "no"], "greedy depends on the evaluation loss"),
+        (["--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "no"], "depends on the evaluation loss"),
+        (["--eval_on_start", "true", "--eval_strategy", "no"], "the run does not evaluate"),
+        (["training.fsdp_config={min_num_params: 1}"], "applies only to training.fsdp, which is not set"),
+        (["training.liger_kernel_config={rope: true}"], "applies only to training.use_liger_kernel, which is not set"),
         (["training.gradient_checkpointing_kwargs={use_reentrant: false}"], "which is not set"),
-        (["--debug", "tpu_metrics_debug"], "is for TPUs"),
+        (["--debug", "tpu_metrics_debug"], "TPUs are not supported"),
         (["--label_smoothing_factor", "1"], "is 1: must be 0 or above and below 1"),
         (["--adam_beta2", "1.5"], "is 1.5: must be 0 or above and below 1"),
     ],
@@ -135,5 +135,5 @@ def test_liger_s_loss_knows_no_smoothing(monkeypatch: pytest.MonkeyPatch) -> Non
             load_config(flags)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: find("torch" if name == "liger_kernel" else name))
-    with pytest.raises(UserError, match="without the logits that smoothing needs"):
+    with pytest.raises(UserError, match="label smoothing needs the logits"):
         load_config([*flags, "--label_smoothing_factor", "0.1"])

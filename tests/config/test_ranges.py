@@ -28,7 +28,7 @@ from training.config import load_config
         ("ddp_timeout", "0", "must be above 0"),
         ("log_level", "loud", "must be one of detail, debug"),
         ("dataloader_multiprocessing_context", "foo", "must be one of fork, spawn"),
-        ("gradient_checkpointing_kwargs", "{foo: 1}", "has no 'foo'"),
+        ("gradient_checkpointing_kwargs", "{foo: 1}", "has the unknown key 'foo'"),
     ],
 )
 def test_numbers_that_no_run_can_have(tmp_path: Path, key: str, value: str, message: str) -> None:

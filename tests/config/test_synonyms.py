@@ -368,7 +368,7 @@ def test_limit_on_documents_keeps_the_origin_of_the_rest() -> None:
         (["--quantization_bit", "8"], "--quantization_bit = '8': must be 4"),
         (["--finetuning_type", "freeze"], "--finetuning_type = 'freeze': must be one of lora, qlora, dora, full, none"),
         (["--lr", "fast"], "command line: training.learning_rate = 'fast': must be a number"),
-        (["--lora_r", "8", "--model", "org/m"], "adapter.r (command line): needs adapter.method: lora"),
+        (["--lora_r", "8", "--model", "org/m"], "adapter.r (command line): is set, but adapter.method is none"),
         (
             ["--resume_from_checkpoint", "nowhere"],
             "--resume = 'nowhere': no such directory; it takes auto, never or a checkpoint",

@@ -59,8 +59,8 @@ def test_settings_files_count(environ, tmp_path):
     ("more", "training", "message"),
     [
         ({"WANDB_MODE": "ofline"}, {}, "WANDB_MODE = 'ofline': must be one of online"),
-        ({"WANDB_API_KEY": "short"}, {}, "its API key has 5 characters"),
-        ({"WANDB_MODE": "offline", "WANDB_PROJECT": "a/b"}, {}, "the project 'a/b' must not hold /"),
+        ({"WANDB_API_KEY": "short"}, {}, "the API key has 5 characters"),
+        ({"WANDB_MODE": "offline", "WANDB_PROJECT": "a/b"}, {}, "the project 'a/b' contains /"),
         ({"WANDB_MODE": "offline"}, {"project": "p" * 129}, "has 129 characters"),
     ],
 )

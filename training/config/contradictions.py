@@ -1,6 +1,6 @@
-"""Pairs of settings that cannot both be meant.
+"""Settings that contradict each other.
 
-Nothing here needs torch, and nothing here is a matter of taste: what is only unwise is logged by its owner.
+Nothing here needs torch. A setting that is only unwise is no error: the module that uses it logs a warning.
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ from training.config.ranges import check_ranges
 from training.config.sections import Config
 from training.precision import find_precision, list_switches
 
-# Keys of which a later layer's choice replaces an earlier one's; both in one layer is a contradiction.
+# Of each pair, a later layer replaces the key of an earlier one. Both keys in one layer are a contradiction.
 REPLACES: Replaces = (
     *either(("training", "max_steps"), ("training", "num_train_epochs")),
     *either(("training", "bf16"), ("training", "fp16")),
@@ -20,11 +20,11 @@ REPLACES: Replaces = (
     *MODEL_REPLACES,
 )
 
-Broken = Iterator[tuple[tuple[str, ...], str]]  # the keys at odds, and what to do
+Broken = Iterator[tuple[tuple[str, ...], str]]  # the keys that contradict each other, and what to do
 
 
 def check_contradictions(config: Config, layer: Layer) -> None:
-    """Raises UserError for the first rule that is broken; the message carries the origin of each key."""
+    """Raises UserError for the first rule that is broken. The message names the origin of each key."""
     for rule in RULES:
         for keys, advice in rule(config):
             where = " and ".join(f"{key} ({layer.nearest_origin(tuple(key.split('.')))})" for key in keys)
@@ -33,158 +33,227 @@ def check_contradictions(config: Config, layer: Layer) -> None:
 
 def _steps_or_epochs(config: Config) -> Broken:
     if config.training.get("max_steps", -1) > 0 and config.training.get("num_train_epochs") is not None:
-        yield ("training.max_steps", "training.num_train_epochs"), "are both set: keep one"
+        yield ("training.max_steps", "training.num_train_epochs"), "both set the length of the run: keep one"
 
 
 def _one_precision(config: Config) -> Broken:
     on = tuple(f"training.{switch}" for switch in list_switches() if config.training.get(switch))
     if len(on) > 1:
-        yield on, "are both true: keep one"
+        yield on, "only one precision can be true: set the others to false"
 
 
 def _one_model(config: Config) -> Broken:
     model = config.model
     if model.path and model.kind:
-        yield ("model.path", "model.kind"), "name two models: keep one, set the other to null"
+        yield ("model.path", "model.kind"), "both choose the model: keep one, and set the other to null"
     if model.path and model.config:
-        yield ("model.path", "model.config"), "a pretrained model brings its own config: set one of them to null"
+        yield ("model.path", "model.config"), "a pretrained model has its own config: set one of the two keys to null"
     if model.kind and model.config.get("model_type", "minigpt") != "minigpt":
-        yield ("model.kind", "model.config.model_type"), "name two architectures: keep one"
+        yield ("model.kind", "model.config.model_type"), "both choose the architecture: keep one"
     if model.revision and not model.path:
-        yield ("model.revision",), "is of a model.path, which is not set"
+        yield ("model.revision",), "applies only to model.path, which is not set: set model.path, or leave this key out"
     if model.trust_remote_code and not model.path and not model.config:
-        yield ("model.trust_remote_code",), "is of a model.path, which is not set"
+        yield (
+            ("model.trust_remote_code",),
+            "applies only to model.path, which is not set: set it, or leave this key out",
+        )
 
 
 def _adapter(config: Config) -> Broken:
     adapter = config.adapter
     for name in ("load_in_4bit", "dora", "rslora"):
         if getattr(adapter, name) and adapter.method == "none":
-            yield (f"adapter.{name}",), "needs adapter.method: lora"
+            yield (f"adapter.{name}",), "is true, but adapter.method is none: set adapter.method: lora"
     unused = sorted(adapter.model_fields_set - {"load_in_4bit", "dora", "rslora", "double_quant"})
     if unused and "method" not in unused:
-        yield (f"adapter.{unused[0]}",), "needs adapter.method: lora (--use_peft)"
+        yield (
+            (f"adapter.{unused[0]}",),
+            "is set, but adapter.method is none: set adapter.method: lora (--use_peft), or leave this key out",
+        )
     if adapter.method == "lora" and not config.model.path:
-        yield ("adapter.method",), "LoRA needs pretrained weights: set model.path"
+        yield ("adapter.method",), "is lora, but model.path is not set: LoRA needs pretrained weights: set model.path"
     if adapter.load_in_4bit and config.argument("fsdp"):
-        yield ("adapter.load_in_4bit", "training.fsdp"), "4-bit weights are not sharded here: drop one"
+        yield (
+            ("adapter.load_in_4bit", "training.fsdp"),
+            "FSDP cannot shard 4-bit weights in Redline: remove one of the two keys",
+        )
 
 
 def _best_model(config: Config) -> Broken:
     argument = config.argument
     best, metric = argument("save_strategy") == "best", argument("metric_for_best_model")
     if metric not in (None, "loss", "eval_loss"):
-        yield ("training.metric_for_best_model",), f"is {metric!r}: evaluation computes the loss alone: leave it out"
+        yield ("training.metric_for_best_model",), f"is {metric!r}, but evaluation computes only the loss: leave it out"
     if argument("greater_is_better"):
-        yield ("training.greater_is_better",), "is true: the lowest loss is the best: leave it out"
+        yield (
+            ("training.greater_is_better",),
+            "is true, but the metric is the loss, whose lowest value is the best: leave it out",
+        )
     if best and argument("eval_strategy") == "no":
-        yield ("training.save_strategy", "training.eval_strategy"), "the best is known from evaluations: set when"
+        yield (
+            ("training.save_strategy", "training.eval_strategy"),
+            "evaluations choose the best checkpoint: set eval_strategy to steps or epoch",
+        )
     if not argument("load_best_model_at_end"):
         return
     if argument("eval_strategy") == "no" or (argument("save_strategy") not in ("best", argument("eval_strategy"))):
         keys = ("training.load_best_model_at_end", "training.eval_strategy", "training.save_strategy")
-        yield keys, "evaluation and saving must go by the same strategy, not `no`"
+        yield (
+            keys,
+            "each checkpoint needs an evaluation: set both strategies to the same value, steps or epoch",
+        )
     elif argument("eval_strategy") == "steps" == argument("save_strategy"):
         eval_steps, save_steps = argument("eval_steps") or 0, argument("save_steps")
         whole = eval_steps >= 1 and save_steps >= 1 and save_steps % eval_steps == 0
         if not whole and eval_steps != save_steps:
             keys = ("training.load_best_model_at_end", "training.save_steps", "training.eval_steps")
-            yield keys, f"save_steps = {save_steps} must be a multiple of eval_steps = {eval_steps}"
+            yield (
+                keys,
+                f"save_steps = {save_steps} must be a multiple of eval_steps = {eval_steps}",
+            )
 
 
 def _evaluation(config: Config) -> Broken:
     data = config.data
     no_documents = data.validation_share == 0 and all(source.split == "train" for source in data.sources)
     if config.argument("eval_strategy") != "no" and no_documents:
-        yield ("training.eval_strategy", "data.validation_share"), "evaluation has no documents: raise the share"
+        yield (
+            ("training.eval_strategy", "data.validation_share"),
+            "no documents are held out for evaluation: raise data.validation_share, or set eval_strategy to no",
+        )
 
 
 def _loader(config: Config) -> Broken:
     asked, other = config.data.num_workers, config.training.get("dataloader_num_workers")
     if asked != "auto" and other is not None:
-        yield ("data.num_workers", "training.dataloader_num_workers"), "are both set: keep one"
+        yield (
+            ("data.num_workers", "training.dataloader_num_workers"),
+            "both set the number of loader processes: keep one",
+        )
     if asked != 0 and (other is None or other > 0):
         return
     for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
         if config.training.get(name):
-            yield (f"training.{name}",), "needs data.num_workers above 0"
+            yield (
+                (f"training.{name}",),
+                "applies only to loader processes, and there are none: set data.num_workers above 0",
+            )
 
 
 def _unpacked(config: Config) -> Broken:
     for name in ("group_by_length", "max_tokens_per_batch"):
         if getattr(config.data, name) and config.data.packing != "none":
-            yield (f"data.{name}", "data.packing"), "packed rows are all equally long: set data.packing to none"
+            yield (
+                (f"data.{name}", "data.packing"),
+                "packed rows all have the same length: set data.packing to none, or leave the first key out",
+            )
 
 
 def _micro_batch(config: Config) -> Broken:
     if config.perf.micro_batch_size != "auto":
         return
     if config.data.max_tokens_per_batch:
-        yield ("perf.micro_batch_size", "data.max_tokens_per_batch"), "both say how large a micro-batch is: keep one"
+        yield ("perf.micro_batch_size", "data.max_tokens_per_batch"), "both set the size of the micro-batch: keep one"
     if config.argument("auto_find_batch_size"):
-        yield ("perf.micro_batch_size", "training.auto_find_batch_size"), "are two of a kind: keep the first"
+        yield (
+            ("perf.micro_batch_size", "training.auto_find_batch_size"),
+            "both choose the size of the micro-batch: keep the first",
+        )
 
 
 def _streaming(config: Config) -> Broken:
     if not config.data.streaming:
         return
     if (config.argument("max_steps") or -1) <= 0:
-        yield ("data.streaming", "training.num_train_epochs"), "a pass has no known length: set training.max_steps"
+        yield (
+            ("data.streaming", "training.num_train_epochs"),
+            "a stream has no known length, so epochs cannot set the length of the run: set training.max_steps",
+        )
     for name in ("eval_strategy", "save_strategy"):
         if config.argument(name) == "epoch":
-            yield ("data.streaming", f"training.{name}"), "streaming knows no end of an epoch: go by steps"
+            yield (
+                ("data.streaming", f"training.{name}"),
+                f"a stream has no known end of an epoch: set training.{name} to steps",
+            )
     for name in ("group_by_length", "max_tokens_per_batch"):
         if getattr(config.data, name):
-            yield ("data.streaming", f"data.{name}"), "needs the lengths of all rows: use a store"
+            yield (
+                ("data.streaming", f"data.{name}"),
+                f"{name} needs the lengths of all rows, which a stream does not have: set data.streaming to false",
+            )
 
 
 def _depends(config: Config) -> Broken:
-    """Arguments that only count beside another one."""
+    """Arguments that have an effect only with another argument."""
     argument = config.argument
     schedule = argument("lr_scheduler_type")
     if schedule in ("reduce_lr_on_plateau", "greedy") and argument("eval_strategy") == "no":
         keys = ("training.lr_scheduler_type", "training.eval_strategy")
-        yield keys, f"{schedule} goes by the validation loss: set when to evaluate"
+        yield keys, f"the schedule {schedule} depends on the evaluation loss: set eval_strategy to steps or epoch"
     if argument("fsdp_config") and not argument("fsdp"):
-        yield ("training.fsdp_config",), "is of training.fsdp, which is not set"
+        yield (
+            ("training.fsdp_config",),
+            "applies only to training.fsdp, which is not set: set training.fsdp, or leave this key out",
+        )
     if argument("liger_kernel_config") and not argument("use_liger_kernel"):
-        yield ("training.liger_kernel_config",), "is of training.use_liger_kernel, which is not set"
+        yield (
+            ("training.liger_kernel_config",),
+            "applies only to training.use_liger_kernel, which is not set: set it to true, or leave this key out",
+        )
     for name in ("gradient_checkpointing", "activation_checkpointing"):
         if argument(f"{name}_kwargs") and not (
             argument("gradient_checkpointing") or argument("activation_checkpointing")
         ):
-            yield (f"training.{name}_kwargs",), f"is of training.{name}, which is not set"
+            yield (
+                (f"training.{name}_kwargs",),
+                f"applies only to training.{name}, which is not set: set it to true, or leave this key out",
+            )
     if argument("eval_strategy") == "no":
         for name in ("eval_delay", "eval_on_start"):
             if argument(name):
-                yield (f"training.{name}", "training.eval_strategy"), "there are no evaluations: set when to evaluate"
+                yield (
+                    (f"training.{name}", "training.eval_strategy"),
+                    "the run does not evaluate: set eval_strategy to steps or epoch, or leave the first key out",
+                )
     if "tpu_metrics_debug" in str(argument("debug")):
-        yield ("training.debug",), "tpu_metrics_debug is for TPUs: use underflow_overflow"
+        yield ("training.debug",), "contains tpu_metrics_debug, and TPUs are not supported: use underflow_overflow"
 
 
 def _one_checkpointing(config: Config) -> Broken:
     names = ("gradient_checkpointing", "activation_checkpointing")
     if len({config.training[name] for name in names if config.training.get(name) is not None}) > 1:
-        yield tuple(f"training.{name}" for name in names), "are two names of one switch: keep one"
+        yield (
+            tuple(f"training.{name}" for name in names),
+            "are two names of one setting, with different values: keep one",
+        )
 
 
 def _owned(config: Config) -> Broken:
-    """Arguments that this repo fixes, because its data or its measuring would be wrong otherwise."""
+    """Arguments with one allowed value, because data or measurements would be wrong with another."""
     if config.training.get("remove_unused_columns"):
-        yield ("training.remove_unused_columns",), "must stay false: the collator needs every column"
+        yield ("training.remove_unused_columns",), "is true, but the collator needs every column: leave it out"
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         if (config.training.get(name) or {}).get("use_reentrant"):
-            yield (f"training.{name}",), "use_reentrant must stay false: it loses the gradients of adapters"
+            yield (
+                (f"training.{name}",),
+                "sets use_reentrant to true, which loses the gradients of adapters: set it to false",
+            )
     if config.training.get("use_liger_kernel") and not config.model.path and not config.model.config.get("model_type"):
-        yield ("training.use_liger_kernel",), "patches HF architectures only: MiniGPT is none"
+        yield (
+            ("training.use_liger_kernel",),
+            "is true, but Liger kernels exist only for Hugging Face architectures, not for MiniGPT: set it to false",
+        )
     if config.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
-        yield ("training.use_liger_kernel",), "needs a package that is not installed: pip install liger-kernel"
+        yield ("training.use_liger_kernel",), "is true, but its package is not installed: pip install liger-kernel"
     if config.training.get("use_liger_kernel") and config.argument("label_smoothing_factor"):
         keys = ("training.use_liger_kernel", "training.label_smoothing_factor")
-        yield keys, "Liger's loss is computed without the logits that smoothing needs: keep one"
+        yield keys, "label smoothing needs the logits, which Liger's loss does not compute: keep one of the two keys"
     precision = find_precision(config.training)
     if config.training.get("use_cpu") and precision.obstacle("cpu"):
-        yield ("training.use_cpu", f"training.{precision.switch}"), f"{precision.switch} needs a GPU: use bf16"
+        yield (
+            ("training.use_cpu", f"training.{precision.switch}"),
+            f"{precision.switch} needs a GPU: set training.bf16 instead",
+        )
 
 
 RULES: tuple[Callable[[Config], Broken], ...] = (

@@ -1,6 +1,6 @@
-"""Whether `training.optim` can be had here, with its arguments.
+"""Whether `training.optim` is available here, and takes its arguments.
 
-transformers says so only when the first step is near; the answer is here before torch is imported.
+transformers reports this only shortly before the first step; here it is known before torch is imported.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,8 +14,8 @@ from training.optim.facts import Optimizer
 
 
 def check_optimizer(config: Config, layer: Layer, deepspeed: Mapping[str, Any] | None) -> None:
-    """Raises UserError, with the origin of the key, when `training.optim` cannot be had, or when `optim_args` or
-    `optim_target_modules` would be passed over."""
+    """Raises UserError, with the origin of the key, when `training.optim` is not available, or when `optim_args` or
+    `optim_target_modules` would be ignored."""
     named = None if "optimizer" in (deepspeed or {}) else config.argument("optim")
     for key, problem in _problems(config, named):
         raise UserError(
@@ -28,17 +28,26 @@ def _problems(config: Config, optim: str | None) -> Iterator[tuple[str, str]]:
     named = None if optim is None else find_optimizer(optim)
     if named is not None:
         if named.refusal:
-            yield "optim", f"is not offered: {named.refusal}"
+            yield "optim", f"is not available: {named.refusal}"
         if package := named.find_missing():
             fix = f"pip install '{package.requirement}', or use adamw_torch_fused"
             yield "optim", f"needs a package that is not installed: {fix}"
         if named.projects and not argument("optim_target_modules"):
-            yield "optim", "needs training.optim_target_modules, the layers to project, e.g. all-linear"
+            yield (
+                "optim",
+                "projects gradients of some layers: set training.optim_target_modules to them, or to all-linear",
+            )
     if argument("optim_target_modules") and not (named and named.projects):
-        yield "optim_target_modules", f"is of GaLore and APOLLO only, not of {optim or 'a DeepSpeed optimizer block'}"
+        yield (
+            "optim_target_modules",
+            f"applies only to GaLore and APOLLO, not to {optim or 'the optimizer of the DeepSpeed JSON'}: leave it out",
+        )
     if argument("optim_args"):
         if named is None:
-            yield "optim_args", "the DeepSpeed JSON names the optimizer: write optimizer.params there"
+            yield (
+                "optim_args",
+                "has no effect, because the DeepSpeed JSON names the optimizer: write optimizer.params there",
+            )
         else:
             yield from (("optim_args", problem) for problem in _wrong_args(named, argument("optim_args")))
 
@@ -48,9 +57,9 @@ def _wrong_args(optimizer: Optimizer, text: Any) -> Iterator[str]:
     for pair in str(text).replace(" ", "").split(","):
         key, sign, value = pair.partition("=")
         if not sign or not value:
-            yield f"{pair!r} is no KEY=VALUE; pairs are separated by commas"
+            yield f"{pair!r} is not KEY=VALUE: write pairs separated by commas"
         elif key == "weight_decay":
-            yield "weight_decay: every parameter group has training.weight_decay: set that"
+            yield "weight_decay has no effect here: set training.weight_decay"
         elif key not in taken:
-            known = f" (it takes {', '.join(taken)})" if taken else ""
-            yield f"{optimizer.name} takes no {key!r}{did_you_mean(key, taken)}{known}"
+            known = f": it takes {', '.join(taken)}" if taken else ""
+            yield f"{optimizer.name} has no parameter {key!r}{did_you_mean(key, taken)}{known}"

@@ -1,7 +1,7 @@
-"""Numbers and names of `training` that no run can have: told by key and line, before torch or data.
+"""Numbers and names of `training` that are out of range, reported by key and line before torch is imported.
 
-`TrainingArguments` takes any number; a wrong one ends in a traceback after the data was prepared, or trains on
-something else (`max_steps: 0` trains three epochs).
+`TrainingArguments` accepts any number. One that is out of range ends in a traceback after the data was prepared, or
+changes the run without a message (`max_steps: 0` trains three epochs).
 """
 
 import math
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from training.config.sections import Config
 
-Broken = Iterator[tuple[tuple[str, ...], str]]  # the keys at odds, and what to do
+Broken = Iterator[tuple[tuple[str, ...], str]]  # the keys at fault, and what to do
 
-MOST_ROWS = 1_000_000  # of one device at once, or accumulated
+MOST_ROWS = 1_000_000  # of a micro-batch, and of accumulated micro-batches
 LARGEST_SEED = 2**32 - 1  # numpy's
 # Field of `training` -> least and most, both allowed.
 LIMITS: dict[str, tuple[float, float]] = {
@@ -32,7 +32,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 ABOVE_0 = ("eval_steps", "save_steps", "num_train_epochs")
-INFINITE = ("max_grad_norm",)  # is logged, and nothing is clipped
+INFINITE = ("max_grad_norm",)  # infinity: the norm is logged and nothing is clipped
 NAMES = {
     "log_level": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
     "log_level_replica": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
@@ -49,9 +49,9 @@ def check_ranges(config: Config) -> Broken:
             yield (f"training.{name}",), f"is {value!r}: must be one of {', '.join(NAMES[name])}"
         unknown = sorted(set(value or ()) - set(CHECKPOINTING)) if name.endswith("checkpointing_kwargs") else []
         if unknown:
-            yield (f"training.{name}",), f"has no {unknown[0]!r}: it takes {', '.join(CHECKPOINTING)}"
+            yield (f"training.{name}",), f"has the unknown key {unknown[0]!r}: it takes {', '.join(CHECKPOINTING)}"
     if config.training.get("max_steps") == 0:
-        yield ("training.max_steps",), "is 0: must be above 0, or -1 for training.num_train_epochs"
+        yield ("training.max_steps",), "is 0: must be above 0, or -1 to train for training.num_train_epochs"
     if not 0 <= config.data.seed <= LARGEST_SEED:
         yield ("data.seed",), f"is {config.data.seed}: must be from 0 to {LARGEST_SEED}"
 

@@ -1,8 +1,8 @@
-"""Whether the trackers of `training.report_to` can start, found out before torch is imported or data prepared.
+"""Whether the trackers of `training.report_to` can start, checked before torch is imported or data is prepared.
 
-W&B is asked nothing here: its key is looked for where it looks itself (environment, netrc, its settings files), so the
-check needs neither the network nor the second that `import wandb` takes. A key that the server then refuses is found
-when the run is opened, which puts an older run back (`training/run/session.py`).
+The check reads the API key of W&B from where W&B reads it (environment, netrc, its settings files). It needs neither
+the network nor the second that `import wandb` takes. A key that the server refuses is found when the run is opened,
+which restores an older run (`training/run/session.py`).
 """
 
 import configparser
@@ -46,7 +46,9 @@ def check_trackers(training: Mapping[str, Any], environ: Mapping[str, str] = os.
     """Raises UserError when a tracker is not installed, or W&B has no login, no known mode or no valid project."""
     for tracker in find_trackers(training.get("report_to")):
         if importlib.util.find_spec(tracker) is None:
-            raise UserError(f"training.report_to: {tracker} is not installed: pip install {tracker}")
+            raise UserError(
+                f"training.report_to: {tracker} is not installed: pip install {tracker}, or remove it from the list"
+            )
         for problem in _wandb_problems(training, environ) if tracker == "wandb" else ():
             raise UserError(f"training.report_to: wandb: {problem}")
 
@@ -57,9 +59,10 @@ def _wandb_problems(training: Mapping[str, Any], environ: Mapping[str, str]) -> 
         yield f"WANDB_MODE = {mode!r}: must be one of {', '.join(WANDB_MODES)}"
     project = find_project(training, environ)
     if found := _FORBIDDEN & set(project):
-        yield f"the project {project!r} must not hold {' '.join(sorted(found))}"
+        forbidden = " ".join(sorted(found))
+        yield f"the project {project!r} contains {forbidden}, which W&B does not allow: change training.project"
     if len(project) > _LONGEST_PROJECT:
-        yield f"the project's name has {len(project)} characters, {_LONGEST_PROJECT} are allowed"
+        yield f"the name of the project has {len(project)} characters, and W&B allows {_LONGEST_PROJECT}: shorten it"
     if mode in WITHOUT_SERVER or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return
     server = environ.get("WANDB_BASE_URL") or _read_settings(environ).get("base_url") or WANDB_SERVER
@@ -68,7 +71,7 @@ def _wandb_problems(training: Mapping[str, Any], environ: Mapping[str, str]) -> 
     if not key:
         yield f"no API key for {server}: {advice}"
     elif key.count(".") != 2 and len(key.split("-", 1)[-1]) < KEY_LENGTH:
-        yield f"its API key has {len(key)} characters, {KEY_LENGTH} or more are needed: {advice}"
+        yield f"the API key has {len(key)} characters, and W&B's have {KEY_LENGTH} or more: {advice}"
 
 
 def _read_settings(environ: Mapping[str, str]) -> dict[str, str]:

@@ -37,7 +37,7 @@ JSONS: list[tuple[str | bytes, str]] = [
     ('{"zero_optimization": {"stage": 1, "overlap_comm": "true"}}', "overlap_comm"),
     ('{"gradient_clipping": "1.0"}', "must be a number"),
     ('{"zero_optimization": {"stage": "2"}}', "must be one of 0, 1, 2, 3"),
-    ('{"zero_optimization": true}', "must be a block with keys"),
+    ('{"zero_optimization": true}', "must be an object with keys"),
     ("", "ds.json:1: not valid JSON"),
     ("[]", "expected `key: value` lines"),
     ("null", "expected `key: value` lines"),

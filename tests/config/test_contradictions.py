@@ -11,7 +11,7 @@ from training.config import load_config
     [
         (
             ["--max_steps", "5", "--num_train_epochs", "2"],
-            "training.max_steps (command line) and training.num_train_epochs (command line): both set the length of the run: keep one",
+            "training.max_steps (command line) and training.num_train_epochs (command line): both set the length",
         ),
         (["--bf16", "--fp16"], "training.bf16 (command line) and training.fp16 (command line): only one precision"),
         (

@@ -102,19 +102,25 @@ def test_what_deepspeed_has_removed_is_refused(key: str) -> None:
     [
         ({"zero_optimization": {"stage": 1, "offload_param": {"device": "cpu"}}}, "offload_param: needs .*stage 3"),
         ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "offload_optimizer: needs .*stage 1"),
-        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "nvme needs nvme_path"),
-        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "cpu_offload: is no longer read"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            "nvme needs a directory: set nvme_path",
+        ),
+        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "cpu_offload: is ignored by DeepSpeed"),
         (
             {"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": False}},
-            "stage3_gather_16bit_weights_on_model_save: must be true: final/ would hold no weights",
+            "stage3_gather_16bit_weights_on_model_save: is false, so final/ would contain no weights",
         ),
-        ({"zero_optimization": {"stage": 2, "overlap_comm": "auto"}}, 'overlap_comm = "auto": nobody fills it in'),
+        ({"zero_optimization": {"stage": 2, "overlap_comm": "auto"}}, 'overlap_comm = "auto": this key does not take'),
         ({"scheduler": {"type": "StepLR", "params": {"step_size": 2}}}, "use training.lr_scheduler_type"),
-        ({"scheduler": {"type": "OneCycle"}}, "OneCycle needs cycle_min_lr"),
-        ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 0}}}, "DeepSpeed wants 1 or more"),
+        ({"scheduler": {"type": "OneCycle"}}, "set cycle_min_lr"),
+        (
+            {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 0}}},
+            "must be a number of steps, 1 or more",
+        ),
         ({"optimizer": {"type": "MuAdam"}}, "pip install mup"),
         ({"optimizer": {"type": "SGD"}, "zero_optimization": {"stage": 1}}, "zero_allow_untested_optimizer"),
-        ({"bf16": {"enabled": True}, "bfloat16": {"enabled": True}}, "are one block"),
+        ({"bf16": {"enabled": True}, "bfloat16": {"enabled": True}}, "are two names of one block"),
         ({"checkpoint": {"load_universal": True}}, "checkpoint.load_universal: "),
     ],
 )

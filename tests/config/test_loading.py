@@ -173,7 +173,10 @@ def test_argument_falls_back_to_the_default_of_hf() -> None:
             "must be one of wandb, tensorboard, none or a list of any of wandb, tensorboard, none",
         ),
         ("training:\n  group_by_length: true\n", "was removed from TrainingArguments: use data.packing: best_fit"),
-        ("training:\n  warmup_ratio: 2\n", "r.yaml:2: training.warmup_ratio = 2: must be a share of all steps below 1"),
+        (
+            "training:\n  warmup_ratio: 2\n",
+            "r.yaml:2: training.warmup_ratio = 2: must be a fraction of all steps, below 1",
+        ),
         ("training:\n  logging_nan_inf_filter: true\n", "hides NaN losses"),
         ("training:\n  torch_empty_cache_steps: 5\n", "use perf.empty_cache_every"),
         ("training:\n  auto_find_batch_size: true\n", "the global batch shrinks unseen"),
@@ -186,8 +189,8 @@ def test_argument_falls_back_to_the_default_of_hf() -> None:
         ("mode:\n  path: x\n", "r.yaml:1: unknown section mode: did you mean model?"),
         (
             "model:\n  config: {hiden_size: 3}\n",
-            "r.yaml:2: unknown key model.config.hiden_size: did you mean model.config.hidden_size? (another "
-            "architecture needs model.config.model_type)",
+            "r.yaml:2: unknown key model.config.hiden_size: did you mean model.config.hidden_size? (to use "
+            "another architecture, set model.config.model_type)",
         ),
         (
             "model:\n  kind: minigpt\n  config:\n    hidden_act: silu\n",
@@ -220,7 +223,10 @@ def test_bad_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str,
         (["--torch_empty_cache_steps", "5"], "use perf.empty_cache_every"),
         (["--max_steps", "many"], "command line: training.max_steps = 'many': must be an integer"),
         (["--bf16", "1"], "command line: unexpected '1'"),
-        (["--resume", "nowhere"], "--resume = 'nowhere': no such directory; it takes auto, never or a checkpoint"),
+        (
+            ["--resume", "nowhere"],
+            "--resume = 'nowhere': no such directory: give auto, never or the path of a checkpoint",
+        ),
     ],
 )
 def test_bad_command_lines(argv: list[str], message: str) -> None:

@@ -1,8 +1,8 @@
-"""What a DeepSpeed JSON leaves out is filled in from the recipe, and what would do nothing or harm here is refused.
+"""Missing keys of a DeepSpeed JSON are filled in from the recipe, and blocks that have no effect here are refused.
 
-DeepSpeed has defaults of its own that no recipe asked for: a rate of 1e-3 in most optimizers and schedules, 1000 steps
-of warmup, a ZeRO-3 model that is not gathered when it is saved. Hugging Face fills in only what says "auto". Here a
-key left out means "auto", and `describe_filled` says which were.
+DeepSpeed has defaults of its own: a learning rate of 1e-3 in most optimizers and schedules, 1000 steps of warmup, a
+ZeRO-3 model that is not gathered when it is saved. Hugging Face fills in only keys with the value "auto". Here, a
+missing key means "auto", and `describe_filled` lists the keys that were filled in.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,9 +23,9 @@ FROM_RECIPE = (
 OPTIMIZER_PARAMS = ("lr", "betas", "eps", "weight_decay")
 SCHEDULER_PARAMS = ("warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "total_num_steps")
 GATHER = "stage3_gather_16bit_weights_on_model_save"
-# Other names of DeepSpeed for the same key: without them a value under one would be missed.
+# DeepSpeed's other names for the same key: a value may be set under any of them.
 GATHER_NAMES = (GATHER, "gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save")
-# Keys for which somebody computes a value: Hugging Face, or DeepSpeed itself.
+# Keys whose "auto" is replaced by a value, by Hugging Face or by DeepSpeed.
 TAKE_AUTO = {
     *FROM_RECIPE,
     *(f"{name}.enabled" for name in list_switches()),
@@ -52,7 +52,7 @@ def _enabled(block: Any) -> bool:
 
 
 def _any_set(block: Any) -> bool:
-    """Whether a block switches anything on; a block of nothing but false and null is left alone."""
+    """Whether a block enables anything: a block with only false and null does not."""
     return any(_any_set(item) for item in block.values()) if isinstance(block, Mapping) else bool(block)
 
 
@@ -68,44 +68,71 @@ def _splits_tensors(block: Any) -> bool:
     return any(_above_one(size) for size in sizes)
 
 
-_TRACKER = "metrics go to training.report_to, under the names of docs/metrics.md: switch it off"
-# Dotted key -> (when it is switched on, why it is refused). All of them would do nothing here without a word, or harm.
+_TRACKER = "Redline sends metrics to the trackers of training.report_to: disable this block, and use that key"
+# Dotted key -> (whether it is enabled, why it is refused). They would be ignored without a message, or do harm.
 REFUSED_BLOCKS: dict[str, tuple[On, str]] = {
-    "activation_checkpointing": (_any_set, "models of transformers do not ask it: use training.gradient_checkpointing"),
+    "activation_checkpointing": (
+        _any_set,
+        "has no effect on models of transformers: use training.gradient_checkpointing",
+    ),
     "autotuning": (
         _enabled,
-        "runs by `deepspeed --autotuning` only: use python -m training.benchmark advise",
+        "works only with `deepspeed --autotuning`: use python -m training.benchmark advise",
     ),
-    "checkpoint.load_universal": (bool, "a resume reads the checkpoint that the run wrote: leave it out"),
-    "checkpoint.writer": (_any_set, "files would change after the manifest has hashed them: leave it out"),
+    "checkpoint.load_universal": (
+        bool,
+        "is not supported, because a run resumes from the checkpoints that it saved itself: leave it out",
+    ),
+    "checkpoint.writer": (
+        _any_set,
+        "would change the files of a checkpoint after the manifest recorded their hashes: leave it out",
+    ),
     "comet": (_enabled, _TRACKER),
     "compile": (
         lambda block: _any_set(block.get("deepcompile") if isinstance(block, Mapping) else block),
-        "takes effect only when engine.compile() is called, which the Trainer does not: use training.torch_compile",
+        "has no effect, because the Trainer does not call engine.compile(): use training.torch_compile",
     ),
     "csv_monitor": (_enabled, _TRACKER),
-    "data_efficiency": (_enabled, "works in DeepSpeed's own data loader, which is not used here: leave it out"),
-    "dataloader_drop_last": (bool, "is of DeepSpeed's own data loader: use training.dataloader_drop_last"),
-    "datastates_ckpt": (bool, "files would change after the manifest has hashed them: leave it out"),
-    "expert_parallel": (_enabled, "rows are dealt to every rank, and ranks of one expert group would differ: drop it"),
-    "hybrid_engine": (_enabled, "is for generation during RLHF: leave it out"),
+    "data_efficiency": (_enabled, "applies to DeepSpeed's own data loader, which Redline does not use: leave it out"),
+    "dataloader_drop_last": (
+        bool,
+        "applies to DeepSpeed's own data loader, which Redline does not use: use training.dataloader_drop_last",
+    ),
+    "datastates_ckpt": (
+        bool,
+        "would change the files of a checkpoint after the manifest recorded their hashes: leave it out",
+    ),
+    "expert_parallel": (
+        _enabled,
+        "is not supported, because the ranks of an expert group would get different rows: leave it out",
+    ),
+    "hybrid_engine": (_enabled, "is for text generation in RLHF, which Redline does not do: leave it out"),
     "managed_gradient_accumulation": (
         lambda value: value is False,
-        "the Trainer leaves the accumulation to DeepSpeed: leave it out",
+        "is false, but the Trainer relies on DeepSpeed for gradient accumulation: leave it out",
     ),
-    "pipeline": (_any_set, "needs a deepspeed.PipelineModule: shard the model by zero_optimization.stage 3"),
-    "sequence_parallel_size": (_above_one, "the batches are not split along the sequence here: leave it out"),
+    "pipeline": (
+        _any_set,
+        "needs a deepspeed.PipelineModule, which Redline does not build: use zero_optimization.stage 3",
+    ),
+    "sequence_parallel_size": (
+        _above_one,
+        "is not supported, because Redline does not split batches along the sequence: leave it out",
+    ),
     "tensor_parallel": (
         _splits_tensors,
-        "rows are dealt to every rank, and ranks of one tensor group need the same ones: use zero_optimization.stage 3",
+        "is not supported, because the ranks of a tensor group would get different rows: use zero_optimization.stage 3",
     ),
     "tensorboard": (_enabled, _TRACKER),
     "wandb": (_enabled, _TRACKER),
-    "weight_quantization": (_any_set, "quantises for inference: use adapter.load_in_4bit"),
-    "zero_optimization.elastic_checkpoint": (bool, "ZeRO states are resumed by as many ranks as wrote them"),
+    "weight_quantization": (_any_set, "quantizes for inference only: use adapter.load_in_4bit"),
+    "zero_optimization.elastic_checkpoint": (
+        bool,
+        "is not supported, because a run resumes with the number of ranks that saved its checkpoint: leave it out",
+    ),
     "zero_optimization.load_from_fp32_weights": (
         lambda value: value is False,
-        "a resume would round the weights to 16 bits: leave it out",
+        "is false, which rounds the weights to 16 bits when a run resumes: leave it out",
     ),
 }
 
@@ -115,15 +142,15 @@ def rename_aliases(layer: Layer) -> None:
     if "bfloat16" not in layer.values:
         return
     if "bf16" in layer.values:
-        raise UserError(f"{layer.origin(('bfloat16',))}: bfloat16 and bf16 are one block: keep bf16")
+        raise UserError(f"{layer.origin(('bfloat16',))}: bfloat16 and bf16 are two names of one block: keep bf16")
     layer.values = {("bf16" if key == "bfloat16" else key): value for key, value in layer.values.items()}
     for path in [path for path in layer.origins if path[:1] == ("bfloat16",)]:
         layer.origins[("bf16", *path[1:])] = layer.origins.pop(path)
 
 
 def check_blocks(layer: Layer) -> None:
-    """Raises UserError, with file and line, for a block that would do nothing here or harm, for an "auto" that nobody
-    fills in, and for a combination that DeepSpeed finds out when the model is loaded or not at all."""
+    """Raises UserError, with file and line, for a block of `REFUSED_BLOCKS`, for an "auto" that is not filled in,
+    and for a combination that DeepSpeed reports only after the model was loaded, or not at all."""
     values = layer.values
     for dotted, (is_on, why) in REFUSED_BLOCKS.items():
         path = tuple(dotted.split("."))
@@ -132,7 +159,9 @@ def check_blocks(layer: Layer) -> None:
     for path, value in _leaves(values):
         dotted = ".".join(path)
         if value == AUTO and dotted not in TAKE_AUTO:
-            raise UserError(f'{layer.nearest_origin(path)}: {dotted} = "auto": nobody fills it in: leave the key out')
+            raise UserError(
+                f'{layer.nearest_origin(path)}: {dotted} = "auto": this key does not take "auto": leave it out'
+            )
     for broken, advice in (*_broken_zero(values), *_broken_optimizer(values), *_broken_schedule(values)):
         path = tuple(broken.split("."))
         raise UserError(f"{layer.nearest_origin(path)}: {broken}: {advice}")
@@ -152,19 +181,28 @@ def _broken_zero(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     stage = zero.get("stage") or 0
     for name in ("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"):
         if zero.get(name):
-            yield f"zero_optimization.{name}", 'is no longer read: write offload_optimizer or offload_param, "cpu"'
+            yield (
+                f"zero_optimization.{name}",
+                "is ignored by DeepSpeed: write offload_optimizer or offload_param",
+            )
     for name, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
         block = zero.get(name) or {}
         device = block.get("device") or "none"
         if device != "none" and stage < lowest:
-            yield f"zero_optimization.{name}", f"needs zero_optimization.stage {lowest} or above, it is {stage}"
+            yield (
+                f"zero_optimization.{name}",
+                f"needs zero_optimization.stage {lowest} or above, and it is {stage}: raise it, or leave this out",
+            )
         if device == "nvme" and stage < 3:
-            yield f"zero_optimization.{name}.device", f"nvme needs zero_optimization.stage 3, it is {stage}"
+            yield (
+                f"zero_optimization.{name}.device",
+                f"nvme needs zero_optimization.stage 3, and it is {stage}: set it to 3, or use cpu",
+            )
         if device == "nvme" and not block.get("nvme_path"):
-            yield f"zero_optimization.{name}.device", "nvme needs nvme_path beside it"
+            yield f"zero_optimization.{name}.device", "nvme needs a directory: set nvme_path in the same block"
     for name in GATHER_NAMES:
         if stage == 3 and zero.get(name) is False:
-            yield f"zero_optimization.{name}", "must be true: final/ would hold no weights"
+            yield f"zero_optimization.{name}", "is false, so final/ would contain no weights: set it to true"
 
 
 def _broken_optimizer(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -178,20 +216,23 @@ def _broken_optimizer(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if optimizer.refusal:
         yield "optimizer.type", optimizer.refusal
     elif not is_of_deepspeed(name) and zero.get("stage") and not values.get("zero_allow_untested_optimizer"):
-        advice = '"zero_allow_untested_optimizer": true beside it, or training.optim in its place'
-        yield "optimizer.type", f"{name} is torch's own: under ZeRO DeepSpeed wants {advice}"
+        advice = 'set "zero_allow_untested_optimizer": true, or use training.optim instead of this block'
+        yield "optimizer.type", f"{name} is an optimizer of PyTorch, which ZeRO does not take by default: {advice}"
 
 
 def _broken_schedule(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     block = values.get("scheduler") or {}
     params = block.get("params") or {}
     if block.get("type") == "OneCycle" and params.get("cycle_min_lr") is None:
-        yield "scheduler.params", "OneCycle needs cycle_min_lr, the rate that a cycle begins with"
+        yield "scheduler.params", "OneCycle needs the learning rate at the start of a cycle: set cycle_min_lr"
     if block and block.get("type") not in SCHEDULES_OF_DEEPSPEED:
-        yield "scheduler.type", "torch's own schedules do not take ZeRO's optimizers: use training.lr_scheduler_type"
+        yield (
+            "scheduler.type",
+            "schedules of PyTorch do not work with ZeRO's optimizers: use training.lr_scheduler_type",
+        )
     warmup = params.get("warmup_num_steps")
     if isinstance(warmup, int | float) and warmup < 1:
-        yield "scheduler.params.warmup_num_steps", f"is {warmup}: DeepSpeed wants 1 or more"
+        yield "scheduler.params.warmup_num_steps", f"is {warmup}: must be a number of steps, 1 or more"
 
 
 def fill_in(deepspeed: Mapping[str, Any], training: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,11 +280,11 @@ def describe_filled(before: Mapping[str, Any], after: Mapping[str, Any], trainin
         "warmup_min_lr": 0,
         "warmup_max_lr": training["learning_rate"],
         "warmup_num_steps": f"training.warmup_steps ({training['warmup_steps']:g})",
-        "total_num_steps": "the steps of the run",
+        "total_num_steps": "all steps of the run",
     }
     said = dict(_leaves(before))
     added = []
     for path, value in _leaves(after):
         if said.get(path) is None and path[0] in ("optimizer", "scheduler", "zero_optimization"):
             added.append(f"{'.'.join(path)} = {values.get(path[-1]) if value == AUTO else value}")
-    return f"the DeepSpeed JSON leaves these out, so they are the recipe's: {', '.join(added)}" if added else None
+    return f"missing in the DeepSpeed JSON, so taken from the recipe: {', '.join(added)}" if added else None

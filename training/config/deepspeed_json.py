@@ -1,8 +1,8 @@
-"""A DeepSpeed JSON: found, read with line numbers, checked against the keys DeepSpeed knows and against the recipe.
+"""A DeepSpeed JSON: found, read with line numbers, and checked with the keys that DeepSpeed knows and with the recipe.
 
-DeepSpeed ignores an unknown top-level key without a word, and HF finds a disagreement only when the model is built.
-Both are errors here before torch is imported. A number in the JSON where the recipe says nothing becomes the recipe's
-value; `"auto"` takes the recipe's.
+DeepSpeed ignores an unknown top-level key without a message, and Hugging Face finds a disagreement only when the model
+is built. Both are errors here before torch is imported. A number in the JSON sets a value that the recipe leaves out;
+`"auto"` takes the value of the recipe.
 """
 
 import json
@@ -38,7 +38,7 @@ SAME = {
     "scheduler.params.warmup_num_steps": "warmup_steps",
     "scheduler.params.total_num_steps": "max_steps",
 }
-KINDS = {"boolean": (bool, "true or false"), "number": ((int, float), "a number"), "string": (str, "text in quotes")}
+KINDS = {"boolean": (bool, "true or false"), "number": ((int, float), "a number"), "string": (str, "a string")}
 # JSON block -> field that a recipe may not set beside it: HF would silently prefer the block.
 INSTEAD = {"optimizer": "optim", "scheduler": "lr_scheduler_type"}
 
@@ -89,20 +89,20 @@ def _check_keys(layer: Layer, values: Mapping[str, Any], known: Mapping[str, Any
         if isinstance(below, dict) and isinstance(value, dict):
             _check_keys(layer, value, below, here)
         elif isinstance(below, dict) and value is not None and value != "auto":
-            raise UserError(f"{layer.origin(here)}: {dotted} = {json.dumps(value)}: must be a block with keys")
+            raise UserError(f"{layer.origin(here)}: {dotted} = {json.dumps(value)}: must be an object with keys")
         elif not isinstance(below, dict):
             _check_value(layer, here, value, below)
 
 
 def _check_params(layer: Layer, values: Mapping[str, Any], block: str, known: Mapping[str, list[str] | None]) -> None:
-    """`type` and `params` of the block `optimizer` or `scheduler`; without a type DeepSpeed would pass over it."""
+    """`type` and `params` of the block `optimizer` or `scheduler`; DeepSpeed ignores a block without a type."""
     name = values.get("type")
     if name is None:
-        raise UserError(f"{layer.origin((block,))}: {block} has no type: name one, or leave the block out")
+        raise UserError(f"{layer.origin((block,))}: {block} has no type: set {block}.type, or leave the block out")
     found = name if name in known else name.lower()  # DeepSpeed's own optimizers are known in any case
     if found not in known:
         raise UserError(
-            f"{_shown(layer, (block, 'type'), name)}: DeepSpeed has no such {block}{did_you_mean(name, known)}"
+            f"{_shown(layer, (block, 'type'), name)}: DeepSpeed has no {block} of this name{did_you_mean(name, known)}"
         )
     taken, params = known[found], values.get("params")
     if taken is None or not isinstance(params, dict):
@@ -111,11 +111,11 @@ def _check_params(layer: Layer, values: Mapping[str, Any], block: str, known: Ma
         if key not in taken:
             origin = layer.origin((block, "params", key))
             near = did_you_mean(key, taken)
-            raise UserError(f"{origin}: {block}.params.{key}: {name} takes no such parameter{near}")
+            raise UserError(f"{origin}: {block}.params.{key}: {name} has no such parameter{near}")
 
 
 def _check_value(layer: Layer, path: KeyPath, value: Any, kind: Any) -> None:
-    """DeepSpeed itself would find a wrong type after model and data were loaded, or take it for true.
+    """DeepSpeed would report a wrong type only after model and data were loaded, or take it for true.
 
     kind: as in the table. `null` and "auto" stand for a default anywhere.
     """
@@ -169,7 +169,7 @@ def compare_with_recipe(deepspeed: Layer, layer: Layer, training: Mapping[str, A
     for block, field in INSTEAD.items():
         if block in deepspeed.values and layer.get(("training", field)) is not None:
             raise UserError(
-                f"{deepspeed.origin((block,))}: {block} is given here and as training.{field} = "
+                f"{deepspeed.origin((block,))}: {block} is set here and as training.{field} = "
                 f"{training[field]!r} ({layer.origin(('training', field))}): keep one"
             )
     for field, value, path in _stated(deepspeed):
@@ -204,7 +204,7 @@ def check_micro_batch(deepspeed: Layer, config: Config) -> None:
     for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         if (value := deepspeed.values.get(key)) not in (None, "auto"):
             raise UserError(
-                f"{_shown(deepspeed, (key,), value)} leaves perf.micro_batch_size: auto nothing to choose: "
+                f"{_shown(deepspeed, (key,), value)} fixes a size that perf.micro_batch_size: auto has to choose: "
                 'write "auto" in the JSON'
             )
 

@@ -156,7 +156,9 @@ def _pop_deepspeed(recipe: Layer, flag: str | None) -> tuple[str | None, Origin]
     """`--deepspeed`, else the recipe's own; `none` on the command line switches the recipe's off."""
     named, origin = recipe.values.pop("deepspeed", None), recipe.origin(("deepspeed",))
     if named is not None and not isinstance(named, str):
-        raise UserError(f"{origin}: deepspeed = {named!r}: must be the name or path of a DeepSpeed JSON")
+        raise UserError(
+            f"{origin}: deepspeed = {named!r}: must be the name or path of a DeepSpeed JSON (ds_configs/ has some)"
+        )
     return (None if flag == "none" else flag, COMMAND_LINE) if flag else (named, origin)
 
 
@@ -165,7 +167,9 @@ def _resume(text: str | None) -> str:
     if text in ("auto", "never"):
         return text
     if not Path(text).is_dir():
-        raise UserError(f"command line: --resume = {text!r}: no such directory; it takes auto, never or a checkpoint")
+        raise UserError(
+            f"command line: --resume = {text!r}: no such directory: give auto, never or the path of a checkpoint"
+        )
     return text
 
 
@@ -187,7 +191,7 @@ def _with_kind(model: ModelSection, layer: Layer) -> ModelSection:
     try:
         check_sections(nested, {"config": MiniGPTFields})
     except UserError as error:
-        hint = "" if model.kind else " (another architecture needs model.config.model_type)"
+        hint = "" if model.kind else " (to use another architecture, set model.config.model_type)"
         raise UserError(str(error).replace(" config.", " model.config.") + hint) from None
     return model.model_copy(update={"kind": "minigpt", "config": fields})
 
@@ -201,6 +205,6 @@ def dump_resolved(loaded: LoadedConfig) -> str:
     shipped = path is not None and path.parent == DEEPSPEED_DIR  # by name: holds on every machine
     values: dict[str, Any] = {"deepspeed": path.stem if shipped else str(path)} if path else {}
     values |= loaded.config.model_dump(mode="json")
-    return "# resolved; the comment says where each value came from\n" + dump_sections(
+    return "# Resolved recipe. The comment of each value names its origin.\n" + dump_sections(
         values, Layer(values, dict(loaded.origins))
     )

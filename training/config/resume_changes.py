@@ -1,10 +1,10 @@
-"""What may change when a run is resumed, key by key: the table `RULES`, and the comparison with the checkpoint.
+"""Which settings may change when a run is resumed: the table `RULES`, and the comparison with the checkpoint.
 
-A checkpoint's manifest keeps the settings it was trained with. Of each that differs now, one of three things is so:
+The manifest of a checkpoint has the settings that it was trained with. A setting that differs now is one of three:
 
-- it takes effect from the first resumed step, is logged and becomes an event in `events.jsonl` (`TAKES_EFFECT`);
-- it cannot, since the state in the checkpoint is of the old one: refused, with both values (a reason as text);
-- it changes nothing that is trained, so it is not compared (`FREE`).
+- a change takes effect from the first resumed step, is logged and becomes an event in `events.jsonl` (`TAKES_EFFECT`);
+- a change is refused, with both values, because the state in the checkpoint depends on the setting (a reason as text);
+- a change has no effect on what is trained, so it is not compared (`FREE`).
 
 The order of the data has a check of its own (`training/data/resume_check.py`).
 """
@@ -29,13 +29,13 @@ logger = logging.getLogger("redline.train")
 
 TAKES_EFFECT = "takes effect"
 FREE = "free"
-_OPTIMIZER = "the optimizer's state in the checkpoint is of the other one"
-_PRECISION = "the states in the checkpoint are of the other precision"
-_MODEL = "the weights in the checkpoint are of the other model"
-_BASE = "the adapter in the checkpoint was trained on other weights"
-_RANDOM = "random numbers continue where the checkpoint left them"
-_ZERO = "the states in the checkpoint are cut for the other set-up"
-_SCHEDULE = "the schedule's state in the checkpoint is of the other one"
+_OPTIMIZER = "the optimizer state in the checkpoint depends on it"
+_PRECISION = "the states in the checkpoint have the old precision"
+_MODEL = "the weights in the checkpoint belong to the old model"
+_BASE = "the adapter in the checkpoint was trained on the old weights"
+_RANDOM = "the checkpoint has the state of the random number generators"
+_ZERO = "the states in the checkpoint are sharded for the old setup"
+_SCHEDULE = "the schedule state in the checkpoint belongs to the old schedule"
 ENDS_BYTES = 2**20  # of each weight file, hashed at its beginning and its end
 STATEFUL_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # no function of the step alone
 
@@ -136,7 +136,7 @@ def find_rule(key: str) -> str:
     for length in range(len(parts), 0, -1):
         if (rule := RULES.get(".".join(parts[:length]))) is not None:
             return rule
-    return "nobody has said what it would do to the states in the checkpoint"
+    return "its effect on the states in the checkpoint is unknown"
 
 
 def find_changes(checkpoint: Path, step: int, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[Change]:
@@ -147,8 +147,8 @@ def find_changes(checkpoint: Path, step: int, before: Mapping[str, Any] | None, 
     if before is None:
         known = _read_config(checkpoint.parent / "config.yaml")
         logger.warning(
-            "%s: keeps no settings (of an older Redline): %s", checkpoint,
-            "compared with config.yaml beside it" if known else "what changed since is not known",
+            "%s: the checkpoint has no settings, because an older Redline saved it: %s", checkpoint,
+            "compared with config.yaml in the run directory" if known else "changes are not detected",
         )  # fmt: skip
         before = {key: value for key, value in known.items() if key in now}
         now = {key: now[key] for key in before}
@@ -162,11 +162,11 @@ def find_changes(checkpoint: Path, step: int, before: Mapping[str, Any] | None, 
         if rule == TAKES_EFFECT:
             changes.append(change)
         elif rule != FREE:
-            refused.append(f"{key} was {json.dumps(change.old)}, is {json.dumps(change.new)} ({rule})")
+            refused.append(f"{key} was {json.dumps(change.old)} and is now {json.dumps(change.new)} ({rule})")
     if refused:
         raise UserError(
-            f"{checkpoint}: cannot be resumed with other settings: {'; '.join(refused)}: restore the old values, or "
-            "start from scratch with --resume never"
+            f"{checkpoint}: the run cannot resume with changed settings: {'; '.join(refused)}: restore the old values, "
+            "or start from scratch with --resume never"
         )
     return changes
 

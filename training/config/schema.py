@@ -25,11 +25,17 @@ def build_schema() -> dict[str, Any]:
         name: {"anyOf": [references[model, "validation"], {"type": "null"}]} for name, model in known.items()
     }
     own = {
-        "extends": {**_NAMES, "description": "recipes to start from, by name or path; later ones win"},
-        "deepspeed": {"type": ["string", "null"], "description": "a JSON of ds_configs/, by name or path"},
+        "extends": {
+            **_NAMES,
+            "description": "Recipes that this one builds on, by name or path. Later ones override earlier ones.",
+        },
+        "deepspeed": {
+            "type": ["string", "null"],
+            "description": "DeepSpeed configuration: the name of a file in ds_configs/, or the path of a JSON file.",
+        },
         "alone": {
             "type": "object",
-            "description": "values that count only when this recipe is run itself, not when another extends it",
+            "description": "Defaults of a profile, ignored if another recipe in the same extends sets a model.",
             "additionalProperties": False,
             "properties": blocks,
         },
@@ -45,7 +51,7 @@ def build_schema() -> dict[str, Any]:
 
 
 def _without_null_defaults(definitions: dict[str, Any]) -> dict[str, Any]:
-    """A field of TrainingArguments that is left out has HF's default, not null."""
+    """A missing field of TrainingArguments has the default of transformers, not null."""
     for field in definitions["TrainingSection"]["properties"].values():
         field.pop("default", None)
     return definitions

@@ -1,9 +1,9 @@
-"""Names that people coming from other training scripts type, and what they mean here: transformers (also names that
-it has removed), TRL, LLaMA-Factory, axolotl, nanoGPT and Lightning.
+"""Names of other training programs, and the keys that they stand for: transformers (including names that it has
+removed), TRL, LLaMA-Factory, axolotl, nanoGPT and Lightning.
 
-A synonym only stands for keys of ours. A name for something that Redline does not do, or whose value means another
-thing in another program, is refused with the reason and what to use, never taken and ignored. Names of data, tokenizer
-and the model's path are in `data_prep.recipe.data_names`.
+A synonym stands only for keys of ours. A name is refused, with the reason and the remedy, if Redline does not have what
+it names, or if other programs disagree on the meaning of its value. No name is accepted and then ignored.
+Names of data, tokenizer and the model's path are in `data_prep.recipe.data_names`.
 """
 
 import re
@@ -51,7 +51,7 @@ def _adapter(text: str) -> dict[str, Any]:
 
 def _quantization(text: str) -> dict[str, Any]:
     if text != "4":
-        raise ValueError("must be 4 (adapter.load_in_4bit): other widths are not built")
+        raise ValueError("must be 4 (adapter.load_in_4bit): Redline supports no other width")
     return {"adapter.load_in_4bit": True}
 
 
@@ -78,14 +78,14 @@ def _warmup_ratio(text: str) -> dict[str, Any]:
     except ValueError:
         raise ValueError("must be a number") from None
     if not 0 <= ratio < LONGEST_WARMUP_RATIO:
-        raise ValueError("must be a share of all steps below 1; a number of steps is training.warmup_steps")
+        raise ValueError("must be a fraction of all steps, below 1; for a number of steps, use training.warmup_steps")
     return {"training.warmup_steps": ratio}
 
 
 def _steps(key: str) -> Synonym:
     def expand(text: str) -> dict[str, Any]:
         if not text.isdigit():
-            raise ValueError(f"must be a number of optimizer steps ({key}; below 1 that key is a share of all steps)")
+            raise ValueError(f"must be a whole number of steps; for a fraction of all steps, use {key}")
         return {key: int(text)}
 
     return Synonym("one", expand)
@@ -95,7 +95,7 @@ def _micro_batch_size(text: str) -> dict[str, Any]:
     if text in ("auto", "recipe"):
         return {"perf.micro_batch_size": text}
     if not text.isdigit():
-        raise ValueError("must be a number of rows a device, or auto")
+        raise ValueError("must be a number of rows per device, or auto")
     return {"training.per_device_train_batch_size": int(text)}
 
 
@@ -117,7 +117,7 @@ def _thin_monitoring(on: bool) -> dict[str, Any]:
     return {"monitor.train_every": 50, "monitor.gpu_every": 500, "monitor.plot_every": 0, "perf.log_every": 100}
 
 
-# Key, or keys that get the one value -> the other names for it.
+# Key, or several keys that get the same value -> its other names.
 _SAME_VALUE: dict[str | tuple[str, ...], str] = {
     ("training.seed", "data.seed"): "seed random_seed seed_everything",
     "training.learning_rate": "lr max_lr base_lr",
@@ -197,72 +197,75 @@ SYNONYMS = {
     "use_full_data": Synonym("switch", _whole_data),
 }
 
-_NOT_BUILT = "is not built here"
-_LAUNCHER = "the launcher decides: torchrun --nproc_per_node=N training/train.py … or deepspeed --num_gpus N …"
-_PER_DEVICE = "rows are named per device: --per_device_train_batch_size x --gradient_accumulation_steps x ranks"
-_GENERATE = "is of python -m training.generate"
-_PREFERENCES = f"preference training {_NOT_BUILT}: of a preference pair the chosen answer is trained"
-_MIN_RATE = "write --lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs '{min_lr: 1e-5}' (or min_lr_rate: 0.1)"
+_NOT_BUILT = "is not supported by Redline"
+_LAUNCHER = "the launcher sets the devices: torchrun --nproc_per_node=N training/train.py … or deepspeed --num_gpus N …"
+_PER_DEVICE = "set the sizes whose product it is: --per_device_train_batch_size x --gradient_accumulation_steps x ranks"
+_GENERATE = "applies to text generation: use python -m training.generate"
+_PREFERENCES = f"preference training {_NOT_BUILT}: it trains the chosen answer of a preference pair: leave it out"
+_MIN_RATE = "use --lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs '{min_lr: 1e-5}' (or min_lr_rate: 0.1)"
 _RESUME = "use --resume auto|PATH|never"
-_WHOLE_EVALUATION = "evaluation takes all documents that are held out: data.validation_share"
-_ZERO = "use --deepspeed zero2_bf16 (ds_configs/ has the others)"
+_WHOLE_EVALUATION = "evaluation uses all documents that are held out: set data.validation_share"
+_ZERO = "use --deepspeed zero2_bf16, or another configuration from ds_configs/"
 
-# Reason and what to use -> the names that it holds for.
+# Reason and what to use -> the names that are refused with it.
 _REASONS = {
     _LAUNCHER: "devices num_devices gpus num_gpus n_gpu n_gpus nproc_per_node num_processes nnodes num_nodes "
     "device_map world_size ddp",
     f"{_LAUNCHER}; {_ZERO}": "strategy accelerator distributed_type zero_stage",
     "set the environment variable CUDA_VISIBLE_DEVICES": "gpu_ids gpu_id visible_devices",
     _PER_DEVICE: "train_batch_size global_batch_size total_batch_size effective_batch_size",
-    "name which: adapter.dropout (--lora_dropout) or model.config.attention_dropout": "dropout",
-    "name what to switch off: --torch_compile false, --attn_implementation eager, --packing none": (
+    "there are two: use adapter.dropout (--lora_dropout) or model.config.attention_dropout": "dropout",
+    "disable single optimizations instead: --torch_compile false, --attn_implementation eager, --packing none": (
         "disable_optimizations"
     ),
-    "a limit on CPU use is not built; --num_threads bounds it": "max_cpu",
-    "a limit on memory is not built; `python -m training.plan` says what a run needs": "max_memory",
-    "the records decide (text is pretrained on, chats on their answers, docs/data.md): leave it out": "stage task",
+    "Redline has no limit on CPU use: use --num_threads": "max_cpu",
+    "Redline has no limit on memory: use `python -m training.plan` to predict what a run needs": "max_memory",
+    "the kind of the records selects the loss (docs/data.md): leave it out": "stage task",
     _PREFERENCES: "rl rlhf_type dpo_beta pref_beta pref_loss ref_model",
-    "the schedule runs over all steps: use --max_steps": "lr_decay_iters lr_decay_steps",
-    "use --warmup_steps: a number of steps, or below 1 a share of all steps": "warmup warmup_epochs",
-    "write --adam_beta1 and --adam_beta2": "betas adam_betas",
-    "a run ends by --max_steps or --epochs; a source is cut by data.sources: [{path: …, max_tokens: N}]": (
+    "the schedule always covers all steps: use --max_steps": "lr_decay_iters lr_decay_steps",
+    "use --warmup_steps: a number of steps, or, below 1, a fraction of all steps": "warmup warmup_epochs",
+    "use --adam_beta1 and --adam_beta2": "betas adam_betas",
+    "limit the run with --max_steps or --epochs, or a source with data.sources: [{path: …, max_tokens: N}]": (
         "max_tokens num_tokens total_tokens train_tokens max_train_tokens"
     ),
-    "write --gradient_checkpointing_kwargs '{use_reentrant: false}'": "use_reentrant",
+    "use --gradient_checkpointing_kwargs '{use_reentrant: false}'": "use_reentrant",
     _MIN_RATE: "min_lr min_learning_rate cosine_min_lr_ratio min_lr_ratio decay_lr",
-    "use --resume auto|PATH|never; weights to start from: --model.path": "init_from load_from_checkpoint ckpt_path",
+    "to resume a run, use --resume auto|PATH|never; to start from other weights, --model.path": (
+        "init_from load_from_checkpoint ckpt_path"
+    ),
     _RESUME: "auto_resume_from_checkpoints resume_from",
-    "an older run in this directory is moved aside automatically, --resume auto continues it: leave it out": (
+    "an older run in the directory is moved aside, or continued with --resume auto: leave it out": (
         "overwrite_output_dir"
     ),
-    "everything of a run is below training.output_dir": "log_dir tensorboard_dir",
+    "all files of a run are in its run directory: use training.output_dir": "log_dir tensorboard_dir",
     "use training.fp16 or training.bf16": "fp16_opt_level fp16_backend half_precision_backend amp apex",
-    "parameters that train are held in float32 and computed in bf16; model.dtype: bfloat16 holds them so": "pure_bf16",
-    f"8-bit weights: {_NOT_BUILT}: use --load_in_4bit with --use_peft": "load_in_8bit",
-    "4-bit weights are always NF4, computed in the type of training.bf16": (
+    "trained parameters are stored in float32 unless you set model.dtype: bfloat16": "pure_bf16",
+    f"{_NOT_BUILT}: use --load_in_4bit with --use_peft": "load_in_8bit",
+    "4-bit weights are always NF4 and computed in the type of training.bf16: leave it out": (
         "bnb_4bit_quant_type bnb_4bit_compute_dtype quantization_method quantization_type"
     ),
-    f"{_NOT_BUILT}: adapters train the factors of adapter.target_modules": "modules_to_save lora_modules_to_save "
+    f"{_NOT_BUILT}: adapters train only the modules of adapter.target_modules": "modules_to_save lora_modules_to_save "
     "additional_target lora_bias loraplus_lr_ratio lora_task_type freeze_trainable_layers layers_to_transform "
     "freeze_layers",
-    f"{_NOT_BUILT}": "use_unsloth unsloth use_galore use_badam use_adam_mini early_stopping_patience early_stopping "
-    "patience swa ema tensor_parallel_size pipeline_parallel_size context_parallel_size sequence_parallel_size",
-    "use model.config for a model from scratch (model_type and its fields); weights bring their own: model.path": (
+    f"{_NOT_BUILT}: leave it out": "use_unsloth unsloth use_galore use_badam use_adam_mini early_stopping_patience "
+    "early_stopping patience swa ema tensor_parallel_size pipeline_parallel_size context_parallel_size "
+    "sequence_parallel_size",
+    "for a model from scratch, use model.config; a pretrained model has its own": (
         "config_name config_overrides rope_scaling rope_theta"
     ),
     "set the environment variable HF_TOKEN": "token use_auth_token hf_token",
-    "weights are always loaded so": "low_cpu_mem_usage",
+    "weights are always loaded that way: leave it out": "low_cpu_mem_usage",
     _WHOLE_EVALUATION: "eval_iters limit_val_batches num_sanity_val_steps",
     "use --max_samples or --max_steps": "limit_train_batches overfit_batches",
-    "extend your recipe by the profile debug: `extends: [RECIPE, debug]`": "fast_dev_run",
+    "write a recipe that adds the profile debug: `extends: [RECIPE, debug]`": "fast_dev_run",
     "use --eval_strategy epoch": "check_val_every_n_epoch evals_per_epoch",
     "use --save_strategy epoch, or --save_steps": "saves_per_epoch always_save_checkpoint enable_checkpointing",
     "use --save_total_limit N, or --load_best_model_at_end with --metric_for_best_model": "save_top_k keep_best",
     _GENERATE: "predict_with_generate max_new_tokens do_sample temperature top_p top_k prompt",
-    "it is nccl on GPUs and gloo on a CPU": "backend xpu_backend",
-    "weights are not uploaded to trackers": "wandb_log_model wandb_watch",
-    "set W&B's own variables WANDB_TAGS and WANDB_NOTES": "wandb_tags wandb_notes tags notes",
-    "a resumed run keeps its id automatically": "wandb_run_id wandb_id",
+    "the backend is nccl on GPUs and gloo on a CPU: leave it out": "backend xpu_backend",
+    "Redline does not upload weights to trackers: leave it out": "wandb_log_model wandb_watch",
+    "set the environment variables WANDB_TAGS and WANDB_NOTES": "wandb_tags wandb_notes tags notes",
+    "a resumed run keeps its id: leave it out": "wandb_run_id wandb_id",
     "use --report_to wandb or tensorboard": "logger use_swanlab use_mlflow use_comet tracker",
 }
 REFUSED_FLAGS = {

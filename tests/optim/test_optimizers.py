@@ -116,7 +116,7 @@ def test_the_json_of_a_new_optimizer_is_filled_in_and_not_taken_for_torchs(made_
     filled = fill_in({"optimizer": {"type": "made_up"}}, {"learning_rate": 0.5}, known)["optimizer"]["params"]
     assert filled == {"deep_lr": 0.5}
     check_blocks(Layer({"optimizer": {"type": "made_up"}, "zero_optimization": {"stage": 1}}))
-    with pytest.raises(UserError, match="ASGD is torch's own: under ZeRO DeepSpeed wants"):
+    with pytest.raises(UserError, match="ASGD is an optimizer of PyTorch, which ZeRO does not take"):
         check_blocks(Layer({"optimizer": {"type": "ASGD"}, "zero_optimization": {"stage": 1}}))
 
 

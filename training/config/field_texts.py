@@ -14,10 +14,10 @@ _CHECKPOINTING_OPTIONS = (
 _LOG_LEVEL = "debug, info, warning, error, critical, or passive, which leaves the level as it is."
 
 DESCRIPTIONS: dict[str, str] = {
-    "output_dir": "Run directory: logs, metrics, checkpoints and the final model. By default, runs/ and the name of "
-    "the recipe.",
+    "output_dir": "Run directory: logs, metrics, checkpoints and the final model. RECIPE is the name of the recipe "
+    "file, or default without one.",
     "per_device_train_batch_size": "Micro-batch size of training: the number of rows that a device processes at once.",
-    "num_train_epochs": "Number of passes over the training data. Setting it replaces the default of max_steps.",
+    "num_train_epochs": "Number of passes over the training data. If it is set, max_steps has no default.",
     "max_steps": "Number of optimizer steps. Use either this key or num_train_epochs; -1 leaves the number to "
     "num_train_epochs.",
     "learning_rate": "Peak learning rate.",
@@ -87,8 +87,8 @@ DESCRIPTIONS: dict[str, str] = {
     "dataloader_num_workers": "Number of processes of each rank that load batches: another name for data.num_workers, "
     "which is used by default.",
     "dataloader_pin_memory": "Whether batches are loaded into pinned memory, for faster copies to a GPU.",
-    "dataloader_persistent_workers": "Whether worker processes are kept between epochs. By default, they are.",
-    "dataloader_prefetch_factor": "Number of batches that each worker process loads in advance. By default, 4.",
+    "dataloader_persistent_workers": "Whether worker processes are kept between epochs.",
+    "dataloader_prefetch_factor": "Number of batches that each worker process loads in advance.",
     "dataloader_multiprocessing_context": "Start method of worker processes: fork, spawn or forkserver. By default, "
     "the one that PyTorch selects.",
     "remove_unused_columns": "Must be false: the collator needs every column.",
@@ -98,7 +98,7 @@ DESCRIPTIONS: dict[str, str] = {
     "ddp_broadcast_buffers": "Whether DistributedDataParallel sends buffers from rank 0 to all ranks in each step.",
     "ddp_static_graph": "Whether DistributedDataParallel assumes the same computation graph in each step.",
     "ddp_timeout": "Time that a rank waits for the others in a collective operation, in seconds.",
-    "fsdp": "Whether to shard the model with PyTorch's Fully Sharded Data Parallel (FSDP).",
+    "fsdp": "Set it to true to shard the model with PyTorch's Fully Sharded Data Parallel (FSDP). Off by default.",
     "fsdp_config": "Options of FSDP: a mapping, or the path of a JSON file.",
     "debug": "Debugging aids. underflow_overflow detects overflow in the inputs and outputs of layers.",
 }
@@ -107,5 +107,7 @@ DEFAULTS_HERE = {
     "project": "redline",
     "remove_unused_columns": False,
     "dataloader_num_workers": None,
-    "dataloader_persistent_workers": None,
+    "dataloader_persistent_workers": True,
+    "dataloader_prefetch_factor": 4,
+    "output_dir": "runs/RECIPE",
 }

@@ -130,7 +130,8 @@ class PerfSection(Section):
     )
     profile_steps: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = Field(
         default=None,
-        description="First and last step that torch.profiler traces, as [FIRST, LAST]. By default, none is traced.",
+        description="First and last step that torch.profiler traces, both included, as [FIRST, LAST]. By "
+        "default, none is traced.",
     )
     num_threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         default="auto",
@@ -195,7 +196,8 @@ class CheckpointSection(Section):
 
     verify_final: bool = Field(
         default=True,
-        description="Whether to reload the final model from final/ and compare its outputs with the trained model.",
+        description="Whether to reload the final model from final/ and compare its weights and outputs with those of "
+        "the trained model.",
     )
     verify_on_resume: bool = Field(
         default=True, description="Whether to compare a checkpoint with its manifest before the run resumes from it."

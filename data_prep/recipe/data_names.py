@@ -11,10 +11,12 @@ from data_prep.recipe.synonym import Names, Synonym
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".gz", ".zst", ".bz2", ".xz")
-_COLUMNS = "columns are told by their names (docs/data.md); the text of plain records: --text_key"
-_SHARE = "data.validation_share is the share of documents held out"
-_TOKENIZER_OWN = "special tokens are the tokenizer's; of one that is trained here: tokenizer.special_tokens"
-_WEIGHTS = "give each source its weight: data.sources: [{path: a, weight: 2.0}, {path: b}]"
+_COLUMNS = "columns are found by their names (docs/data.md); for other names, use data.columns or --text_key"
+_SHARE = "use data.validation_share, the fraction of documents that are held out"
+_TOKENIZER_OWN = (
+    "special tokens come from the tokenizer; for a tokenizer that is trained here, use tokenizer.special_tokens"
+)
+_WEIGHTS = "give each source a weight: data.sources: [{path: a, weight: 2.0}, {path: b}]"
 
 
 def find_source(text: str) -> str:
@@ -123,7 +125,7 @@ DATA_NAMES = Names(
         "data_seed": "data.seed",
     },
     refused={
-        "template": "the tokenizer's own chat template is used; another: data.chat_template (chatml, or a Jinja file)",
+        "template": "the tokenizer has a chat template; for another one, use data.chat_template (chatml or a file)",
         "dataset_config_name": "write it into the source: data.sources: [{path: hf:NAME:CONFIG}]",
         "dataset_config": "write it into the source: data.sources: [{path: hf:NAME:CONFIG}]",
         "dataset_dir": "name the files or the directory itself: data.sources: [{path: DIR/FILE}]",
@@ -132,7 +134,7 @@ DATA_NAMES = Names(
         "mix_strategy": _WEIGHTS,
         "max_eval_samples": _SHARE,
         "eval_size": _SHARE,
-        "eval_sample_packing": "evaluation rows are packed as training rows are: data.packing",
+        "eval_sample_packing": "evaluation rows are packed like training rows: use data.packing",
         "pad_to_sequence_len": "packed rows are full; with data.packing: none, rows are padded by batch "
         "(data.pad_to_multiple_of)",
         "pad_to_max_length": "packed rows are full; with data.packing: none, rows are padded by batch "
@@ -141,8 +143,8 @@ DATA_NAMES = Names(
         "bos_token": _TOKENIZER_OWN,
         "pad_token": _TOKENIZER_OWN,
         "add_special_tokens": _TOKENIZER_OWN,
-        "use_fast_tokenizer": "tokenizers are always the fast ones",
-        "use_fast": "tokenizers are always the fast ones",
+        "use_fast_tokenizer": "the tokenizer is always a fast one: leave it out",
+        "use_fast": "the tokenizer is always a fast one: leave it out",
         "prompt_column": _COLUMNS,
         "response_column": _COLUMNS,
         "messages_column": _COLUMNS,

@@ -17,7 +17,8 @@ DESCRIPTIONS: dict[str, str] = {
     "output_dir": "Run directory: logs, metrics, checkpoints and the final model. RECIPE is the name of the recipe "
     "file, or default without one.",
     "per_device_train_batch_size": "Micro-batch size of training: the number of rows that a device processes at once.",
-    "num_train_epochs": "Number of passes over the training data. If it is set, max_steps has no default.",
+    "num_train_epochs": "Number of passes over the training data. If you set it, the default of max_steps does "
+    "not apply.",
     "max_steps": "Number of optimizer steps. Use either this key or num_train_epochs; -1 leaves the number to "
     "num_train_epochs.",
     "learning_rate": "Peak learning rate.",

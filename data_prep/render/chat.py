@@ -1,13 +1,13 @@
-"""Conversations to text through a chat template, with the exact characters that carry loss, and what is left out.
+"""Renders conversations with a chat template; reports the characters that carry loss and the content left out.
 
-The template is the tokenizer's own, a Jinja file, or ChatML. Loss falls on what the model has to write: from after the
-generation prompt to the end-of-turn mark inclusive, for each assistant turn. How that is found, and checked, is said in
-`turns`. A turn that cannot be found is an error, never a wrong mask.
+The template is the tokenizer's own, a Jinja file, or ChatML. Loss falls on what the model generates: each assistant
+turn from the end of the generation prompt to its stop token inclusive. `turns` finds and checks these ranges. A turn
+that cannot be found is an error, so a loss mask is never wrong.
 
-The work is done once for each *frame*: conversations that have the same roles, fields, calls by name and key, and
-tools, with a sentinel for each text. A record whose text is its frame's with its own texts put in, to the letter, has
-its turns where the frame has them: it costs one rendering (0.05 to 0.3 ms, by template). Any other is looked at by
-itself (`ReplacedSource`), which costs about three renderings a message.
+Conversations share a *frame* if they have the same roles, fields, tools, and names and keys of calls. A frame is
+rendered and analysed once, with a sentinel for each text. If a record's text is that of its frame with the record's own
+texts in it, its turns are where the frame has them, and the record costs one rendering (0.05 to 0.3 ms, depending on
+the template). Any other record is analysed alone (`ReplacedSource`), at about three renderings a message.
 """
 
 from collections.abc import Iterator
@@ -39,8 +39,11 @@ MAX_FRAMES = 256
 
 @dataclass(frozen=True)
 class Rendered:
-    """Text of a conversation, the character ranges that carry loss (None: all of it), and what of the conversation is
-    not in the text: an example by kind (`dropped`). `spelled` are special tokens that the conversation itself spells.
+    """A rendered conversation.
+
+    loss: character ranges [start, end) that carry loss; None means all of the text.
+    dropped: content of the conversation that the text does not contain, as one example for each kind.
+    spelled: ranges of the text that are special tokens written in the conversation itself.
     """
 
     text: str
@@ -51,9 +54,14 @@ class Rendered:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template, the special tokens it may name (`eos_token`, `bos_token`, …), all that the tokenizer has, and
-    what becomes of those in what is said and of what the template leaves out. Conversations with tools are rendered
-    by `with_tools`, if there is one."""
+    """A Jinja template with the options that decide what it renders.
+
+    special_tokens: those that the template can refer to by name (`eos_token`, `bos_token`, …).
+    control: all special tokens of the tokenizer.
+    on_dropped: what to do when the template leaves out content.
+    in_text: what to do with special tokens that are written in a message.
+    with_tools: the template for conversations with tools; None: this one.
+    """
 
     source: str
     special_tokens: dict[str, str]
@@ -64,15 +72,20 @@ class ChatTemplate:
     with_tools: "ChatTemplate | None" = None
 
     def render(self, conversation: Conversation, train_on: TrainOn) -> Rendered:
-        """Raises RecordError when the template refuses the conversation, or leaves out what must not be, or when the
-        derivations of a turn disagree."""
+        """Render a conversation.
+
+        Raises RecordError when the template refuses it or leaves out content that must be kept, when a turn cannot be
+        found, or when it contains a special token that `in_text` refuses.
+        """
         if conversation.tools and self.with_tools:
             return self.with_tools.render(conversation, train_on)
         token = None if self.in_text == "token" else self._find_spelled(conversation)
         if token is None:
             return self._render(conversation, train_on)
         if self.in_text == "refuse":
-            raise RecordError(f"the special token {token!r} is spelled in it (data.special_tokens_in_text: refuse)")
+            raise RecordError(
+                f"it contains the special token {token!r}, which data.special_tokens_in_text: refuse does not allow"
+            )
         hidden = Conversation(
             self.control.hide(conversation.messages), self.control.hide(conversation.tools), conversation.without_loss
         )
@@ -82,7 +95,7 @@ class ChatTemplate:
             raise RecordError(self.control.reveal_message(str(error))) from None
         text, spelled = self.control.reveal(rendered.text)
         if text != self.renderer.render(self.renderer.arrange(conversation.messages), conversation.tools).text:
-            raise RecordError(f"the chat template changes {token!r}, which is spelled in it")
+            raise RecordError(f"the chat template changes the special token {token!r}, which a message contains")
         dropped = {kind: self.control.reveal(example)[0] for kind, example in rendered.dropped.items()}
         return replace(rendered, text=text, dropped=dropped, spelled=spelled)
 
@@ -101,17 +114,17 @@ class ChatTemplate:
         messages, tools = self.renderer.arrange(conversation.messages), conversation.tools
         text, _ = self.renderer.render(messages, tools)
         marked = mark_leaves(messages)
-        reading = self._find_frame(marked, tools)
-        fitted = reading and fit(reading.source.whole(), marked.leaves, text)
-        if reading is None or fitted is None:
-            reading = _Reading(ReplacedSource(self.renderer, messages, marked.leaves, tools), self._closing)
-        dropped = reading.name_dropped(marked.leaves)
+        analysis = self._find_frame(marked, tools)
+        fitted = analysis and fit(analysis.source.whole(), marked.leaves, text)
+        if analysis is None or fitted is None:
+            analysis = _Analysis(ReplacedSource(self.renderer, messages, marked.leaves, tools), self._closing)
+        dropped = analysis.name_dropped(marked.leaves)
         self._check_dropped(dropped)
         if train_on == "all":
             return Rendered(text, None, dropped)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         chosen = turns[-1:] if train_on == "last_assistant" else turns
-        spans = [span for i in chosen if i not in conversation.without_loss for span in reading.turn(i).spans]
+        spans = [span for i in chosen if i not in conversation.without_loss for span in analysis.turn(i).spans]
         return Rendered(text, [fitted.move(span) for span in spans] if fitted else spans, dropped)
 
     def _check_dropped(self, dropped: dict[str, str]) -> None:
@@ -119,28 +132,28 @@ class ChatTemplate:
         if not kinds or self.on_dropped == "allow":
             return
         example = shorten(dropped[kinds[0]])
-        ways = "data.on_dropped_content: allow trains without it"
+        ways = "set data.on_dropped_content: allow to train without it"
         if self.source != CHATML and not kinds[0].startswith("field "):
-            ways += ", data.chat_template: chatml holds it"
+            ways += ", or data.chat_template: chatml to keep it"
         raise RecordError(f"{self.name} leaves out {' and '.join(kinds)} ({example!r}): {ways}")
 
     @cached_property
     def renderer(self) -> Renderer:
-        """Runs the template; compiled at the first use in a process."""
+        """Runs the template, which is compiled at its first use in a process."""
         return Renderer(self.source, self.special_tokens)
 
     def find_fault(self) -> str | None:
-        """Where and why the source is no Jinja; None if it is."""
+        """Line and reason of a Jinja syntax error in the source; None if there is none."""
         return self.renderer.find_fault()
 
-    def _find_frame(self, marked: Marked, tools: Tools) -> "_Reading | None":
-        """None where the template refuses sentinels."""
+    def _find_frame(self, marked: Marked, tools: Tools) -> "_Analysis | None":
+        """The analysis of the conversation's frame; None if the template refuses sentinels."""
         key = orjson.dumps([marked.messages, tools])
         if key not in self._frames:
             if len(self._frames) == MAX_FRAMES:
                 self._frames.clear()
-            reading = _Reading(MarkedSource(self.renderer, marked.messages, marked.leaves, tools), self._closing)
-            self._frames[key] = reading if reading.is_rendered else None
+            analysis = _Analysis(MarkedSource(self.renderer, marked.messages, marked.leaves, tools), self._closing)
+            self._frames[key] = analysis if analysis.is_rendered else None
         return self._frames[key]
 
     @cached_property
@@ -148,12 +161,12 @@ class ChatTemplate:
         return find_closing(self.renderer, self.control.tokens)
 
     @cached_property
-    def _frames(self) -> dict[bytes, "_Reading | None"]:
+    def _frames(self) -> dict[bytes, "_Analysis | None"]:
         return {}
 
 
-class _Reading:
-    """What is known of a source, found when it is asked for."""
+class _Analysis:
+    """Turns and dropped content of a source, each computed at its first use."""
 
     def __init__(self, source: Source, closing: Closing):
         self.source, self._closing = source, closing
@@ -173,7 +186,7 @@ class _Reading:
         return True
 
     def name_dropped(self, leaves: list[Leaf]) -> dict[str, str]:
-        """An example of each kind; `leaves` are the record's own."""
+        """One example for each kind of dropped content; `leaves` are the record's own."""
         found: dict[str, str] = {}
         for kind, what in self._missing:
             found.setdefault(kind, leaves[what].text if isinstance(what, int) else what)
@@ -194,7 +207,7 @@ class _Reading:
         yield from find_missing_tools(source.tools, source.whole().text, source.renderer.knows_tools)
 
     def _text_of(self, number: int) -> str:
-        """Of a turn, or, where it cannot be told, of the conversation."""
+        """Text of a turn, or of the whole conversation if the turn cannot be found."""
         text = self.source.whole().text
         try:
             begin, end = self.turn(number).bounds

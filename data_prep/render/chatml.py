@@ -1,4 +1,4 @@
-"""The chat template of a tokenizer that has none of its own. It writes all that a conversation can hold: system text,
+"""The chat template for tokenizers that have none. It writes everything that a conversation can contain: system text,
 tools, reasoning of every turn, calls and results."""
 
 CHATML = (

@@ -1,8 +1,8 @@
-"""Special tokens that are spelled in what a record says.
+"""Handles special tokens that are written in the text of a record.
 
-They are data: a user who types `<|im_end|>` ends no turn. While a conversation is rendered each of them is replaced by
-a run of one private-use character, as long as the token, so that neither a template nor the search for turns takes it
-for a mark; the rendered text then shows where they stand.
+Such a token is data: a user who types `<|im_end|>` does not end a turn. Before a conversation is rendered, each of them
+is replaced by a stand-in of the same length, a repeated private-use character. So neither the template nor the search
+for turns treats it as a special token, and the rendered text shows where it is.
 """
 
 import re
@@ -31,12 +31,12 @@ class ControlTokens:
         return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def find(self, text: str) -> str | None:
-        """The first special token in a text."""
+        """Return the first special token in a text; None if there is none."""
         found = self.pattern.search(text) if self.pattern else None
         return found[0] if found else None
 
     def stand_in(self, token: str) -> str:
-        """A text of the same length that is no special token."""
+        """Return the character whose repetition replaces a token."""
         return chr(FIRST_STAND_IN + self._numbers[token])
 
     @cached_property
@@ -44,10 +44,16 @@ class ControlTokens:
         return {token: number for number, token in enumerate(self.tokens)}
 
     def hide(self, value: Any) -> Any:
-        """A JSON value with stand-ins in all its texts. Raises RecordError where these could not be told again."""
+        """Replace the special tokens in all texts of a JSON value by stand-ins.
+
+        Raises RecordError when a text already contains characters that are used as stand-ins.
+        """
         if isinstance(value, str):
             if STAND_INS.search(value):
-                raise RecordError("a special token is spelled in it, beside characters from U+F0000 on")
+                raise RecordError(
+                    "it contains a special token and private-use characters from U+F0000 on, which replace special "
+                    "tokens during rendering: remove these characters"
+                )
             return (
                 self.pattern.sub(lambda found: self.stand_in(found[0]) * len(found[0]), value)
                 if self.pattern
@@ -58,7 +64,7 @@ class ControlTokens:
         return [self.hide(item) for item in value] if isinstance(value, list) else value
 
     def reveal(self, text: str) -> tuple[str, list[CharSpan]]:
-        """The text with its tokens again, and where they stand. Lengths do not change."""
+        """Put the tokens back into a rendered text; return it and the spans of the tokens. Lengths do not change."""
         spans: list[CharSpan] = []
 
         def spell(found: re.Match[str]) -> str:
@@ -70,5 +76,5 @@ class ControlTokens:
         return STAND_INS.sub(spell, text), spans
 
     def reveal_message(self, text: str) -> str:
-        """The same for a message, in which `repr` has escaped stand-ins."""
+        """Put the tokens back into an error message, where `repr` has escaped the stand-ins."""
         return self.reveal(ESCAPED.sub(lambda found: chr(int(found[1], 16)), text))[0]

@@ -1,7 +1,7 @@
-"""Sources to documents: records parsed by the kind of their source, conversations rendered by the chat template.
+"""Turns the records of sources into documents: parses them by kind, and renders conversations with the chat template.
 
-What cannot be read, parsed or rendered comes out as a `BadRecord` in its place: records in = documents out + bad
-records out.
+A record that cannot be read, parsed or rendered yields a `BadRecord` in its place. So each record yields exactly one
+item: a document, a `BadRecord`, or a `LeftOut`.
 """
 
 import logging
@@ -37,11 +37,16 @@ SHAPE_RECORDS = 1000
 
 @dataclass(slots=True)
 class Document:
-    """A text and the character ranges that carry loss (None: all). `key` is what its content hash is taken of.
+    """A text to encode.
 
-    A chat is whole as its template wrote it; a text still gets its end-of-document token. Of a preference pair this is
-    the chosen conversation, and `rejected` the other one, under the same key: the pair stays in one split. `dropped`
-    is what its template left out of it, an example by kind; `spelled` are special tokens that a chat itself spells.
+    key: the bytes from which the content hash is computed.
+    origin: the record that it comes from.
+    is_chat: the text is complete as rendered; a plain text still gets its end-of-document token.
+    loss: character ranges [start, end) that carry loss; None means all of the text.
+    rejected: the rejected conversation of a preference pair, of which this document is the chosen one. Both have the
+        same key, so the pair stays in one split.
+    dropped: content that the chat template left out, as one example for each kind.
+    spelled: ranges of special tokens that are written in the conversation itself.
     """
 
     text: str
@@ -56,14 +61,17 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A record whose own label says that its answer is bad."""
+    """A record that is left out because its label marks the answer as bad."""
 
     origin: Record
 
 
 def find_source_shape(item: Input, skip_bad_records: bool = False) -> Shape:
-    """Kind of a source from its first good record; logged. With none among its first SHAPE_RECORDS it is taken for text
-    where bad records are skipped, so that each is counted with its reason. Else raises UserError naming the place."""
+    """Find the kind of a source and its keys from its first good record, and log them.
+
+    If its first SHAPE_RECORDS records are all bad, `skip_bad_records` makes it text, so that each bad record is counted
+    with its reason; otherwise raises UserError that names the first bad record.
+    """
     section, reasons = item.section, []
     for record in _first_records(item):
         if isinstance(record, BadRecord):
@@ -79,7 +87,11 @@ def find_source_shape(item: Input, skip_bad_records: bool = False) -> Shape:
         return replace(shape, max_record_bytes=item.max_record_bytes)
     if not skip_bad_records:
         raise UserError(f"data.sources.{item.index}: {reasons[0]}")
-    logger.warning("data.sources.%d: no good record among the first %d, taken for text", item.index, len(reasons))
+    logger.warning(
+        "data.sources.%d: none of the first %d records can be used, read as text",
+        item.index,
+        len(reasons),
+    )
     kind = "text" if section.kind == "auto" else section.kind
     return Shape(
         kind,
@@ -107,9 +119,9 @@ def _log_shape(item: Input, shape: Shape, record: Record) -> None:
     key = f" under {shape.text_key!r}" if shape.text_key else ""
     files = f"{len(item.files)} file{'s' * (len(item.files) != 1)}"
     layout = _find_used(record, shape)
-    kept = "; the chosen answers train, the rejected ones are kept beside them" if shape.kind == "preference" else ""
+    kept = "; training uses the chosen answers, the store keeps the rejected ones" if shape.kind == "preference" else ""
     if layout is not None and "label" in layout.keys:
-        kept = f"; records whose {layout.keys['label']!r} says that the answer is bad are left out and counted"
+        kept = f"; records whose {layout.keys['label']!r} marks the answer as bad are left out and counted"
     keys = f"; {layout.describe(record.value)}" if layout is not None and isinstance(record.value, dict) else ""
     split = _describe_delimiter(item, record)
     what = f"kind {shape.kind}{key} ({how}){kept}{keys}{split}"
@@ -117,7 +129,7 @@ def _log_shape(item: Input, shape: Shape, record: Record) -> None:
 
 
 def find_unused_keys(item: Input, shape: Shape) -> list[str]:
-    """Keys of a source's first good record that are in no use."""
+    """Keys of a source's first good record that are not used."""
     for record in _first_records(item):
         if isinstance(record, Record) and (layout := _find_used(record, shape)) is not None:
             return find_unused(layout, record.value)
@@ -125,7 +137,7 @@ def find_unused_keys(item: Input, shape: Shape) -> list[str]:
 
 
 def _find_used(record: Record, shape: Shape) -> Layout | None:
-    """The keys of a source's first record, as far as it has any."""
+    """The keys of a record that are used; None if it has no keys or cannot be parsed."""
     if not isinstance(record.value, dict):
         return None
     if shape.kind == "text":
@@ -145,7 +157,7 @@ def _describe_delimiter(item: Input, record: Record) -> str:
 
 
 def parse_records(spans: Iterable[Span], shape: Shape) -> Iterator[tuple[Record, Content] | BadRecord]:
-    """Texts and conversations with the record they come from."""
+    """Parse the records of some spans of one source; yield each content with its record."""
     for span in spans:
         for record in read_records(
             span, shape.max_record_bytes, shape.text_key, records_key=shape.records_key, delimiter=shape.delimiter
@@ -164,7 +176,7 @@ def parse_records(spans: Iterable[Span], shape: Shape) -> Iterator[tuple[Record,
 def read_documents(
     spans: Iterable[Span], shape: Shape, template: ChatTemplate, train_on: TrainOn
 ) -> Iterator[Document | BadRecord | LeftOut]:
-    """Documents of some spans of one source."""
+    """Parse and render the records of some spans of one source."""
     for item in parse_records(spans, shape):
         if isinstance(item, BadRecord):
             yield item
@@ -189,11 +201,11 @@ def _render(content: Conversation | Preference, record: Record, template: ChatTe
         document.rejected.key = document.key
         document.dropped = {**document.rejected.dropped, **document.dropped}
         return document
-    # The hash is of what was said, so a document keeps its split when the template changes.
+    # The hash is of the messages, so a document keeps its split when the template changes.
     try:
         key = orjson.dumps([content.messages, content.tools], option=orjson.OPT_SORT_KEYS)
-    except TypeError as error:  # bytes in a column, objects nested deeper than JSON writers go
-        raise RecordError(f"a message or tool that JSON cannot hold ({error})") from None
+    except TypeError as error:  # bytes in a column, or objects that are nested too deeply for the JSON writer
+        raise RecordError(f"a message or tool cannot be written as JSON ({error})") from None
     rendered = template.render(content, train_on)
     if rendered.loss is not None and not any(start < end for start, end in rendered.loss):
         raise RecordError("no turn carries loss")
@@ -206,8 +218,7 @@ def _refuse(record: Record, error: RecordError) -> BadRecord:
 
 
 def text_of(content: Content) -> str:
-    """Plain text of a document for training a tokenizer: what was said, without any template; empty of what is left
-    out."""
+    """Return the text of a content without a template, for training a tokenizer; "" for a record that is left out."""
     if isinstance(content, str):
         return content
     if isinstance(content, LabelledFalse):

@@ -1,4 +1,4 @@
-"""What a record says and the rendered text does not hold, by kind."""
+"""Finds content of a record that the rendered text does not contain, and names its kind."""
 
 import json
 import re
@@ -15,12 +15,14 @@ UNKNOWN_TOOLS = "tools of a template that knows none"
 LEFT_OUT_BY_DESIGN = (EARLIER_REASONING, UNKNOWN_TOOLS)
 SHOWN = 80
 THINK_TAG = re.compile(r"</?think>")
-Missing = tuple[str, int | str]  # kind, and the leaf or the text that is not there
+Missing = tuple[str, int | str]  # kind, and the leaf number or the text that is missing
 
 
 def find_missing_leaves(source: Source) -> Iterator[Missing]:
-    """Leaves without a place. Reasoning that the template writes as long as its turn is the last is left out by
-    design."""
+    """Find leaves that have no place in the rendering.
+
+    Reasoning is left out by design if the template writes it only while its turn is the last one.
+    """
     placed = {place.leaf for place in source.whole().places}
     for number, leaf in enumerate(source.leaves):
         if number not in placed and leaf.kind != LABEL:
@@ -37,8 +39,10 @@ def _is_placed_alone(source: Source, number: int) -> bool:
 
 
 def find_missing_parts(source: Source) -> Iterator[Missing]:
-    """Lines that are not there of leaves that have a place: a template that looks into them may cut parts out.
-    Reasoning within a content is told by its tags."""
+    """Find missing lines of leaves that have a place, because a template can cut parts out of a text.
+
+    `</think>` separates reasoning from the rest of a content.
+    """
     text = source.whole().text
     for number in sorted({place.leaf for place in source.whole().places}):
         leaf = source.leaves[number]
@@ -58,7 +62,7 @@ def _find_missing_line(text: str, said: str) -> str | None:
 
 
 def find_missing_calls(calls: list[dict[str, Any]], written: str) -> Iterator[Missing]:
-    """Names, keys and numbers of calls that are not in `written`, the text of their turn."""
+    """Find names, keys and numbers of calls that are missing in `written`, the text of their turn."""
     names = [call["function"]["name"] for call in calls]
     for call in calls:
         name = call["function"]["name"]
@@ -71,7 +75,7 @@ def find_missing_calls(calls: list[dict[str, Any]], written: str) -> Iterator[Mi
 
 
 def _list_values(value: Any) -> Iterator[str]:
-    """Keys, numbers and truth values, at any depth."""
+    """Keys, numbers and booleans of a JSON value, at any depth."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield str(key)
@@ -84,7 +88,7 @@ def _list_values(value: Any) -> Iterator[str]:
 
 
 def find_missing_tools(tools: Tools, text: str, are_known: bool) -> Iterator[Missing]:
-    """Names, descriptions and parameters of tools that the text does not hold; `are_known` to the template or not."""
+    """Find names, descriptions and parameters of tools that are missing; `are_known`: the template mentions tools."""
     for tool in tools or ():
         function = tool.get("function", tool)
         if not isinstance(function, dict):
@@ -98,12 +102,12 @@ def find_missing_tools(tools: Tools, text: str, are_known: bool) -> Iterator[Mis
 
 
 def shorten(text: str) -> str:
-    """At most the first characters of a text, on one line."""
+    """Cut a text after SHOWN characters, with an ellipsis."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def holds(text: str, piece: str) -> bool:
-    """Whether a text has a piece in it: as it is, trimmed, as within a JSON string, or line by line."""
+    """Whether a text contains a piece: unchanged, trimmed, escaped as in a JSON string, or line by line."""
     piece = piece.strip()
     if piece in text or json.dumps(piece, ensure_ascii=False)[1:-1] in text or json.dumps(piece)[1:-1] in text:
         return True

@@ -1,7 +1,7 @@
-"""The leaves of a conversation: each text that a record says, with the kind of thing it is.
+"""Lists the leaves of a conversation, which are its texts, and replaces them by sentinels.
 
-A leaf can be replaced by a sentinel, which shows where a template writes it, or that it does not. Sentinels are of
-private-use characters, and of nine characters each, since some templates ask that of the id of a call.
+A sentinel shows where a template writes a leaf, or that it does not. It starts and ends with a private-use character
+and has nine characters, because some templates require that length of the id of a call.
 """
 
 import re
@@ -12,7 +12,7 @@ from data_prep.render.rendering import Messages
 SENTINEL = "\ue000{:07d}\ue001"
 FOUND = re.compile("\ue000(\\d{7})\ue001")
 LABEL = "label"
-# Keys of a message that name or date it, and say nothing that an answer could hang on.
+# Keys of a message that identify or date it. An answer cannot depend on their values.
 LABELS = {
     "name", "id", "tool_call_id", "call_id", "message_id", "parent_id", "parent_message_id", "uuid", "hash", "type",
     "timestamp", "created_at", "create_time", "updated_at", "date", "time", "model", "model_name", "author", "sender",
@@ -24,7 +24,7 @@ LABEL_ENDINGS = ("_id", "_ip", "_at", "_hash", "_time")
 
 
 class Leaf(NamedTuple):
-    """A text of message `message`, counted from 0. `kind` is what it is to the reader of a log; labels are no loss."""
+    """A text of message `message`, counted from 0. `kind` names it in logs; a missing label is not reported."""
 
     message: int
     kind: str
@@ -32,21 +32,23 @@ class Leaf(NamedTuple):
 
 
 class Marked(NamedTuple):
-    """A conversation with sentinels: that of leaf i is `SENTINEL.format(i)`."""
+    """A conversation with sentinels; leaf i is replaced by `SENTINEL.format(i)`."""
 
     messages: Messages
     leaves: list[Leaf]
 
 
 def mark_leaves(messages: Messages) -> Marked:
-    """All leaves replaced. What is neither text nor a call is left out: where a template looks at it, the marked
-    conversation does not fit the record's text, and is not used."""
+    """Replace all leaves by sentinels, and leave out values that are neither text nor calls.
+
+    If a template uses such a value, the marked conversation does not fit the record's text, and is not used.
+    """
     marker = _Marker(None)
     return Marked([marker.mark(number, message) for number, message in enumerate(messages)], marker.leaves)
 
 
 def replace_leaf(messages: Messages, leaf: int) -> Messages:
-    """The conversation with one leaf replaced and everything else as it is."""
+    """Replace one leaf by its sentinel and keep everything else."""
     marker = _Marker(leaf)
     return [marker.mark(number, message) for number, message in enumerate(messages)]
 
@@ -86,11 +88,11 @@ class _Marker:
         return [self._mark_value(number, item) for item in value] if isinstance(value, list) else value
 
     def _mark_text(self, number: int, kind: str, text: str) -> str:
-        if not text or text.isspace():  # templates ask whether there is any
+        if not text or text.isspace():  # templates test whether a text is empty
             return text
         self.leaves.append(Leaf(number, kind, text))
-        place = len(self.leaves) - 1
-        return SENTINEL.format(place) if self._chosen in (None, place) else text
+        leaf = len(self.leaves) - 1
+        return SENTINEL.format(leaf) if self._chosen in (None, leaf) else text
 
 
 def _name_kind(key: str, role: str) -> str:

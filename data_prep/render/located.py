@@ -1,9 +1,9 @@
-"""Renderings of which is known where they hold what the messages say.
+"""Finds where a rendering contains each text (leaf) of a conversation.
 
-`MarkedSource` renders a conversation whose leaves are all sentinels: one rendering shows every place, and what holds
-for it holds for each record whose text is the same with its own leaves put in (`fit`). Where a template looks into
-what is said, and so no record fits, `ReplacedSource` renders the record itself, and again with one leaf replaced: what
-differs is that leaf's place. It costs a rendering for each leaf.
+`MarkedSource` renders a conversation in which every leaf is a sentinel. One rendering shows all places, and they apply
+to every record whose text is that rendering with the record's own leaves in it (`fit`). If the output of a template
+depends on the texts, no record fits. `ReplacedSource` then renders the record itself, and once more for each leaf with
+that leaf replaced: the part that differs is the leaf's place.
 """
 
 import json
@@ -19,7 +19,7 @@ from data_prep.render.rendering import CharSpan, Messages, Renderer, Tools
 
 
 class Place(NamedTuple):
-    """Characters [start, end) of a text hold leaf `leaf`."""
+    """Characters [start, end) of a text contain leaf number `leaf`."""
 
     leaf: int
     start: int
@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Located:
-    """A text, the places of leaves in its order, and what the template marks itself."""
+    """A rendered text, the places of its leaves in text order, and the `{% generation %}` spans of the template."""
 
     text: str
     places: list[Place]
@@ -36,7 +36,7 @@ class Located:
 
 
 class Source:
-    """Renderings of the first messages of a conversation, each made once."""
+    """Renderings of the first messages of a conversation; each is made once and kept."""
 
     is_exact = True
 
@@ -46,17 +46,17 @@ class Source:
         self._known: dict[tuple[int, bool], Located] = {}
 
     def locate(self, count: int, prompt: bool = False) -> Located:
-        """The first `count` messages, with a generation prompt or without. Raises RecordError."""
+        """Render the first `count` messages; `prompt` adds the generation prompt. Raises RecordError."""
         if (count, prompt) not in self._known:
             self._known[count, prompt] = self._locate(count, prompt)
         return self._known[count, prompt]
 
     def whole(self) -> Located:
-        """The rendering of the whole conversation."""
+        """Render the whole conversation. Raises RecordError."""
         return self.locate(len(self.messages))
 
     def message_of(self, place: Place) -> int:
-        """Number of the message that a place belongs to."""
+        """Number of the message that a place belongs to, counted from 0."""
         return self.leaves[place.leaf].message
 
     def _locate(self, count: int, prompt: bool) -> Located:
@@ -64,7 +64,7 @@ class Source:
 
 
 class MarkedSource(Source):
-    """Of a conversation of sentinels."""
+    """Renderings of a conversation in which every leaf is a sentinel."""
 
     def _locate(self, count: int, prompt: bool) -> Located:
         text, marks = self.renderer.render(self.messages[:count], self.tools, prompt)
@@ -73,7 +73,7 @@ class MarkedSource(Source):
 
 
 class ReplacedSource(Source):
-    """Of a record as it is. Of less than the whole of it, only the last leaves are looked for."""
+    """Renderings of a record itself. In a part of the conversation only the last leaves are located."""
 
     is_exact = False
 
@@ -83,7 +83,7 @@ class ReplacedSource(Source):
         return Located(text, sorted((place for place in found if place), key=lambda place: place.end), marks)
 
     def _choose_leaves(self, count: int, prompt: bool) -> list[int]:
-        """Those of the last two messages that have any; of the whole all."""
+        """Leaves to locate: all of the whole conversation, else those of the last two messages that have leaves."""
         inside = [i for i, leaf in enumerate(self.leaves) if leaf.message < count]
         if count == len(self.messages) and not prompt:
             return inside
@@ -102,9 +102,12 @@ class ReplacedSource(Source):
 
 
 def find_opening(source: Source) -> Located:
-    """What stands before a first turn, up to and with the generation prompt. That is what the template adds to a
-    question, and its place is where it fits the turn by itself best: many render no empty conversation, or leave out
-    of it what begins a text. Raises RecordError."""
+    """Build the text before an assistant turn that is the first message, generation prompt included.
+
+    An empty conversation cannot be rendered for this: many templates refuse it, or leave out the start of the text.
+    So the prompt is what the template appends to a question. It is placed where it matches the first message's own
+    rendering best. Raises RecordError.
+    """
     first, question = source.locate(1), [{"role": "user", "content": "a"}]
     plain, prompted = (source.renderer.render(question, source.tools, prompt).text for prompt in (False, True))
     prompt = prompted[count_common_prefix(plain, prompted) :]
@@ -116,20 +119,22 @@ def find_opening(source: Source) -> Located:
 
 @dataclass(frozen=True)
 class Fit:
-    """How places in a marked text become those of a record's text: `shifts[i]` behind the i-th sentinel."""
+    """Maps offsets of a marked text to a record's text: add `shifts[i]` after i sentinels, which end at `ends`."""
 
     ends: list[int]
     shifts: list[int]
 
     def move(self, span: CharSpan) -> CharSpan:
-        """A span of one rendering in the coordinates of the other."""
+        """Map a span of the marked text to the record's text."""
         start, end = (at + self.shifts[bisect_right(self.ends, at)] for at in span)
         return start, end
 
 
 def fit(located: Located, leaves: Sequence[Leaf], text: str) -> Fit | None:
-    """None where `text` is not, to the letter, the marked text with these leaves in it, each whole, or trimmed, or
-    escaped as within a JSON string."""
+    """Map the marked text to `text`, which must be the marked text with these leaves instead of its sentinels.
+
+    A leaf may be unchanged, trimmed, or escaped as in a JSON string. None if `text` differs in any other way.
+    """
     at, before, grown = 0, 0, [0]
     for place, after in zip(located.places, _list_literals(located), strict=True):
         literal = located.text[before : place.start]
@@ -150,12 +155,13 @@ def fit(located: Located, leaves: Sequence[Leaf], text: str) -> Fit | None:
 
 
 def _list_literals(located: Located) -> Iterator[str]:
-    """What stands behind each place, up to the next."""
+    """Text after each place, up to the next place."""
     starts = [*(place.start for place in located.places), len(located.text)]
     return (located.text[p.end : n] for p, n in zip(located.places, starts[1:], strict=True))
 
 
 def _spell(text: str) -> Iterator[str]:
+    """Forms in which templates write a text."""
     yield text
     yield text.strip()
     yield text.lstrip()
@@ -167,12 +173,12 @@ def _spell(text: str) -> Iterator[str]:
 
 
 def make_source(renderer: Renderer, marked: Marked, tools: Tools) -> MarkedSource:
-    """Renderings of a conversation whose texts carry marks."""
+    """Make the renderings of a conversation of sentinels."""
     return MarkedSource(renderer, marked.messages, marked.leaves, tools)
 
 
 def count_common_prefix(one: str, two: str) -> int:
-    """Number of equal characters at the start of both."""
+    """Count the equal characters at the start of both texts."""
     low, high = 0, min(len(one), len(two))
     while low < high:
         middle = (low + high + 1) // 2

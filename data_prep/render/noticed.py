@@ -1,4 +1,4 @@
-"""What is worth a word though no record was refused for it, counted by kind with the place of the first."""
+"""Counts records that are used but deserve a warning, by kind, and keeps the first of each kind as an example."""
 
 import logging
 from collections.abc import Iterable
@@ -14,29 +14,32 @@ SPELLED = "special tokens in text"
 
 @dataclass
 class Noticed:
-    """Records by kind: what a chat template left out of them, or `SPELLED`. An example's `reason` is the text."""
+    """Numbers of records by kind: the kind of content that a chat template left out, or `SPELLED`.
+
+    The `reason` of an example is the text concerned.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, BadRecord] = field(default_factory=dict)
 
     def add(self, kind: str, example: BadRecord, count: int = 1) -> None:
-        """Count one more of a kind; the first example is kept."""
+        """Count `count` more records of a kind; only the first example is kept."""
         self.counts[kind] = self.counts.get(kind, 0) + count
         self.examples.setdefault(kind, example)
 
     def add_document(self, document: Document, spelled: str | None) -> None:
-        """What was left out of a document, and the first special token that it spells."""
+        """Count what was left out of a document, and `spelled`, the first special token in its text."""
         origin = document.origin
         for kind, text in {**document.dropped, **({SPELLED: spelled} if spelled else {})}.items():
             self.add(kind, BadRecord(origin.path, origin.unit, origin.number, shorten(text)))
 
     def describe(self) -> dict[str, tuple[int, str]]:
-        """The number of records and an example in a line, by kind."""
+        """Return, by kind, the number of records and an example on one line."""
         return {kind: (count, str(self.examples[kind])) for kind, count in self.counts.items()}
 
 
 def sum_up(parts: Iterable[Noticed]) -> Noticed:
-    """Counts of all parts together, with the first example of each kind."""
+    """Add up the counts of all parts, with the first example of each kind."""
     whole = Noticed()
     for part in parts:
         for kind, count in part.counts.items():
@@ -45,7 +48,7 @@ def sum_up(parts: Iterable[Noticed]) -> Noticed:
 
 
 def notice_sample(documents: Iterable[Document], control: ControlTokens, with_spelled: bool) -> Noticed:
-    """Of documents that are not encoded yet."""
+    """Count in documents that are not encoded yet; `with_spelled` counts special tokens in their text, too."""
     noticed = Noticed()
     for document in documents:
         spelled = document.text[slice(*document.spelled[0])] if document.spelled else None
@@ -56,15 +59,15 @@ def notice_sample(documents: Iterable[Document], control: ControlTokens, with_sp
 
 
 def log_noticed(logger: logging.Logger, noticed: dict[str, tuple[int, str]], among: str) -> None:
-    """A line for each kind; `among` says of what they are counted."""
+    """Log one line for each kind; `among` follows each count (" of 100 documents")."""
     for kind, (count, example) in noticed.items():
         if kind == SPELLED:
             logger.warning(
-                "  %d%s hold special tokens spelled in their text, encoded as ordinary text "
-                "(data.special_tokens_in_text), the first: %s",
+                "  %d%s contain special tokens in their text, which are encoded as ordinary text "
+                "(data.special_tokens_in_text); the first: %s",
                 count,
                 among,
                 example,
             )
         else:
-            logger.warning("  %d%s: the chat template leaves out %s, the first: %s", count, among, kind, example)
+            logger.warning("  %d%s: the chat template leaves out %s; the first: %s", count, among, kind, example)

@@ -1,7 +1,7 @@
-"""Runs a chat template, with each record's calls and reasoning in the form in which that template reads them.
+"""Runs a chat template, and passes calls and reasoning to it in the form that it expects.
 
-A template is a program of someone else's: whatever it raises is a `RecordError`. Dates that it writes are those of one
-moment, so that two renderings of a conversation never differ by the clock.
+A template is a third-party program: any exception in it becomes a `RecordError`. Its clock is fixed, so two renderings
+of a conversation never differ by the date that the template writes.
 """
 
 import json
@@ -27,7 +27,7 @@ TOOL = {"type": "function", "function": {"name": "look", "description": "a", "pa
 
 
 class Rendering(NamedTuple):
-    """A text, and the ranges that the template itself marks with `{% generation %}`."""
+    """A text, and the character ranges [start, end) of the template's `{% generation %}` blocks."""
 
     text: str
     marks: list[CharSpan]
@@ -35,33 +35,33 @@ class Rendering(NamedTuple):
 
 @dataclass(frozen=True)
 class Renderer:
-    """A Jinja template and the special tokens it may name (`eos_token`, `bos_token`, …)."""
+    """A Jinja template and the special tokens that it can refer to by name (`eos_token`, `bos_token`, …)."""
 
     source: str
     special_tokens: dict[str, str]
 
     def render(self, messages: Messages, tools: Tools, prompt: bool = False) -> Rendering:
-        """Raises RecordError when the template refuses the conversation."""
+        """Render messages; `prompt` adds the generation prompt. Raises RecordError when the template raises."""
         try:
             return self._run(messages, tools, prompt, self.takes_parts)
         except Exception as error:  # it may raise anything
             raise RecordError(f"the chat template refuses it ({' '.join(str(error).split())})") from None
 
     def find_fault(self) -> str | None:
-        """Where and why the source is no Jinja; None if it is."""
+        """Line and reason of a Jinja syntax error in the source; None if there is none."""
         from jinja2 import TemplateSyntaxError
 
         try:
             self._run([{"role": "user", "content": "a"}], None, False, parts=False)
         except TemplateSyntaxError as error:
             return f"line {error.lineno}: {error.message}"
-        except Exception:  # it may refuse this conversation and take those of the data
+        except Exception:  # it may refuse this conversation and still render those of the data
             return None
         return None
 
     @cached_property
     def marks_turns(self) -> bool:
-        """Whether the template has `{% generation %}` marks."""
+        """Whether the template has `{% generation %}` blocks."""
         return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
 
     @cached_property
@@ -71,7 +71,7 @@ class Renderer:
 
     @cached_property
     def knows_developer(self) -> bool:
-        """Whether the template mentions the role developer."""
+        """Whether the template renders messages of the role developer."""
         asked = [{"role": "developer", "content": SAID}, {"role": "user", "content": "a"}]
         try:
             return SAID in self.render(asked, self.probed_tools).text
@@ -80,7 +80,7 @@ class Renderer:
 
     @cached_property
     def probed_tools(self) -> Tools:
-        """Those that come with a question of what the template does: none, but for one that renders nothing without."""
+        """Tools to pass in probes of the template: None, unless it fails without tools."""
         for tools in (None, [TOOL]):
             try:
                 self._run([{"role": "user", "content": "a"}], tools, False, parts=False)
@@ -90,8 +90,11 @@ class Renderer:
         return None
 
     def arrange(self, messages: Messages) -> Messages:
-        """The messages with arguments as this template takes them, reasoning under `reasoning_content` alone, and what
-        a developer says as the system's where the template knows no developer."""
+        """Return the messages in the form that this template expects.
+
+        Arguments of calls are objects or JSON text, reasoning is only under `reasoning_content`, and developer messages
+        become system messages if the template does not render the role developer.
+        """
         return [self._arrange(message) for message in messages]
 
     def _arrange(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +119,7 @@ class Renderer:
 
     @cached_property
     def takes_text(self) -> bool:
-        """Whether arguments are to be JSON text: as an object they are refused, or written as Python writes them."""
+        """Whether arguments must be JSON text: given an object, the template fails or writes its Python repr."""
         as_object, as_text = self._probe(PROBED), self._probe(json_text(PROBED))
         is_wrong = as_object is None or str(PROBED) in as_object
         return is_wrong and as_text is not None and json_text(PROBED) in as_text
@@ -134,8 +137,10 @@ class Renderer:
 
     @cached_property
     def takes_parts(self) -> bool:
-        """Whether contents are to be lists of parts, as templates of models with eyes want them: texts are refused, or
-        not written."""
+        """Whether contents must be lists of parts: the template fails on a text, or does not write it.
+
+        Templates of vision models need this.
+        """
         messages = [{"role": "user", "content": SAID}]
         try:
             as_text = self._run(messages, self.probed_tools, False, parts=False).text
@@ -167,7 +172,7 @@ class Renderer:
 
     @cached_property
     def _compiled(self) -> Any:
-        # Imported here: a store of plain text never pays for it (1 s). It does not import torch.
+        # Imported here because it takes 1 s, which a store of plain text need not wait for. It does not import torch.
         from transformers.utils import chat_template_utils
 
         return chat_template_utils._compile_jinja_template(self.source)  # pyright: ignore[reportPrivateUsage]
@@ -178,7 +183,7 @@ class Renderer:
 
 
 def _spell_out(message: dict[str, Any], parts: bool) -> dict[str, Any]:
-    """Reasoning under each name that templates know, and the content as a list of parts where they want that."""
+    """Add reasoning under every key that templates read; make the content a list of parts if `parts`."""
     if reasoning := message.get("reasoning_content"):
         message = {**message, "reasoning": reasoning, "thinking": reasoning}
     return {**message, "content": [{"type": "text", "text": message.get("content", "")}]} if parts else message
@@ -193,5 +198,5 @@ def _load_object(text: str) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """JSON as `json.dumps` and the `tojson` of templates write it, with a space behind `:` and `,`."""
+    """Write JSON as `json.dumps` and the `tojson` of templates do, with a space after `:` and `,`."""
     return json.dumps(value, ensure_ascii=False)

@@ -1,17 +1,19 @@
-"""The characters of an assistant's turn: from behind the generation prompt up to and with its stop token.
+"""Finds the characters of an assistant turn, from the end of the generation prompt to the end of its stop token.
 
-Two derivations have to agree. The one looks at the turn in its place, in the rendering of the whole conversation: what
-others say bounds it on both sides. The other renders the conversation up to the turn, with the generation prompt, and
-up to and with the turn: what comes on top is the turn by itself, with nothing behind it.
-- The turn begins behind the text that stands, in the rendering up to the turn, between what was said last and the end.
-  In its place the same text has to follow the same words, but for a reasoning block that a prompt opens or leaves
-  empty and this turn does not.
-- It ends with what the turn by itself ends with, which is a stop token. In its place the same has to follow the turn's
-  last words, or, where a template closes the last turn otherwise than others, what closes the turns before it.
-- Between them stands everything that the turn says, and nothing that others say.
-- `{% generation %}`, where a template has it, covers what the turn says and its stop token, and nothing that others
-  say. What it covers of the prompt, or of white space behind the turn, carries no loss all the same.
-Where one of these does not hold the record is refused with the reason.
+A turn is found in two ways, which must agree:
+- in the rendering of the whole conversation, where the texts of other messages bound it on both sides;
+- on its own, as the difference between the rendering of the messages before it, with the generation prompt, and the
+  rendering of the messages up to and including it.
+
+These conditions are checked. A record that breaks one of them is refused with the reason.
+- Start: the header is the text between the last text before the turn and the end of the generation prompt. The whole
+  rendering has the same header at the same place. One difference is allowed: a prompt may open a reasoning block, or
+  write an empty one, that this turn does not have.
+- End: the turn on its own ends with a stop token. In the whole rendering the turn ends with the same stop token, or,
+  if the template closes the last turn differently, with the one that closes earlier turns.
+- Content: the range holds every text of the turn and no text of another message.
+- `{% generation %}`, if the template has it, covers every text of the turn and its stop token, and no text of another
+  message. If it also covers part of the prompt or white space after the turn, these characters carry no loss.
 """
 
 import re
@@ -32,26 +34,36 @@ REASONING = re.compile(r"[<\[][^<>\[\]]*(think|thought|reason|channel)", re.IGNO
 
 @dataclass(frozen=True)
 class Closing:
-    """How a template closes turns: what looks like a mark, `end` of a plain answer, and a `suffix` of the document."""
+    """How a template closes turns.
+
+    mark: matches every special token and everything that looks like one.
+    end: the mark that ends a plain answer; "" if there is none.
+    suffix: text that the template appends to the document after the last turn.
+    """
 
     mark: re.Pattern[str]
     end: str
     suffix: str
 
     def find_last(self, text: str) -> str:
-        """The mark that ends a text; "" where none does, or one that closes a part of a turn (`</tool_call>`)."""
+        """Return the mark at the end of a text.
+
+        "" if there is none, or if it only closes a part of a turn (`</tool_call>`).
+        """
         found = next((found[0] for found in self.mark.finditer(text) if found.end() == len(text)), "")
         return "" if found.startswith(("</", "[/")) and found != self.end else found
 
     def find_first(self, text: str) -> str:
-        """The stop token that comes first in a text; empty when there is none."""
+        """Return the first mark in a text; "" if there is none."""
         found = self.mark.search(text)
         return found[0] if found else ""
 
 
 def find_closing(renderer: Renderer, tokens: Sequence[str]) -> Closing:
-    """Read off two exchanges of sentinels; a template that refuses them is taken to have no suffix. `tokens` are marks
-    besides what looks like one."""
+    """Find how a template closes turns by rendering two question-answer pairs of sentinels.
+
+    A template that refuses them gets an empty `end` and `suffix`. `tokens` are marks even if they do not look like one.
+    """
     known = {re.escape(token) for token in (*renderer.special_tokens.values(), *tokens) if token.strip()}
     special = sorted(known, key=len, reverse=True)
     mark = re.compile("|".join([*special, r"<\|[^|<>]+\|>", r"<[^<>\s]+>", r"\[/?[A-Z][A-Z_]*\]"]))
@@ -66,7 +78,7 @@ def find_closing(renderer: Renderer, tokens: Sequence[str]) -> Closing:
         return Closing(mark, "", "")
     last = whole.text[ends[3].end :]
     between = whole.text[ends[1].end : ends[2].start]
-    # What stands before the first message as well is the header of a message, unless it is all there is.
+    # Text that also precedes the first message is a message header, unless `between` has nothing else.
     header = count_common_prefix(between[::-1], whole.text[: ends[0].start][::-1])
     common, behind = count_common_prefix(last, between), len(between) - header or len(between)
     shared = [found for found in mark.finditer(last) if found.end() <= common and found.start() < behind]
@@ -77,30 +89,36 @@ def find_closing(renderer: Renderer, tokens: Sequence[str]) -> Closing:
 
 
 class Turn:
-    """One assistant's turn of a source."""
+    """One assistant turn: message `number` of `source`, counted from 0."""
 
     def __init__(self, source: Source, number: int, closing: Closing):
         self._source, self._number, self._closing = source, number, closing
 
     @cached_property
     def bounds(self) -> CharSpan:
-        """From behind the prompt to behind the stop token. Raises RecordError."""
-        if self._says_anything and not self._own(self._source.whole()):
-            raise self._refuse("the chat template writes nothing of what it says")
+        """Characters [start, end) of the turn in the whole rendering, stop token included.
+
+        Raises RecordError when the turn cannot be found.
+        """
+        if self._has_text and not self._find_own_places(self._source.whole()):
+            raise self._refuse("the chat template writes none of its text")
         begin, end = self._begin, self._find_end()
         for place in self._source.whole().places:
             is_mine = self._source.message_of(place) == self._number
             if is_mine and self._source.leaves[place.leaf].kind == LABEL:
                 continue
-            # A replaced leaf may seem to begin within the prompt, where it brings a tag that the prompt brings, too.
+            # A replaced leaf that starts with a tag of the prompt can seem to begin inside the prompt.
             inside = (begin <= place.start or not self._source.is_exact) and begin <= place.end <= end
             if (is_mine and not inside) or (not is_mine and place.start < end and place.end > begin):
-                raise self._refuse("the chat template's output does not tell what it says from what others say")
+                raise self._refuse("the chat template's output does not separate it from the other messages")
         return begin, end
 
     @cached_property
     def spans(self) -> list[CharSpan]:
-        """The ranges that carry loss: all of the turn, or what the template marks of it. Raises RecordError."""
+        """Character ranges of the turn that carry loss: all of it, or what `{% generation %}` covers of it.
+
+        Raises RecordError when the turn cannot be found, or when the template's marks do not fit it.
+        """
         begin, end = self.bounds
         if not self._marks_turns:
             return [(begin, end)]
@@ -120,7 +138,8 @@ class Turn:
         if not spans or not held or spans[-1][1] < end or over or foreign:
             shown = " and ".join(_show(whole.text[a:b]) for a, b in marked) or "nothing"
             raise self._refuse(
-                f"the chat template marks {shown} with generation, and writes {_show(whole.text[begin:end])} for it"
+                f"the chat template's {{% generation %}} block covers {shown}, "
+                f"but the turn is {_show(whole.text[begin:end])}"
             )
 
     @property
@@ -128,17 +147,18 @@ class Turn:
         return self._source.renderer.marks_turns
 
     @property
-    def _says_anything(self) -> bool:
+    def _has_text(self) -> bool:
         return any(leaf.message == self._number and leaf.kind != LABEL for leaf in self._source.leaves)
 
     def _refuse(self, reason: str) -> RecordError:
         return RecordError(f"message {self._number + 1}: {reason}")
 
-    def _own(self, located: Located) -> list[Place]:
-        """The turn's places in a rendering, but for labels, which may stand before it."""
-        return [p for p in self._all_from(located, 0) if self._source.leaves[p.leaf].kind != LABEL]
+    def _find_own_places(self, located: Located) -> list[Place]:
+        """Places of the turn in a rendering, without labels, which may precede the turn."""
+        return [p for p in self._find_places_after(located, 0) if self._source.leaves[p.leaf].kind != LABEL]
 
-    def _all_from(self, located: Located, begin: int) -> list[Place]:
+    def _find_places_after(self, located: Located, begin: int) -> list[Place]:
+        """Places of the turn that end after `begin`, labels included."""
         return [p for p in located.places if self._source.message_of(p) == self._number and p.end > begin]
 
     @cached_property
@@ -147,12 +167,12 @@ class Turn:
 
     @cached_property
     def _header(self) -> str:
-        """What stands before the turn, behind what was said last."""
+        """Text between the last text before the turn and the turn itself."""
         before = self._before
         lead = before.text[self._anchor.end if self._anchor else 0 :]
-        header = self._match_header(lead, self._follow(self._source.whole()))
-        if not self._follow(self._source.locate(self._number + 1)).startswith(header):
-            raise self._refuse(f"rendered on its own, the chat template does not begin it with {_show(header)}")
+        header = self._match_header(lead, self._text_after(self._source.whole()))
+        if not self._text_after(self._source.locate(self._number + 1)).startswith(header):
+            raise self._refuse(f"when it is the last message, the chat template does not begin it with {_show(header)}")
         return header
 
     @cached_property
@@ -160,25 +180,26 @@ class Turn:
         try:
             return self._source.locate(self._number, prompt=True) if self._number else find_opening(self._source)
         except RecordError as error:
-            raise self._refuse(f"the chat template refuses the conversation with this turn: {error}") from None
+            raise self._refuse(f"the chat template refuses the messages before it: {error}") from None
 
     @cached_property
     def _anchor(self) -> Place | None:
-        """What was said last before the turn."""
+        """Place of the last text before the turn; None if there is no text before it."""
         return max(self._before.places, key=lambda place: place.end, default=None)
 
     @cached_property
-    def _closed(self) -> int:
-        """How much of what stands before the turn is there without a generation prompt, too."""
+    def _unprompted(self) -> int:
+        """Number of characters after the anchor that are there without a generation prompt, too."""
         lead = self._before.text[self._anchor.end if self._anchor else 0 :]
-        return count_common_prefix(lead, self._follow(self._source.locate(self._number))) if self._number else 0
+        unprompted = self._source.locate(self._number) if self._number else None
+        return count_common_prefix(lead, self._text_after(unprompted)) if unprompted else 0
 
     def _match_header(self, lead: str, follows: str) -> str:
-        """`lead`, or as much of it as comes before a reasoning block that the turn does not begin with."""
+        """Return `lead`, cut before a reasoning block if the turn does not begin with that block."""
         found = count_common_prefix(lead, follows)
         if found == len(lead):
             return lead
-        closed = self._closed
+        closed = self._unprompted
         cut = next(
             (mark.start() for mark in self._closing.mark.finditer(lead) if mark.start() < found < mark.end()), found
         )
@@ -190,27 +211,28 @@ class Turn:
             raise self._refuse(f"the chat template does not begin it with {_show(lead[closed:] or lead)}")
         return header
 
-    def _follow(self, located: Located) -> str:
+    def _text_after(self, located: Located) -> str:
+        """Text of a rendering after the last text before the turn."""
         return located.text[self._end_of_anchor(located) :]
 
     def _end_of_anchor(self, located: Located) -> int:
-        """Where in a rendering that ends which was said last before this turn."""
+        """Return the offset at which the last text before the turn ends in a rendering."""
         if self._anchor is None:
             return 0
-        own = self._own(located)
+        own = self._find_own_places(located)
         limit = own[0].start if own else len(located.text)
         ends = [p.end for p in located.places if p.leaf == self._anchor.leaf and p.end <= limit]
         if not ends:
-            raise self._refuse("the chat template changes or moves what stands before it")
+            raise self._refuse("the chat template changes or moves the text before it")
         return ends[-1]
 
     def _find_end(self) -> int:
         source, whole = self._source, self._source.whole()
         alone = source.locate(self._number + 1)
         begin_alone = self._end_of_anchor(alone) + len(self._header)
-        own, own_alone = self._all_from(whole, self._begin), self._all_from(alone, begin_alone)
+        own, own_alone = self._find_places_after(whole, self._begin), self._find_places_after(alone, begin_alone)
         if own and own_alone and own[-1].leaf != own_alone[-1].leaf:
-            raise self._refuse("the chat template writes other parts of it within the conversation than on its own")
+            raise self._refuse("the chat template writes different parts of it when more messages follow")
         first = own[-1].end if own else self._begin
         last = own_alone[-1].end if own_alone else begin_alone
         limit = min((p.start for p in whole.places if p.start >= first and p not in own), default=len(whole.text))
@@ -218,28 +240,32 @@ class Turn:
         return first + self._match_closing(closing, whole.text[first:limit])
 
     def _match_closing(self, closing: str, tail: str) -> int:
-        """How much of `tail` closes the turn. By itself it is closed by `closing`."""
+        """Return how many characters of `tail`, the text after the turn's last place, close the turn.
+
+        `closing` is what closes it when it is the last message.
+        """
         mark = self._closing.find_last(closing)
         if not mark:
             raise self._refuse(
-                f"the chat template writes no stop token behind it ({_show(closing)}): trained on it, a model would "
-                "not stop"
+                f"the chat template writes no stop token after it ({_show(closing)}); a model trained on this would "
+                "not stop generating"
             )
-        # A call without a text of its own is all literal: with the empty reasoning block that a last turn may have.
+        # In a turn that is only a call, `closing` can start with an empty reasoning block that only a last turn has.
         for written in (closing, EMPTY_BLOCK.sub("", closing)):
             if tail.startswith(written):
                 return len(written)
-            before, others = written[: -len(mark)], self._closing.find_first(self._follow(self._before)[: self._closed])
+            before = written[: -len(mark)]
+            others = self._closing.find_first(self._text_after(self._before)[: self._unprompted])
             if others and tail.startswith(before + others):
                 return len(before + others)
         raise self._refuse(
-            f"the chat template ends it with {_show(closing)} on its own, "
-            f"and with {_show(tail)} within the conversation"
+            f"the chat template ends it with {_show(closing)} when it is the last message, "
+            f"and with {_show(tail)} when more messages follow"
         )
 
 
 def _join(spans: list[CharSpan]) -> list[CharSpan]:
-    """Spans that touch as one."""
+    """Merge spans that touch or overlap; drop empty ones."""
     joined: list[CharSpan] = []
     for start, end in spans:
         if joined and start <= joined[-1][1]:
@@ -250,6 +276,6 @@ def _join(spans: list[CharSpan]) -> list[CharSpan]:
 
 
 def _show(text: str) -> str:
-    """For a message: an ellipsis for each sentinel, and both ends of what is long."""
+    """Quote a text for an error message: each sentinel becomes an ellipsis, and a long text loses its middle."""
     text = FOUND.sub("…", text)
     return repr(text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} … {text[-SHOWN:]}")

@@ -191,7 +191,7 @@ def _leave_out(
     }
     if spec.special_tokens_in_text == "refuse":
         reasons |= {
-            i: f"the special token {token!r} is spelled in it (data.special_tokens_in_text: refuse)"
+            i: f"it contains the special token {token!r}, which data.special_tokens_in_text: refuse does not allow"
             for i, token in encoded.spelled.items()
         }
     for index, reason in sorted(reasons.items()):

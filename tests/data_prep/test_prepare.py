@@ -134,7 +134,7 @@ def test_a_source_without_a_good_record_is_counted_where_bad_ones_are_skipped(tm
     store = Store.open(
         prepare(*recipe(good, {"sources": sources, "on_bad_record": "skip", "max_bad_share": 0.2})).store_dir
     )
-    assert "data.sources.2: no good record among the first 3, taken for text" in caplog.text
+    assert "data.sources.2: none of the first 3 records can be used, read as text" in caplog.text
     assert (store.manifest.num_documents, store.manifest.bad_records) == (50, 7)
     listed = [json.loads(line) for line in (store.path / "bad_records.jsonl").read_text().splitlines()]
     assert Counter(Path(item["path"]).name for item in listed) == dict(bad)

@@ -146,17 +146,17 @@ def test_tokens_in_tools_and_calls_are_found(template: ChatTemplate):
 def test_refused_or_taken_as_tokens(tokenizer: LoadedTokenizer):
     control = ControlTokens(tuple(tokenizer.control_tokens))
     refusing = ChatTemplate(CHATML, {}, control, in_text="refuse")
-    with pytest.raises(RecordError, match=r"'<\|im_end\|>' is spelled in it \(data.special_tokens_in_text: refuse\)"):
+    with pytest.raises(RecordError, match=r"contains the special token '<\|im_end\|>', .*_in_text: refuse"):
         chat(refusing, f"a{END}", "b")
     assert chat(ChatTemplate(CHATML, {}, control, in_text="token"), f"a{END}", "b").spelled == []
-    with pytest.raises(RecordError, match="beside characters from U.F0000 on"):
+    with pytest.raises(RecordError, match="private-use characters from U.F0000 on"):
         chat(ChatTemplate(CHATML, {}, control), f"a{END}\U000f0003", "b")
 
 
 def test_a_template_that_changes_a_spelled_token_is_refused(tokenizer: LoadedTokenizer):
     source = CHATML.replace("message.content", "(message.content | replace('<|im_end|>', ''))")
     control = ControlTokens(tuple(tokenizer.control_tokens))
-    with pytest.raises(RecordError, match=r"the chat template changes '<\|im_end\|>', which is spelled in it"):
+    with pytest.raises(RecordError, match=r"template changes the special token '<\|im_end\|>', which a message"):
         chat(ChatTemplate(source, {}, control), f"a{END}", "b")
 
 
@@ -173,7 +173,7 @@ def test_a_store_counts_spelled_tokens_says_the_first_and_keeps_what_was_said(tm
     store = build(recipe, path)
     said = f"{path}, line 2: {END}"
     assert store.manifest.noticed == {"special tokens in text": (2, said)}
-    assert "2 records hold special tokens spelled in their text, encoded as ordinary text" in caplog.text
+    assert "2 records contain special tokens in their text, which are encoded as ordinary text" in caplog.text
     assert said in caplog.text
     table = store.split("train")
     assert [int(np.isin(table.ids(i), [0, 3]).sum()) for i in range(3)] == [1, 1, 1]  # the end of each document
@@ -181,11 +181,11 @@ def test_a_store_counts_spelled_tokens_says_the_first_and_keeps_what_was_said(tm
     again = build(recipe, path, min_document_tokens=1)  # another store, from the same bytes
     assert again.manifest.noticed == store.manifest.noticed
     assert build(recipe, path, special_tokens_in_text="token").manifest.noticed == {}
-    with pytest.raises(UserError, match=r"line 2: the special token '<\|im_end\|>' is spelled in it"):
+    with pytest.raises(UserError, match=r"line 2: it contains the special token '<\|im_end\|>'"):
         build(recipe, path, special_tokens_in_text="refuse")
     caplog.clear()
     prepare(*recipe(path, data={"streaming": True}))
-    assert "2 of the first 3 records hold special tokens spelled in their text, encoded as ordinary text" in caplog.text
+    assert "2 of the first 3 records contain special tokens in their text, which are" in caplog.text
     assert said in caplog.text
 
 

@@ -228,7 +228,7 @@ def test_a_template_that_refuses_or_hides_a_turn_is_an_error(tokenizer: LoadedTo
     with pytest.raises(RecordError, match="refuses it .only user and assistant"):
         ChatTemplate(MISTRAL, special).render(Conversation(turns("a", "b", system="s")), "assistant")
     hiding = "{% for m in messages %}{{ m.role }}{% endfor %}"
-    with pytest.raises(RecordError, match="leaves out content .'a'.*chatml holds it"):
+    with pytest.raises(RecordError, match="leaves out content .'a'.*chatml to keep it"):
         ChatTemplate(hiding, special).render(Conversation(turns("a", "b")), "assistant")
 
 

@@ -37,7 +37,7 @@ def pairs(tmp_path: Path) -> Path:
 def test_both_halves_of_a_pair_are_kept_and_the_chosen_one_trains(pairs: Path, recipe, tokenizer, caplog):
     caplog.set_level(logging.INFO)
     store = build(recipe(pairs))
-    assert "kind preference (found from line 1); the chosen answers train" in caplog.text
+    assert "kind preference (found from line 1); training uses the chosen answers" in caplog.text
     texts = make_texts(40)
     for split in ("train", "validation"):
         chosen, rejected = decode(store, split, tokenizer), decode(store, f"{split}_rejected", tokenizer)
@@ -105,7 +105,7 @@ def test_what_json_cannot_hold_is_a_bad_record(tmp_path: Path, recipe):
     chat = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [%s]}'
     deep = '{"a": ' * 300 + "1" + "}" * 300
     (tmp_path / "chats.jsonl").write_text("\n".join([chat % "", chat % deep]) + "\n")
-    with pytest.raises(UserError, match=r"chats\.jsonl, line 2: a message or tool that JSON cannot hold"):
+    with pytest.raises(UserError, match=r"chats\.jsonl, line 2: a message or tool cannot be written as JSON"):
         build(recipe(tmp_path / "chats.jsonl"))
 
 

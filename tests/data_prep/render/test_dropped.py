@@ -119,7 +119,7 @@ def test_chatml_holds_everything():
 
 def test_a_turn_of_which_nothing_is_left_is_refused_even_where_that_is_allowed():
     conversation = Conversation([ASKED, answer("", tool_calls=[call(city="Oslo")])])
-    with pytest.raises(RecordError, match="message 2: the chat template writes nothing of what it says"):
+    with pytest.raises(RecordError, match="message 2: the chat template writes none of its text"):
         ChatTemplate(CONTENTS, {}, on_dropped="allow").render(conversation, "assistant")
 
 
@@ -130,12 +130,12 @@ def test_a_build_stops_or_counts_and_says_the_first(tmp_path, recipe, caplog):
     records = [{"messages": [ASKED, answer(**({"reasoning_content": f"R{i}"} if i else {}))]} for i in range(3)]
     path = write_jsonl(tmp_path / "a.jsonl", records)
     data = {"chat_template": str(template), "validation_share": 0.0}
-    with pytest.raises(UserError, match=r"line 2: the chat template leaves out reasoning \('R1'\): .* chatml holds it"):
+    with pytest.raises(UserError, match=r"line 2: the chat template leaves out reasoning \('R1'\): .* chatml to keep"):
         prepare(*recipe(path, data=data))
     directory = prepare(*recipe(path, data={**data, "on_dropped_content": "allow"})).store_dir
     assert directory is not None
     assert Store.open(directory).manifest.noticed == {"reasoning": (2, f"{path}, line 2: R1")}
-    assert f"2 records: the chat template leaves out reasoning, the first: {path}, line 2: R1" in caplog.text
+    assert f"2 records: the chat template leaves out reasoning; the first: {path}, line 2: R1" in caplog.text
     caplog.clear()
     prepare(*recipe(path, data={**data, "on_dropped_content": "allow", "streaming": True}))
-    assert f"2 of the first 3 records: the chat template leaves out reasoning, the first: {path}, line 2" in caplog.text
+    assert f"2 of the first 3 records: the chat template leaves out reasoning; the first: {path}, line 2" in caplog.text

@@ -20,31 +20,31 @@ REFUSED = {
     "the last turn is not closed": (
         HEAD + "{{ m.content }}{{ '<|im_end|>\n' if not loop.last or m.role == 'user' }}" + TAIL,
         exchange("Q1", "A1", "Q2", "A2"),
-        "message 2: .* no stop token behind it",
+        "message 2: .* no stop token after it",
     ),
     "white space is no stop token": (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}",
         exchange("Q", "A"),
-        "message 2: .* no stop token behind it",
+        "message 2: .* no stop token after it",
     ),
     "only the end of the conversation is marked": (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% else %}</s>{% endif %}",
         exchange("Q1", "A1", "Q2", "A2"),
-        "message 2: the chat template ends it with '\\\\n</s>' on its own, and with '\\\\nuser: ' within",
+        "message 2: the chat template ends it with '\\\\n</s>' when it is the last message, and with '\\\\nuser: '",
     ),
     "two turns become one": (
         "{% for m in messages %}{% if loop.first or messages[loop.index0 - 1].role != m.role %}<|im_start|>"
         "{{ m.role }}\n{% endif %}{{ m.content }}"
         "{% if loop.last or messages[loop.index0 + 1].role != m.role %}<|im_end|>\n{% endif %}" + TAIL,
         [*exchange("Q", "A"), {"role": "assistant", "content": "more"}],
-        "message 2: the chat template ends it with '<.im_end.>' on its own, and with '' within the conversation",
+        "message 2: the chat template ends it with '<.im_end.>' when it is the last message, and with '' when more",
     ),
     "another order": (
         "{% for m in messages | reverse %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n" + TAIL,
         exchange("Q", "A"),
-        "message 2: the chat template changes or moves what stands before it",
+        "message 2: the chat template changes or moves the text before it",
     ),
     "a question repeated behind the answer": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.role == 'assistant' %}"
@@ -84,7 +84,7 @@ REFUSED = {
         + "{{ m.content }}<|im_end|>\n"
         + TAIL,
         exchange("Q1", "A1", "Q2", "A2"),
-        "message 2: rendered on its own, the chat template does not begin it with",
+        "message 2: when it is the last message, the chat template does not begin it with",
     ),
     "words behind what a tool answers": (
         "{% for m in messages %}{% if m.tool_calls %}<|im_start|>assistant\n{{ m.tool_calls[0].function | tojson }}"
@@ -97,13 +97,13 @@ REFUSED = {
             {"role": "tool", "content": "T"},
             {"role": "assistant", "content": "A"},
         ],
-        "message 2: the chat template's output does not tell what it says from what others say",
+        "message 2: the chat template's output does not separate it from the other messages",
     ),
     "marks that leave out the stop token": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
         "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n" + TAIL,
         exchange("Q", "A"),
-        r"message 2: the chat template marks '…' with generation, and writes '…<\|im_end\|>' for it",
+        r"message 2: the chat template's \{% generation %\} block covers '…', but the turn is '…<\|im_end\|>'",
     ),
     "marks over a question": (
         "{% for m in messages %}{% generation %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
@@ -114,7 +114,7 @@ REFUSED = {
     "one mark over everything": (
         "{% generation %}" + HEAD + "{{ m.content }}<|im_end|>\n{% endfor %}{% endgeneration %}",
         exchange("Q", "A"),
-        "message 2: the chat template marks",
+        "message 2: the chat template.s .% generation %. block covers",
     ),
     "a conversation that begins with an answer": (
         "{% if messages[0].role != 'user' %}{{ raise_exception('a user begins') }}{% endif %}"
@@ -162,7 +162,7 @@ def test_other_parts_in_its_place_than_by_itself():
     messages = [{"role": "user", "content": "Q"}, called, {"role": "tool", "content": "T"}]
     chat = ChatTemplate(source, {}, on_dropped="allow")
     with pytest.raises(
-        RecordError, match="message 2: the chat template writes other parts of it within the conversation"
+        RecordError, match="message 2: the chat template writes different parts of it when more messages follow"
     ):
         chat.render(Conversation(messages), "assistant")
 

@@ -45,7 +45,7 @@ def test_a_record_is_shown_at_each_start_and_by_inspect(chats: Path, recipe, cap
     expected = SHOWN.format(path=chats, tokens=example.tokens, loss=example.tokens_with_loss)
     assert describe_example(example, BRACKETS) == expected
     assert expected in caplog.text
-    assert "records whose 'label' says that the answer is bad are left out and counted" in caplog.text
+    assert "records whose 'label' marks the answer as bad are left out and counted" in caplog.text
     assert "21 documents, 0.00 M tokens, 1 labelled false left out" in caplog.text
     for again in (sections, recipe(chats, {"streaming": True})):
         caplog.clear()

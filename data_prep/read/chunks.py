@@ -1,15 +1,15 @@
-"""A file cut where its content says, each piece with the hash of its bytes, in one pass over the file.
+"""Splits a file into chunks at places that its content determines, and hashes each chunk, in one pass over the file.
 
-Files of lines are cut at line ends. The next cut is, of the line ends between MIN_BYTES and MAX_BYTES behind the last
-cut, the one whose neighbouring bytes hash lowest, so cuts hang on the text around them and not on how far they are
-from the beginning: a line that is inserted, deleted or changed moves the cuts of the piece it stands in, rarely of
-the next, and all others stay (tests count them). A line that is longer than the window stays whole; a rest of up to
-MAX_BYTES is one piece. Parquet is cut by row group. Arrow is cut behind record batches that content chooses, too; a
-piece is named by what its columns hold. Everything else is one piece.
+Files of lines are cut at line ends. The next cut is, among the line ends between MIN_BYTES and MAX_BYTES after the last
+cut, the one whose neighbouring bytes have the lowest hash. So a cut depends on the text around it, not on its distance
+from the start of the file: if a line is inserted, deleted or changed, only the cuts of its chunk move, rarely those of
+the next, and all others stay (tests count them). A line longer than the window stays whole; a remainder of up to
+MAX_BYTES is one chunk. Parquet is cut into row groups. Arrow is cut after record batches, also chosen by their content;
+the hash of such a chunk covers the data in its columns. A file of any other format is one chunk.
 
-Costs about 1.5 GB/s with 1 kB lines, half of it for finding line ends; memory is two windows, 48 MiB.
-Choosing a cut by a local extreme of a hash: Bjørner, Blass and Gurevich, "Content-dependent chunking for differential
-compression, the local maximum approach" (2010).
+Throughput is about 1.5 GB/s with 1 kB lines; half of the time goes into finding line ends. Memory is two windows,
+48 MiB. Cutting at a local extreme of a hash is from Bjørner, Blass and Gurevich, "Content-dependent chunking for
+differential compression, the local maximum approach" (2010).
 """
 
 from collections.abc import Iterator
@@ -29,11 +29,11 @@ from data_prep.read.tables import open_arrow
 
 MIN_BYTES = 8 * 2**20
 MAX_BYTES = 24 * 2**20
-REACH = 128  # bytes looked at on each side of a line end; most are distinguished by the nearest 8
+REACH = 128  # bytes compared on each side of a line end; for most, the nearest 8 decide
 BLOCK_BYTES = 2**20
 CACHED_BYTES = 2**18
 LINE_FORMATS = ("jsonl", "lines")
-# Of a column chunk's metadata, what says where it lies or sums it up, not how it is read.
+# Metadata of a column chunk that only locate or summarise it and do not change how it is read.
 NOT_CONTENT = {
     "file_offset", "file_path", "data_page_offset", "dictionary_page_offset", "index_page_offset", "statistics",
     "is_stats_set", "geo_statistics", "bloom_filter_offset", "bloom_filter_length",
@@ -41,7 +41,13 @@ NOT_CONTENT = {
 
 
 class Chunk(NamedTuple):
-    """A piece of a file: `start` and `end` as in `Span`, the number of its first line or row, its size in bytes."""
+    """A piece of a file.
+
+    start, end: as in `Span`.
+    first_line: number of its first line or row in the file, from 1.
+    size: bytes.
+    hash: 32 hex digits.
+    """
 
     start: int
     end: int | None
@@ -51,14 +57,14 @@ class Chunk(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a file holds: a hash that no changed byte leaves as it was, and the pieces."""
+    """The content of a file: a hash of all its bytes, and its chunks."""
 
     hash: str
     chunks: tuple[Chunk, ...]
 
 
 def cut_file(file: SourceFile) -> Content:
-    """All of a file. Raises OSError when it cannot be read."""
+    """Split and hash a file. Raises OSError when it cannot be read."""
     if Path(file.path).suffix.lower() not in COMPRESSIONS:
         if file.format == "parquet":
             return _cut_parquet(file)
@@ -82,7 +88,7 @@ def _take_whole(file: SourceFile) -> Content:
 
 
 def _hash_bytes(file: BinaryIO, size: int, state: Any) -> Any:
-    """The state after the next `size` bytes, or those to the end."""
+    """Add the next `size` bytes, or fewer at the end of the file, to a hash state, and return it."""
     while size > 0 and (block := file.read(min(size, BLOCK_BYTES))):
         state.update(block)
         size -= len(block)
@@ -104,14 +110,17 @@ def _cut_lines(file: BinaryIO) -> Iterator[Chunk]:
 
 
 def _fill(file: BinaryIO, view: memoryview, filled: int) -> int:
-    """Bytes in the buffer after as many as fit have been added to the first `filled`."""
+    """Read into the buffer after its first `filled` bytes; return the number of bytes now in it."""
     while filled < len(view) and (count := file.readinto(view[filled:])):  # type: ignore[attr-defined]
         filled += count
     return filled
 
 
 def _find_cut(buffer: NDArray[np.uint8]) -> tuple[int, int]:
-    """Bytes up to and with the chosen line end of a full window (0: its last line goes on behind it), and the lines."""
+    """Choose a line end in a full window.
+
+    Returns the number of bytes up to and including it (0: no line ends in the window), and of lines.
+    """
     head = sum(int(np.count_nonzero(mask)) for _, mask in _mark_line_ends(buffer, 0, MIN_BYTES))
     ends = np.concatenate([at + find_true(mask) for at, mask in _mark_line_ends(buffer, MIN_BYTES, MAX_BYTES)])
     if not len(ends):
@@ -122,14 +131,17 @@ def _find_cut(buffer: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def _mark_line_ends(buffer: NDArray[np.uint8], start: int, end: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """In blocks that stay in the processor's cache."""
+    """Masks of the line feeds, with the offset of each mask, in blocks that fit in the processor's cache."""
     for at in range(start, end, CACHED_BYTES):
         yield at, buffer[at : min(end, at + CACHED_BYTES)] == ord("\n")
 
 
 def _choose(buffer: NDArray[np.uint8], ends: NDArray[np.int64]) -> int:
-    """The line end whose neighbours hash lowest: the nearest 8 bytes before, those after, and so on while they tie."""
-    words = np.ndarray((len(buffer) - 7,), "<u8", buffer, 0, (1,))  # 8 bytes from every byte on
+    """Choose the line end whose neighbouring bytes have the lowest hash.
+
+    Compares the nearest 8 bytes before, then the nearest 8 after, and moves outwards while there is a tie.
+    """
+    words = np.ndarray((len(buffer) - 7,), "<u8", buffer, 0, (1,))  # the 8 bytes that start at each byte
     for distance in range(0, REACH - 8, 8):
         for offset in (-8 - distance, 1 + distance):
             if len(ends) > 1:
@@ -139,7 +151,7 @@ def _choose(buffer: NDArray[np.uint8], ends: NDArray[np.int64]) -> int:
 
 
 def find_true(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """`np.flatnonzero`, three times as fast where few are true: eight at a time first."""
+    """Do what `np.flatnonzero` does, three times as fast if few are true: tests eight values at a time first."""
     whole = len(mask) // 8 * 8
     hits = np.flatnonzero(mask[:whole].view(np.uint64) != 0)
     within = np.flatnonzero(mask[:whole].reshape(-1, 8)[hits])
@@ -147,7 +159,7 @@ def find_true(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _hash_line_rest(file: BinaryIO, state: Any) -> int:
-    """Bytes to the end of the line that began before; leaves the file behind it."""
+    """Hash the rest of a line; return its size in bytes and leave the file position after it."""
     size = 0
     while block := file.read(BLOCK_BYTES):
         length = block.find(b"\n") + 1 or len(block)
@@ -160,7 +172,7 @@ def _hash_line_rest(file: BinaryIO, state: Any) -> int:
 
 
 def _cut_parquet(file: SourceFile) -> Content:
-    """A chunk a row group, of its bytes and of what the footer says about how they are read."""
+    """Make one chunk of each row group; its hash covers its bytes and how the footer says to read them."""
     try:
         metadata = pq.read_metadata(file.path)
         groups = [_describe_group(metadata, index) for index in range(metadata.num_row_groups)]
@@ -182,7 +194,7 @@ def _cut_parquet(file: SourceFile) -> Content:
 
 
 def _describe_group(metadata: Any, index: int) -> tuple[int, int, str]:
-    """First byte and end of a row group, and how its columns are written."""
+    """First byte and end of a row group, and a description of how its columns are encoded."""
     group = metadata.row_group(index)
     columns = [group.column(i).to_dict() for i in range(group.num_columns)]
     starts = [min(column["dictionary_page_offset"] or 2**63, column["data_page_offset"]) for column in columns]
@@ -192,7 +204,10 @@ def _describe_group(metadata: Any, index: int) -> tuple[int, int, str]:
 
 
 def _cut_arrow(file: SourceFile) -> Content:
-    """Batches in a row until one whose hash says so, with a chance of its share in MIN_BYTES, ends the chunk."""
+    """Group consecutive record batches into chunks.
+
+    The hash of a batch decides whether it ends a chunk; the probability is its size divided by MIN_BYTES.
+    """
     whole = _take_whole(file)
     try:
         with pa.memory_map(file.path) as raw:
@@ -206,7 +221,7 @@ def _group_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
     state, start, end, row, rows, size = xxhash.xxh3_128(), 0, 0, 1, 0, 0
     for end, batch in enumerate(batches, 1):
         if "dictionary<" in str(batch.schema):
-            raise ValueError("a batch whose columns are not all that it holds")
+            raise ValueError("a batch with dictionary columns: its buffers do not contain all of its data")
         found, batch_size = _hash_batch(batch)
         state.update(found.encode())
         rows, size = rows + batch.num_rows, size + batch_size
@@ -218,7 +233,7 @@ def _group_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
 
 
 def _hash_batch(batch: pa.RecordBatch) -> tuple[str, int]:
-    """A name for the schema and all buffers, and the bytes of these. What offsets point at is not looked at."""
+    """Hash of the schema and all buffers of a batch, and the size of the buffers in bytes; offsets are not checked."""
     schema = batch.schema.to_string(show_field_metadata=True, show_schema_metadata=False)
     state = xxhash.xxh3_128(f"{schema} {batch.num_rows}".encode())
     buffers = [buffer or pa.py_buffer(b"") for column in batch.columns for buffer in column.buffers()]

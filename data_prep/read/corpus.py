@@ -1,15 +1,15 @@
-"""The embedded corpus: the standard library of the running Python, a real text that every machine holds.
+"""Finds and reads the embedded corpus: the standard library of the running Python, a real text on every machine.
 
-Found through `sysconfig`, so it works for pyenv, python.org, containers and Debian's split packages alike; what a
-distribution leaves out (Debian: idlelib, tkinter) is simply not there. Every `.py` file is a document, in the order
-of its path. The same Python gives the same documents.
+`sysconfig` locates it, so it works for pyenv, python.org, containers and Debian's split packages. Modules that a
+distribution omits (Debian: idlelib, tkinter) are not in the corpus. Every `.py` file is a document, in the order of the
+paths. The same Python gives the same documents.
 
-Left out, because they are no prose and no code that a person wrote:
+These files are left out, because nobody wrote them as prose or code:
 - tests (`test`, `tests`, `idle_test`), installed and vendored packages, bytecode;
 - generated tables: the character maps of `encodings` (they name `gencodec.py`), `html/entities.py`;
-- files that hold paths of this machine: `_sysconfigdata*`, `sitecustomize.py`, `config-*`.
-`pydoc_data/topics.py` is generated too, but its values are the language reference in plain English: each topic is a
-document of its own.
+- files that contain paths of this machine: `_sysconfigdata*`, `sitecustomize.py`, `config-*`.
+`pydoc_data/topics.py` is generated too, but its values are the language reference in plain English. Each topic is a
+separate document.
 """
 
 import ast
@@ -30,11 +30,11 @@ GENERATED_MARK = b"gencodec.py"
 
 
 def find_corpus_files(root: Path | None = None) -> list[Path]:
-    """Files of the corpus, sorted by path. Raises UserError when Python came without its sources."""
+    """Find the files of the corpus, sorted by path. Raises UserError when Python has no sources installed."""
     root = Path(root or sysconfig.get_path("stdlib"))
     files = [path for path in sorted(_walk(root), key=lambda path: path.relative_to(root).parts)]
     if not files:
-        raise UserError(f"data.sources: no Python sources in {root}: name a source of your own instead of 'embedded'")
+        raise UserError(f"data.sources: no Python sources in {root}: replace 'embedded' by a source of your own")
     return files
 
 
@@ -55,9 +55,9 @@ def _is_generated_table(path: Path, prefix: str) -> bool:
 
 
 def read_corpus_documents(path: Path) -> list[str]:
-    """Texts of one corpus file: the file itself, or the topics of `pydoc_data/topics.py`.
+    """Read the texts of one corpus file: the whole file, or the topics of `pydoc_data/topics.py`.
 
-    Raises SyntaxError or UnicodeDecodeError when the file is not what its coding line says.
+    Raises SyntaxError or UnicodeDecodeError when the file does not have the encoding that it declares.
     """
     with tokenize.open(path) as file:
         text = file.read()

@@ -1,8 +1,8 @@
-"""What splits the fields of a CSV or TSV file: found from its first rows, with quotes respected.
+"""Detects the delimiter of a CSV or TSV file from its first rows; delimiters within quotes do not count.
 
-Excel writes semicolons where the comma is the decimal sign; others write tabs or bars. A delimiter fits when the header
-has two fields and more, and the rows as many: so a comma within numbers or texts is none. The suffix's own is taken
-where it fits, or where no other does.
+Excel writes semicolons in countries with a decimal comma; other programs write tabs or bars. A delimiter fits if the
+header has two or more fields and the rows have as many. So a comma within numbers or texts does not fit. The delimiter
+that belongs to the file suffix is preferred if it fits, or if no other fits.
 """
 
 import csv
@@ -20,13 +20,16 @@ EXCEL_MARK = re.compile(r'"?sep=(.)"?\r?$')
 
 
 def default_delimiter(format: str) -> str:
-    """The delimiter that a format has by its name."""
+    """Return the delimiter that belongs to a format."""
     return "\t" if format == "tsv" else ","
 
 
 @lru_cache(maxsize=256)
 def sniff_delimiter(path: str, format: str) -> str:
-    """One character. What cannot be read is left to the reader, which says so; Excel's own `sep=;` counts first."""
+    """Detect the delimiter, one character. Excel's `sep=;` line has priority.
+
+    A file that cannot be read gets the default; the reader reports the error.
+    """
     try:
         with open_binary(path) as file:
             data = file.read(SNIFFED_BYTES)
@@ -46,7 +49,7 @@ def sniff_delimiter(path: str, format: str) -> str:
 
 
 def _measure_fit(text: str, delimiter: str) -> float:
-    """Share of the first rows that have as many fields as the header; 0 where that has but one."""
+    """Return the share of the first rows that have as many fields as the header; 0 if the header has only one."""
     widths: list[int] = []
     try:
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):

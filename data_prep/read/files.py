@@ -1,4 +1,4 @@
-"""A file's bytes, the piece of it that is read, and what comes out: records, each with its place of origin."""
+"""Defines spans of files and records with their place of origin, and reads the bytes of files."""
 
 import bz2
 import gzip
@@ -21,18 +21,22 @@ from data_prep.options import MAX_RECORD_BYTES
 Format = Literal["jsonl", "json", "parquet", "arrow", "csv", "tsv", "text", "lines", "corpus", "hf_stream"]
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 READ_ERRORS = (OSError, EOFError, UnicodeDecodeError, zlib.error, lzma.LZMAError, pa.ArrowException)
-BLOCK_BYTES = 64 * 2**10  # a decompressor that meets damage gives nothing of the block it was asked for
+BLOCK_BYTES = 64 * 2**10  # small, because a decompressor returns nothing of a block with damaged data
 BOM = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-# Inode, size, mtime and ctime in ns. ctime moves at every write and cannot be set back.
+# Inode, size in bytes, mtime and ctime in ns. ctime changes at every write and cannot be set.
 Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of a file: bytes [start, end) of lines, row groups of Parquet, record batches of Arrow, shards of a
-    streamed dataset; end None = to its end. Spans of lines begin and end at line ends. `first_line` is the number of
-    the first line (or row) of the span in its file; `stamp` is of the file when what it holds was named."""
+    """A piece of a file.
+
+    start, end: the range [start, end) of bytes (files of lines; at line ends), row groups (Parquet), record batches
+        (Arrow) or shards (streamed dataset). end=None is the end of the file.
+    first_line: number of the first line or row of the span in its file, from 1.
+    stamp: the stamp of the file when its content was hashed.
+    """
 
     path: str
     format: Format
@@ -43,15 +47,17 @@ class Span:
 
 
 def read_stamp(path: str | Path) -> Stamp:
-    """Raises OSError."""
+    """Read the stamp of a file, which changes when the file changes. Raises OSError."""
     stat = os.stat(path)
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 @contextmanager
 def refuse_changes(spans: Iterable[Span]) -> Iterator[None]:
-    """For reading spans whose content has a name already. Raises UserError when a file is not what it was, also in
-    place of one about a record of it."""
+    """Raises UserError when a file of the spans changed since its content was hashed.
+
+    This error replaces a UserError about a record that was raised inside of the context.
+    """
     try:
         yield
     except UserError:
@@ -72,7 +78,7 @@ def _check_stamps(spans: Iterable[Span]) -> None:
 
 @dataclass(slots=True)
 class Record:
-    """`value` is a text or a dict; `unit` and `number` (from 1) say where: "line" 7, "row group at byte 4, row" 9.
+    """A record: `value` is a text or a dict, `unit` and `number` (from 1) its place, for example "line" 7.
 
     Not frozen: there are millions of them, and freezing costs 0.6 µs each.
     """
@@ -96,20 +102,23 @@ class BadRecord:
         return f"{self.path}, {self.unit} {self.number}: {self.reason}"
 
     def to_json_line(self) -> bytes:
-        """As `bad_records.jsonl` lists it."""
+        """Return its line of `bad_records.jsonl`."""
         return orjson.dumps({**asdict(self), "path": show_path(self.path)}) + b"\n"
 
 
 def show_path(path: str) -> str:
-    """A path that any encoder takes: bytes of its name that are no UTF-8 are written as escapes."""
+    """Return a path as valid Unicode: bytes of its name that are not UTF-8 are written as escapes."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
 @dataclass
 class Reading:
-    """A span being read. `unit` and `number` are those of the last record that was passed, so that an error in the
-    middle of a file can name the place. `column`: the one key that is wanted (None: all), for formats that can choose.
-    `records_key`: where the records of a JSON file lie; `delimiter`: what splits fields (None: both are found).
+    """A span that is being read.
+
+    limit: size of the largest record, bytes.
+    column: the only key that is needed, for formats that can skip others; None: all.
+    records_key: keys that lead to the records of a JSON file; delimiter: of a CSV file. None: detected.
+    unit, number: place of the last record that was read, so that an error in the middle of a file can name it.
     """
 
     span: Span
@@ -124,14 +133,14 @@ class Reading:
         self.number = self.span.first_line - 1
 
     def refuse(self, reason: str, number: int | None = None) -> BadRecord:
-        """A bad record at this line or record number of the file."""
+        """Make a bad record at line or record `number` of the file; None is the last one read."""
         return BadRecord(self.span.path, self.unit, self.number if number is None else number, reason)
 
     def explain_size(self, what: str, size: int) -> str:
-        """Reason for a record over the limit; `size` in bytes."""
+        """Return the reason for a record over the limit; `size` in bytes."""
         return (
-            f"{what} of {_format_bytes(size)}, over data.max_record_bytes ({_format_bytes(self.limit)}): "
-            "cut it into documents, or raise the limit"
+            f"{what} of {_format_bytes(size)} is larger than data.max_record_bytes ({_format_bytes(self.limit)}): "
+            "split it into documents, or raise the limit"
         )
 
 
@@ -140,7 +149,7 @@ def _format_bytes(size: int) -> str:
 
 
 def open_binary(path: str) -> BinaryIO:
-    """The decompressed bytes of a file; the suffix names the compression."""
+    """Open a file for reading its decompressed bytes; its suffix names the compression. Raises OSError."""
     match Path(path).suffix.lower():
         case ".gz":
             return cast(BinaryIO, gzip.open(path, "rb"))
@@ -148,21 +157,27 @@ def open_binary(path: str) -> BinaryIO:
             return cast(BinaryIO, bz2.open(path, "rb"))
         case ".xz":
             return cast(BinaryIO, lzma.open(path, "rb"))
-        case ".zst":  # Arrow's reader says so when the file is cut short; zstandard's does not
+        case ".zst":  # Arrow's reader raises for a truncated file; that of zstandard does not
             raw = pa.input_stream(path, compression="zstd", buffer_size=BLOCK_BYTES)
             return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, raw), BLOCK_BYTES))
     return open(path, "rb")
 
 
 def read_blocks(file: BinaryIO, size: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Bytes to the end, at most `size` at a time. `read1`, because `read` loses what came before an error."""
-    read: Any = getattr(file, "read1")  # noqa: B009  every reader of `open_binary` has it; typing's BinaryIO has not
+    """Read to the end, at most `size` bytes at a time.
+
+    Uses `read1`, because `read` loses the data before an error.
+    """
+    read: Any = getattr(file, "read1")  # noqa: B009  all files of `open_binary` have it, but typing.BinaryIO does not
     while block := read(size):
         yield block
 
 
 def read_whole(reading: Reading) -> tuple[bytes, int]:
-    """All bytes of a file without a byte order mark, and how many were read; none of a file over the limit."""
+    """Read a file; return its bytes without a byte order mark, and its size in bytes.
+
+    The bytes are empty if the file is over the limit.
+    """
     pieces: list[bytes] = []
     size = 0
     with open_binary(reading.span.path) as file:
@@ -175,17 +190,17 @@ def read_whole(reading: Reading) -> tuple[bytes, int]:
 
 
 def find_text_fault(data: bytes, what: str = "byte") -> tuple[int, str] | None:
-    """Offset and reason of the first byte that is no text: invalid UTF-8 or a NUL; None for a text."""
+    """Find the first invalid UTF-8 or NUL byte; return its offset and the reason, or None for valid text."""
     if data.startswith(UTF16_MARKS):
-        return 0, "UTF-16, as Excel writes its Unicode text: save it as UTF-8"
+        return 0, "UTF-16, which Excel writes as Unicode text: save it as UTF-8"
     try:
         data.decode()
     except UnicodeDecodeError as error:
         return error.start, f"invalid UTF-8 at {what} {error.start} ({error.reason})"
     nul = data.find(b"\0")
-    return (nul, f"a NUL at {what} {nul}: no text, or not UTF-8") if nul >= 0 else None
+    return (nul, f"a NUL at {what} {nul}: binary data, or text that is not UTF-8") if nul >= 0 else None
 
 
 def one_line(error: Exception) -> str:
-    """The error's text without line breaks."""
+    """Return the message of an error without line breaks."""
     return " ".join(str(error).split())

@@ -1,7 +1,7 @@
-"""Names for content: what a store or tokenizer is made from, never where it lay or when it was written.
+"""Names a store or tokenizer by the content that it is made from, independent of paths and times.
 
-Content is hashed with xxh3-128 (10 GB/s: reading is the cost; made against accidents, not against an adversary);
-`chunks` and `contents` describe which bytes, and how they are remembered.
+Content is hashed with xxh3-128, which protects against accidents, not against an adversary. At 10 GB/s it costs less
+than reading. `chunks` says which bytes are hashed, and `store.contents` caches the hashes.
 """
 
 import hashlib
@@ -24,23 +24,23 @@ NAMED_OPTIONS = {
 
 
 def hash_text(data: bytes) -> bytes:
-    """16 bytes that name a document; its validation split hangs on them."""
+    """Hash a document to 16 bytes, which also decide its split."""
     return xxhash.xxh3_128_digest(data)
 
 
 def hash_file(path: str | Path) -> str:
-    """Hash of a file's bytes."""
+    """Hash the bytes of a file; 32 hex digits. Raises OSError."""
     with open(path, "rb", buffering=0) as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def name_of(value: Any) -> str:
-    """20 hex digits for any JSON value; equal for equal values on every machine."""
+    """Hash any JSON value to 20 hex digits, the same on every machine."""
     return hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=10).hexdigest()
 
 
 def describe_contents(inputs: Sequence[Input], hashes: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """What each source holds (by the hashes of its files) and how its records are read: what all products share."""
+    """Describe each source by the hashes of its files and by how its records are read, for all fingerprints."""
     return [
         {
             "kind": item.section.kind,
@@ -57,7 +57,7 @@ def describe_contents(inputs: Sequence[Input], hashes: Sequence[Sequence[str]]) 
 
 
 def fingerprint_trained_tokenizer(options: TokenizerSection, contents: list[dict[str, Any]]) -> str:
-    """Name of the tokenizer that these options train on this content."""
+    """Name the tokenizer that these options train on this content."""
     kept = options.model_dump(exclude={"path"})
     return name_of({"tokenizer_format": TOKENIZER_FORMAT, "options": kept, "contents": contents})
 
@@ -65,7 +65,7 @@ def fingerprint_trained_tokenizer(options: TokenizerSection, contents: list[dict
 def fingerprint_store(
     data: DataSection, contents: list[dict[str, Any]], tokenizer_fingerprint: str, template: str | None
 ) -> str:
-    """Name of the store. Not in it: paths, times, and what only reads the store (seq_len, packing, weight, seed)."""
+    """Name a store, independent of paths, times and options for reading it (seq_len, packing, weight, seed)."""
     unused = set() if data.deduplicate == "minhash" else {"minhash_similarity"}
     options = data.model_dump(include=NAMED_OPTIONS - unused)
     limits = [[source.split, source.max_tokens] for source in data.sources]

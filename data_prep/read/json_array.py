@@ -1,9 +1,9 @@
-"""A JSON array as a stream: its elements one by one, in memory bounded by the largest of them.
+"""Reads a JSON array as a stream, one element at a time; memory is bounded by the largest element.
 
 1. A scan finds where each element ends (`json_scan`).
-2. Each element is parsed by orjson alone. So what is strict there is strict here as in JSONL (no NaN, no lone
-   surrogate, no control character in a string), and a fault within an element costs that element and no other. A
-   lost quote or bracket swallows what follows it, up to the end of the file; the one bad record names where it began.
+2. orjson parses each element separately. So elements obey the same rules as lines of JSONL (no NaN, lone surrogate, or
+   control character in a string), and a fault in one element does not affect the others. A missing quote or bracket is
+   the exception: everything after it, up to the end of the file, is one bad record, which names where it begins.
 """
 
 import re
@@ -20,8 +20,12 @@ MEMBER_KEY = re.compile(rb'\s*"((?:[^"\\]|\\.)*)"\s*:\s*', re.DOTALL)
 
 @dataclass(frozen=True)
 class Frame:
-    """What the elements lie in: a whole file (`under` is None), or what is under a key (empty: the outer object); an
-    array, an object of whose members the values are the records, or nothing: values in a row."""
+    """What contains the elements.
+
+    under: key that leads to them; "" is the outer object, None the whole file.
+    is_object: they are the values of an object instead of the elements of an array.
+    in_row: they are consecutive values without a bracket around them.
+    """
 
     under: str | None = None
     is_object: bool = False
@@ -31,13 +35,13 @@ class Frame:
 def read_elements(
     reading: Reading, elements: Iterator[tuple[bytes, bytes]], line: int, frame: Frame = Frame()
 ) -> Iterator[Record | BadRecord]:
-    """Records from behind the bracket that opens the frame and stands on `line`; elements as `split_elements` has."""
+    """Parse the elements that `split_elements` yields; the bracket before the first is on line `line`."""
     place = f"{frame.under!r}, line" if frame.under else "line"
     closing = b"}" if frame.is_object else b"]"
     pieces: list[bytes] = []
     size, end = 0, b""
     for piece, end in elements:
-        if not size:  # blanks before an element are none of it
+        if not size:  # white space before an element does not belong to it
             blanks = len(piece) - len(piece.lstrip())
             line += piece.count(b"\n", 0, blanks)
             piece = piece[blanks:]
@@ -56,10 +60,10 @@ def read_elements(
         if end != b",":
             break
     if end in (b"", b","):
-        reason = "malformed JSON (this never ends: a quote or bracket is missing, or the file is cut short)"
+        reason = "malformed JSON (the record never ends: a quote or bracket is missing, or the file is truncated)"
         yield reading.refuse(reason, reading.number + 1)
     elif end != closing or (frame.under is None and any(piece.strip() for piece, _ in elements)):
-        fault = f"the array ends with {end.decode()}" if end != closing else "more stands behind the end of the array"
+        fault = f"the array ends with {end.decode()}" if end != closing else "more text after the end of the array"
         yield BadRecord(reading.span.path, "line", line, f"malformed JSON ({fault})")
 
 

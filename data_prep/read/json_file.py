@@ -1,9 +1,9 @@
-"""A `.json` file: an array of records, records somewhere in one object, one record, or objects one after the other.
+"""Reads `.json` files: an array of records, one object that contains the records, one record, or consecutive objects.
 
-Where a file is one object, a first pass finds its members by their keys and beginnings, in bounded memory. Records are
-taken from under a key where that is certain: the object is no record itself, and one member alone is a list of objects
-(or its members are all objects, by their ids). Else the file is refused with the keys from which `records_key` chooses.
-Costs a second scan of such a file (120 to 250 MB/s).
+If a file is one object, a first pass in bounded memory finds the keys of its members and the start of each value. The
+records under a key are read if there is no doubt: the object is not itself a record, and exactly one member is a list
+of objects (or all members are objects, under their ids). Otherwise the file is refused, and the reason lists the keys
+that `records_key` can name. Such a file is scanned twice (120 to 250 MB/s).
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,7 +28,13 @@ SERVER_ROWS = {"rows", "features"}  # of the Hugging Face datasets server
 
 @dataclass(frozen=True)
 class _Choice:
-    """Where records lie: the keys down to them, the bracket that holds them, and keys within the elements."""
+    """Where the records of a file are.
+
+    path: dotted keys that lead to the records.
+    start: byte offset after the opening bracket; line: line of that bracket.
+    is_object: the records are the values of an object, not the elements of an array.
+    within: keys that lead to the records within each element.
+    """
 
     path: str
     start: int
@@ -38,7 +44,7 @@ class _Choice:
 
 
 def read_json(reading: Reading) -> Iterator[Record | BadRecord]:
-    """Records of a `.json` file, whichever of its forms it has."""
+    """Read the records of a `.json` file of any of these forms."""
     with open_binary(reading.span.path) as file:
         blocks = read_blocks(file)
         line, text, offset = 1, b"", 0
@@ -49,7 +55,7 @@ def read_json(reading: Reading) -> Iterator[Record | BadRecord]:
             line += block.count(b"\n", 0, len(block) - len(text))
             if text:
                 break
-        offset -= len(text) - 1  # of what stands behind the first bracket
+        offset -= len(text) - 1  # of the byte after the first bracket
         if text[:1] == b"[":
             within = tuple(reading.records_key.split(".")) if reading.records_key else ()
             records = read_elements(reading, split_elements(chain([text[1:]], blocks)), line)
@@ -113,7 +119,7 @@ def _find_records(
 
 
 def _choose(reading: Reading, outline: Outline, wanted: str | None) -> Member | str | None:
-    """The member that holds the records; None where the object itself is what is read; a reason to refuse it."""
+    """Return the member with the records, None if the object itself is read, or a reason to refuse the file."""
     lists = outline.find(lambda member: member.opens == b"[" and member.first == b"{")
     if wanted:
         return _take_wanted(outline, wanted, lists)
@@ -137,7 +143,7 @@ def _choose(reading: Reading, outline: Outline, wanted: str | None) -> Member | 
 
 
 def _take_wanted(outline: Outline, wanted: str, lists: list[str]) -> Member | str:
-    """The member that `records_key` names first; a key may itself hold dots."""
+    """Return the member that the first part of `records_key` names (a key may contain dots), or a reason to refuse."""
     fitting = [member for member in outline.members if f"{wanted}.".startswith(f"{member.key}.")]
     if fitting and fitting[0].opens in (b"[", b"{"):
         return max(fitting, key=lambda member: len(member.key))
@@ -146,7 +152,7 @@ def _take_wanted(outline: Outline, wanted: str, lists: list[str]) -> Member | st
 
 
 def _is_record(reading: Reading, outline: Outline) -> bool:
-    """Whether the object is itself a record, by its keys: a text, an answer to a prompt, or turns."""
+    """Whether the keys of an object show that it is a record: a text, a prompt with its answer, or turns."""
     opens = {member.key.casefold(): member for member in outline.members}
     if any(opens[name].opens == b'"' for name in TEXT_COLUMNS if name in opens):
         return True
@@ -159,7 +165,7 @@ def _is_record(reading: Reading, outline: Outline) -> bool:
 
 
 def _are_columns(reading: Reading, objects: list[Member]) -> bool:
-    """Whether members are columns by row number ({"text": {"0": …, "1": …}}), by the first of them."""
+    """Whether the first member shows that members are columns by row number ({"text": {"0": …, "1": …}})."""
     if not objects:
         return False
     with open_binary(reading.span.path) as file:
@@ -169,7 +175,7 @@ def _are_columns(reading: Reading, objects: list[Member]) -> bool:
 
 
 def _load_first(reading: Reading, member: Member) -> Any:
-    """The first element of a list; None where it cannot be parsed."""
+    """Parse the first element of a list; None if that fails."""
     pieces: list[bytes] = []
     with open_binary(reading.span.path) as file:
         for piece, end in split_elements(read_from(file, member.start + 1)):
@@ -183,7 +189,7 @@ def _load_first(reading: Reading, member: Member) -> Any:
 
 
 def _end_values(values: Iterable[tuple[bytes, bool]]) -> Iterator[tuple[bytes, bytes]]:
-    """Values one after the other as the elements of an array."""
+    """Convert consecutive values to the form in which `split_elements` yields the elements of an array."""
     rest = b""
     for piece, is_whole in values:
         rest = b"" if is_whole else rest or piece.strip()[:1]
@@ -193,7 +199,7 @@ def _end_values(values: Iterable[tuple[bytes, bool]]) -> Iterator[tuple[bytes, b
 
 
 def _read_value(reading: Reading, line: int) -> Iterator[Record | BadRecord]:
-    """The whole file as one record."""
+    """Read the whole file as one record."""
     data, size = read_whole(reading)
     if size > reading.limit:
         yield reading.refuse(reading.explain_size("a record", size), line)

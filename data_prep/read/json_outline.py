@@ -1,4 +1,4 @@
-"""The members of a JSON object by their keys and beginnings, found in one pass and in bounded memory."""
+"""Lists the members of a JSON object, by key and start of the value, in one pass and in bounded memory."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +14,11 @@ MAX_MEMBERS = 1000
 
 @dataclass
 class Member:
-    """A value under a key of the outer object: where it begins in the file, and its first bytes."""
+    """A member of an object.
+
+    start, line: byte offset and line at which its value begins.
+    head: the first bytes of the value.
+    """
 
     key: str
     start: int
@@ -34,7 +38,12 @@ class Member:
 
 @dataclass
 class Outline:
-    """The members of an object (the first MAX_MEMBERS), whether all of them are objects, and what stands behind it."""
+    """The members of an object.
+
+    members: the first MAX_MEMBERS; count: the number of all.
+    all_objects: whether every value is an object.
+    behind: the first byte after the object that is not white space; b"" if there is none.
+    """
 
     members: list[Member] = field(default_factory=list)
     count: int = 0
@@ -47,7 +56,7 @@ class Outline:
 
 
 def outline_object(blocks: Iterable[bytes], offset: int, line: int) -> Outline:
-    """The members of an object from behind its bracket at `offset`."""
+    """List the members of an object; the blocks start after its bracket, at byte `offset` on line `line`."""
     outline = Outline()
     head, start, at_line, is_over = b"", offset, line, False
     for piece, end in split_elements(blocks):
@@ -80,7 +89,7 @@ def _add_member(outline: Outline, head: bytes, start: int, line: int) -> None:
 
 
 def read_from(file: BinaryIO, offset: int) -> Iterator[bytes]:
-    """Blocks from a byte of the decompressed file on."""
+    """Read blocks of a file, starting at byte `offset` of the decompressed data."""
     for block in read_blocks(file):
         if offset < len(block):
             yield block[offset:]

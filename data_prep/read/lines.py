@@ -1,8 +1,8 @@
-"""Records that are lines, JSONL and plain text, and text files that are one document.
+"""Reads lines of JSONL and plain text as records, and text files as one document each.
 
-Lines are cut from blocks of 256 KiB, so that a line costs a share of one `split`, and memory is bounded by the longest
-line up to `data.max_record_bytes`: of a longer one only the size is kept, and reading continues after it.
-A NUL byte is no text and makes a line or a text file a bad record. (`\\u0000` in a JSON string is legal, and kept.)
+Lines come from blocks of BLOCK_BYTES, so one `split` serves many lines. Memory is bounded by the longest line, up to
+`data.max_record_bytes`; of a longer line only the size is kept, and reading continues after it.
+A NUL byte makes a line or a text file a bad record. (`\\u0000` in a JSON string is legal, and kept.)
 """
 
 from collections.abc import Iterator
@@ -27,8 +27,8 @@ from data_prep.read.files import (
 
 
 def read_line_blocks(reading: Reading) -> Iterator[tuple[int, list[bytes]] | BadRecord]:
-    """Lines of the span without their line feeds, many at a time, with the number of the first of them."""
-    pieces: list[bytes] = []  # of the line that is not yet whole; none once it is over the limit
+    """Yield lines of the span without line feeds, many at a time, with the number of the first of them."""
+    pieces: list[bytes] = []  # of an incomplete line; empty once the line is over the limit
     size = 0
     with open_binary(reading.span.path) as file:
         for block in _read_span(file, reading):
@@ -48,7 +48,7 @@ def read_line_blocks(reading: Reading) -> Iterator[tuple[int, list[bytes]] | Bad
 
 
 def _check_first(lines: list[bytes], size: int, reading: Reading) -> Iterator[tuple[int, list[bytes]] | BadRecord]:
-    """The lines but for a first one over the limit (no other can be: blocks are no larger)."""
+    """Yield the lines; refuse the first if it is over the limit. Blocks are too small for others to be."""
     if reading.number == 0:
         lines[0] = lines[0].removeprefix(BOM)
     if size > reading.limit:
@@ -75,7 +75,7 @@ def _read_span(file: BinaryIO, reading: Reading) -> Iterator[bytes]:
 
 
 def read_jsonl(reading: Reading) -> Iterator[Record | BadRecord]:
-    """One record per line."""
+    """Read one record from each line."""
     path, loads = reading.span.path, orjson.loads
     for item in read_line_blocks(reading):
         if isinstance(item, BadRecord):
@@ -92,13 +92,13 @@ def read_jsonl(reading: Reading) -> Iterator[Record | BadRecord]:
 
 
 def find_json_fault(data: bytes, error: orjson.JSONDecodeError) -> str:
-    """What is wrong with a line, and at which character."""
+    """Explain what is wrong with a JSON text, and at which byte or column."""
     fault = find_text_fault(data)
     return fault[1] if fault else f"malformed JSON ({error.msg}, column {error.colno})"
 
 
 def read_text_lines(reading: Reading) -> Iterator[Record | BadRecord]:
-    """One document per line."""
+    """Read one document from each line."""
     for item in read_line_blocks(reading):
         if isinstance(item, BadRecord):
             yield item
@@ -111,7 +111,7 @@ def read_text_lines(reading: Reading) -> Iterator[Record | BadRecord]:
 
 
 def read_text(reading: Reading) -> Iterator[Record | BadRecord]:
-    """The whole file as one document."""
+    """Read the whole file as one document."""
     data, size = read_whole(reading)
     if size > reading.limit:
         yield reading.refuse(f"{reading.explain_size('a text file', size)}, or set text_unit: line", 1)
@@ -123,13 +123,13 @@ def read_text(reading: Reading) -> Iterator[Record | BadRecord]:
 
 
 def read_corpus(reading: Reading) -> Iterator[Record | BadRecord]:
-    """Documents of the embedded corpus."""
+    """Read the documents of a file of the embedded corpus."""
     reading.unit = "document"
     path = reading.span.path
     try:
         texts = read_corpus_documents(Path(path))
     except (SyntaxError, UnicodeDecodeError) as error:
-        yield BadRecord(path, "line", 1, f"not decodable as Python source ({one_line(error)})")
+        yield BadRecord(path, "line", 1, f"cannot be decoded as Python source ({one_line(error)})")
         return
     for number, text in enumerate(texts, 1):
         yield Record(text, path, "document", number)

@@ -1,7 +1,7 @@
-"""Records that lie within the elements of a JSON file's list.
+"""Reads records that are nested in the elements of a list of a JSON file.
 
-`records_key: data.paragraphs.qas` leads through lists: each innermost object is a record, with the texts and numbers
-that stand beside the lists on the way. Two forms are known without it: SQuAD's (`paragraphs` that hold `qas`), and the
+`records_key: data.paragraphs.qas` leads through lists. Each innermost object is a record; it also gets the texts and
+numbers of the objects around it. Two forms need no `records_key`: SQuAD (`paragraphs` that contain `qas`), and the
 `{"row_idx": …, "row": {…}}` of the Hugging Face datasets server.
 """
 
@@ -14,7 +14,7 @@ SQUAD = ("paragraphs", "qas")
 
 
 def expand(records: Iterable[Record | BadRecord], within: tuple[str, ...]) -> Iterator[Record | BadRecord]:
-    """The records within each element; most elements are records themselves."""
+    """Replace each element by the records in it. An element that contains none is itself the record."""
     for record in records:
         if isinstance(record, BadRecord) or not isinstance(record.value, dict):
             yield record
@@ -56,6 +56,6 @@ def _walk(value: dict[str, Any], path: tuple[str, ...]) -> Iterator[dict[str, An
 
 def _take_row(record: Record, row: dict[str, Any]) -> Record | BadRecord:
     if cut := record.value.get("truncated_cells"):
-        reason = f"the datasets server cut its cells {', '.join(map(str, cut))}: download the files themselves"
+        reason = f"the datasets server truncated its cells {', '.join(map(str, cut))}: download the original files"
         return BadRecord(record.path, record.unit, record.number, reason)
     return Record(row, record.path, record.unit, record.number)

@@ -1,9 +1,9 @@
-"""Files cut into parts that processes can work on alone, and the name of what each part becomes.
+"""Divides files into parts that processes work on independently, and names the result of each part.
 
-The plan is a pure function of the sources' content: files in the order of their paths, cut as `chunks` says. A chunk of
-MIN_BYTES and more is a part, smaller ones in a row are grouped. A group, too, ends where content says (the hash of its
-last chunk), so that a file that is added, removed or changed moves the parts around it and no others. A source with a
-limit (`max_documents`, `max_tokens`) is one part, because "the first N" needs one reader.
+The plan depends only on the content of the sources: files in the order of their paths, split into `chunks`. A chunk of
+MIN_BYTES or more is a part; smaller consecutive chunks are grouped. The hash of a chunk decides if it ends a group, so
+adding, removing or changing a file moves only the parts around it. A source with a limit (`max_documents`,
+`max_tokens`) is one part, because "the first N" needs a single reader.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,11 @@ from data_prep.read.sources import Input
 class Part:
     """Work for one process: some spans of one source, in order.
 
-    `dropped` are numbers of its good documents, ascending, that are left out as duplicates.
-    `size` is that of the files' bytes; `content` names what the spans hold; `fingerprint` names the result (its shards
-    and bad records) and is empty where no store is built.
+    index: number of the part, over all sources; source: number of its source.
+    size: bytes of its spans in the files.
+    content: name of the content of the spans.
+    fingerprint: name of the result (its shards and bad records); empty if no store is built.
+    dropped: numbers of its good documents that are left out as duplicates, ascending.
     """
 
     index: int
@@ -37,13 +39,13 @@ class Part:
 
 
 def plan_parts(inputs: Sequence[Input], contents: Sequence[Sequence[Content]]) -> list[Part]:
-    """Parts of all sources, numbered through; `contents` are those of each source's files."""
+    """Plan the parts of all sources, numbered consecutively; `contents` are those of each source's files."""
     parts: list[Part] = []
     for item, found in zip(inputs, contents, strict=True):
         limits = (item.section.max_documents, item.section.max_tokens)
         for group in _group(item, found) if limits == (None, None) else [_take_all(item, found)]:
             size = sum(chunk.size for _, chunk in group)
-            # A file's first bytes may be a byte order mark, and an empty file is a bad record: its start counts.
+            # The start of a file is special: it may be a byte order mark, and an empty file is a bad record.
             content = name_of([[span.format, span.start == 0, chunk.hash] for span, chunk in group])
             spans = tuple(span for span, _ in group)
             parts.append(Part(len(parts), item.index, spans, *limits, size=size, content=content))
@@ -79,5 +81,8 @@ def _group(item: Input, contents: Sequence[Content]) -> Iterator[Group]:
 
 
 def _ends_group(chunk: Chunk) -> bool:
-    """By its hash, with a chance of its share in MIN_BYTES: on average a group grows by as much after its first."""
+    """Whether the hash of a chunk ends its group; the probability is its size divided by MIN_BYTES.
+
+    So, on average, a group grows by MIN_BYTES after it could first end.
+    """
     return int(chunk.hash[:8], 16) * chunks.MIN_BYTES < chunk.size << 32

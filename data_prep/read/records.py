@@ -1,9 +1,8 @@
-"""Files to records: one iterator for every format, each record with its place of origin.
+"""Reads the records of files of every format, each with its place of origin.
 
-Guarantees: what cannot be read becomes a `BadRecord` that names file, place and reason; it is never dropped in silence
-and never raises. Memory is bounded by the largest record up to `data.max_record_bytes`; a larger one is a bad record.
-How each format is read stands in `lines`, `json_file`, `csv_rows` and `tables`, and in `huggingface` for datasets by
-name.
+A record that cannot be read is never dropped silently and never raises: it becomes a `BadRecord` that names the file,
+the place and the reason. Memory is bounded by the largest record, up to `data.max_record_bytes`; a larger record is a
+bad record. The modules `lines`, `json_file`, `csv_rows` and `tables` read the formats, `huggingface` datasets by name.
 """
 
 from collections.abc import Iterator
@@ -51,8 +50,11 @@ def read_records(
     records_key: str | None = None,
     delimiter: str | None = None,
 ) -> Iterator[Record | BadRecord]:
-    """Records of one span, in order. With `column`, formats that can read it alone leave out the other keys;
-    `records_key` and `delimiter` are those of the recipe."""
+    """Read the records of one span, in order.
+
+    column: the only key that is needed; formats that can skip the others do so.
+    records_key, delimiter: as in the recipe.
+    """
     reading = Reading(span, max_record_bytes, column, records_key, delimiter)
     records = _READERS[span.format](reading)
     if records_key and span.format == "jsonl":
@@ -63,7 +65,7 @@ def read_records(
             yield first
             yield from records
         elif span.start == 0:
-            yield reading.refuse("the file holds no record", 1)
+            yield reading.refuse("the file contains no record", 1)
     except READ_ERRORS as error:
-        reason = f"cannot be read on from here, the rest of it is lost ({type(error).__name__}: {one_line(error)})"
+        reason = f"cannot be read; the rest of the file is skipped ({type(error).__name__}: {one_line(error)})"
         yield reading.refuse(reason, reading.number + 1)

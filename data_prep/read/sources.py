@@ -1,4 +1,4 @@
-"""`data.sources` to files: which ones, in the order of their paths, and in which format each is read."""
+"""Finds the files of `data.sources`, in the order of their paths, and the format in which each is read."""
 
 import glob
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from data_prep.read.listing import choose_larger, guess_format, list_directory, 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file with its stamp when it was found, or a dataset that is streamed (`hf_stream`, of unknown size: 0)."""
+    """A file with its size in bytes and its stamp when it was found, or a streamed dataset (`hf_stream`, size 0)."""
 
     path: str
     format: Format
@@ -25,7 +25,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Input:
-    """A source and its files; `index` is its place in `data.sources`, `max_record_bytes` the recipe's."""
+    """A source and its files; `index` is its position in `data.sources`, `max_record_bytes` is that of the recipe."""
 
     index: int
     section: SourceSection
@@ -36,9 +36,10 @@ class Input:
 def find_inputs(
     sections: Sequence[SourceSection], max_record_bytes: int = MAX_RECORD_BYTES, streaming: bool = False
 ) -> list[Input]:
-    """Files of every source. Raises UserError when a path, glob, directory or dataset name holds none.
+    """Find the files of every source.
 
-    With `streaming`, a dataset by name is not downloaded: it is one file of format `hf_stream`.
+    Raises UserError when a path, glob, directory or dataset name yields no file, or when an option does not apply.
+    With `streaming`, a dataset by name is not downloaded; it is one file of format `hf_stream`.
     """
     inputs = [
         Input(index, section, tuple(_find_files(section, f"data.sources.{index}", streaming)), max_record_bytes)
@@ -50,15 +51,15 @@ def find_inputs(
 
 
 def _check_options(item: Input) -> None:
-    """Raises UserError for an option that none of the source's files has a use for."""
+    """Raises UserError for an option that applies to none of the source's files."""
     formats = {file.format for file in item.files}
     for name, value, taken_by in (
         ("records_key", item.section.records_key, {"json", "jsonl"}),
         ("delimiter", item.section.delimiter, {"csv", "tsv"}),
     ):
         if value is not None and not formats & taken_by:
-            what = f"is of {' and '.join(sorted(taken_by))} files, these are {', '.join(sorted(formats))}"
-            raise UserError(f"data.sources.{item.index}.{name}: {value!r} {what}: leave it out")
+            what = f"applies to {' and '.join(sorted(taken_by))} files only, these are {', '.join(sorted(formats))}"
+            raise UserError(f"data.sources.{item.index}.{name}: {value!r} {what}: remove it")
 
 
 def _find_files(section: SourceSection, key: str, streaming: bool) -> Iterator[SourceFile]:
@@ -91,11 +92,11 @@ def _list_paths(path: Path, section: SourceSection, key: str) -> Sequence[str | 
         return list_directory(str(path), section.format, key)
     names = sorted((name for name in glob.glob(str(path), recursive=True) if Path(name).is_file()), key=split_path)
     if not names:
-        raise UserError(f"{key}.path: {path} is no file, directory or glob that matches one")
+        raise UserError(f"{key}.path: {path} is not a file, a directory, or a glob that matches a file")
     return choose_larger(names, str(path), key) if section.format == "auto" else names
 
 
 def find_format(path: str, section: SourceSection) -> Format:
-    """As the section says, else by suffix; `.json` that holds one object a line is read as JSONL."""
+    """Return the format that the section sets, otherwise the one guessed from the suffix and the first lines."""
     found = guess_format(path) if section.format == "auto" else section.format
     return "lines" if found == "text" and section.text_unit == "line" else found

@@ -1,11 +1,12 @@
-"""Records that are rows of Parquet or Arrow IPC.
+"""Reads rows of Parquet or Arrow IPC files as records.
 
-Parquet is read a page at a time and Arrow by memory map, both turned into Python objects some MB at a time; where only
-one column of texts is wanted, the others are not read.
-Where rows hold objects (structs), each has the keys of all rows, null where a row has none: a null key of an object is
-an absent one, at any depth. Maps are objects; binary columns that hold UTF-8 are texts.
-A Parquet row is named by the byte at which its row group begins and its number in the file. Of a row group that cannot
-be decoded each row is a bad record, so that counts stay exact, and reading continues with the next.
+Parquet is read page by page, Arrow through a memory map, and both become Python objects a few MB at a time. If only
+one column of texts is needed, the others are not read.
+Structs have the keys of all rows, with null for keys that a row does not have. So null keys of structs are dropped, at
+any depth. Maps become objects; binary columns that contain UTF-8 become texts.
+The place of a Parquet row is the byte at which its row group begins and the number of the row in the file. If a row
+group cannot be decoded, each of its remaining rows is a bad record, so that counts stay exact; reading continues with
+the next row group.
 """
 
 import shutil
@@ -33,17 +34,17 @@ ROWS_AT_A_TIME = 1024
 BYTES_AT_A_TIME = 8 * 2**20
 ARROW_FILE_MAGIC = b"ARROW1"
 CONVERSION_ERRORS = (ValueError, KeyError, OverflowError, pa.ArrowException)
-# Of these faults in the footer Arrow makes an exception when it reads, but ends the process when it is asked for them.
+# Faults in the footer for which Arrow raises when it reads, but aborts the process when their metadata is requested.
 ABORTING_FAULTS = ("histogram", "ColumnMetaData", "data bytes")
 
 
 def read_parquet(reading: Reading) -> Iterator[Record | BadRecord]:
-    """Rows of the file's row groups in this reading."""
+    """Read the rows of the span's row groups."""
     reading.unit = "row"
     span = reading.span
     with ExitStack() as stack:
         raw: Any = stack.enter_context(open_binary(span.path))
-        if Path(span.path).suffix.lower() in COMPRESSIONS:  # the footer comes last: it takes a file to seek in
+        if Path(span.path).suffix.lower() in COMPRESSIONS:  # the footer is at the end, so reading needs a seekable file
             whole = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(raw, whole, BLOCK_BYTES)
             raw = whole
@@ -64,7 +65,7 @@ def _read_row_group(
     about = file.metadata.row_group(group)
     last = reading.number + about.num_rows
     batch_rows = min(ROWS_AT_A_TIME, max(1, BYTES_AT_A_TIME * about.num_rows // max(1, about.total_byte_size)))
-    fault = "the footer counts it, the data does not hold it"
+    fault = "the footer counts this row, but the data does not contain it"
     reading.unit = f"row group {group + 1}, row"
     try:
         for batch in file.iter_batches(batch_rows, row_groups=[group], columns=columns):
@@ -80,7 +81,10 @@ def _read_row_group(
 
 
 def _name_rows(file: pq.ParquetFile, group: int, columns: list[str] | None) -> str:
-    """The byte at which a row group, or the column of it that is read, begins. Only once Arrow took its description."""
+    """Name a row group by the byte at which it, or the column that is read, begins.
+
+    Safe only after Arrow has accepted the metadata of the row group.
+    """
     paths = [file.schema.column(i).path for i in range(len(file.schema))]
     read = next((i for i, path in enumerate(paths) if columns and f"{path}.".startswith(f"{columns[0]}.")), 0)
     chunk = file.metadata.row_group(group).column(read)
@@ -88,7 +92,7 @@ def _name_rows(file: pq.ParquetFile, group: int, columns: list[str] | None) -> s
 
 
 def read_arrow(reading: Reading) -> Iterator[Record | BadRecord]:
-    """Rows of an Arrow IPC stream (what `datasets` caches and saves) or file."""
+    """Read the rows of an Arrow IPC stream (which `datasets` caches and saves) or file."""
     reading.unit = "row"
     span = reading.span
     with ExitStack() as stack:
@@ -110,7 +114,7 @@ def read_arrow(reading: Reading) -> Iterator[Record | BadRecord]:
 
 
 def open_arrow(raw: Any, compressed: bool = False) -> Iterator[pa.RecordBatch]:
-    """Batches of an IPC stream or, from what can seek, file."""
+    """Yield the record batches of an IPC stream or, if `raw` can seek, of an IPC file."""
     if compressed or raw.read_at(len(ARROW_FILE_MAGIC), 0) != ARROW_FILE_MAGIC:
         yield from pa.ipc.open_stream(raw)
         return
@@ -120,7 +124,7 @@ def open_arrow(raw: Any, compressed: bool = False) -> Iterator[pa.RecordBatch]:
 
 
 def find_columns(names: list[str], key: str | None) -> list[str] | None:
-    """The column of a key, or the one in whose objects a dotted key leads on; None where all are to be read."""
+    """Return the column of a key, or of the first name of a dotted key; None if all columns must be read."""
     if not key:
         return None
     if key in names:
@@ -130,14 +134,14 @@ def find_columns(names: list[str], key: str | None) -> list[str] | None:
 
 
 def drop_nulls(value: Any) -> Any:
-    """The value without null keys of objects, at any depth. Nulls of lists stay: they have a place there."""
+    """Drop null keys of objects, at any depth. Nulls in lists stay, because positions matter there."""
     if isinstance(value, dict):
         return {key: drop_nulls(item) for key, item in value.items() if item is not None}
     return [drop_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def to_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Rows as dicts with all columns, the objects in them without null keys."""
+    """Convert rows to dicts with all columns; objects in them lose their null keys."""
     rows = _decode_texts(batch).to_pylist(maps_as_pydicts="strict")
     nested = [field.name for field in batch.schema if pa.types.is_nested(field.type)]
     for row in rows if nested else ():
@@ -146,7 +150,7 @@ def to_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _decode_texts(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with its binary columns as texts where they hold UTF-8."""
+    """Convert binary columns that contain UTF-8 to texts."""
     for index, field in enumerate(batch.schema):
         if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
             try:
@@ -169,9 +173,10 @@ def _read_batch(batch: pa.RecordBatch, reading: Reading) -> Iterator[Record | Ba
 
 
 def _convert(batch: pa.RecordBatch, limit: int) -> list[dict[str, Any]] | None:
-    """Rows as dicts; None where one of them may be damaged or over the limit. One column of texts takes half the time.
+    """Convert rows to dicts; None if one of them may be damaged or over the limit.
 
-    Validated before anything else looks at it: the offsets of a damaged batch lead outside of the file.
+    The batch is validated first, because the offsets of a damaged batch can point outside of the file. A single column
+    of texts has its own path, which takes half the time.
     """
     try:
         batch.validate(full=True)
@@ -200,7 +205,7 @@ def _explain_row(row: pa.RecordBatch, error: Exception) -> str:
         if pa.types.is_string(column.type) and column.null_count == 0:
             data = column.view(pa.binary())
             try:
-                data.validate(full=True)  # what an offset points at may lie outside of the file
+                data.validate(full=True)  # an offset may point outside of the file
                 data[0].as_py().decode()
             except UnicodeDecodeError as fault:
                 return f"invalid UTF-8 at byte {fault.start} of {name!r} ({fault.reason})"

@@ -129,7 +129,7 @@ def test_a_source_without_a_good_record_is_counted_where_bad_ones_are_skipped(tm
     write_jsonl(tmp_path / "unknown.jsonl", [{"one": "a", "other": "b"}] * 2)
     bad = [("empty.jsonl", 1), ("broken.jsonl", 3), ("empty.parquet", 1), ("unknown.jsonl", 2)]
     sources = [{"path": str(good)}, *({"path": str(tmp_path / name)} for name, _ in bad)]
-    with pytest.raises(UserError, match=r"data\.sources\.1: .*empty\.jsonl, line 1: the file holds no record"):
+    with pytest.raises(UserError, match=r"data\.sources\.1: .*empty\.jsonl, line 1: the file contains no record"):
         prepare(*recipe(good, {"sources": sources}))
     store = Store.open(
         prepare(*recipe(good, {"sources": sources, "on_bad_record": "skip", "max_bad_share": 0.2})).store_dir

@@ -272,7 +272,7 @@ def test_a_run_does_not_go_on_in_another_order(one_rank):
 
 def test_what_is_wrong_with_the_data_is_found_once_and_all_ranks_end(two_ranks):
     output = two_ranks["zero2"].output  # of the whole launch; the ranks' lines may run into each other
-    assert output.count("nothing is no file, directory") == 2
+    assert output.count("nothing is not a file, a directory") == 2
     assert output.count("error on rank 1: ") == 1 and output.count("error: ") == 1
 
 

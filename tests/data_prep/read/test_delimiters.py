@@ -63,16 +63,16 @@ def test_the_delimiter_of_the_recipe_comes_first(tmp_path: Path):
     assert isinstance(record, Record) and record.value == {"a": "1", "b": "2"}
     (tmp_path / "b.csv").write_text("a,b\n1,2\n")
     [record] = read(tmp_path / "b.csv", delimiter=";")
-    assert isinstance(record, BadRecord) and "holds commas, but its rows do not split there alike" in record.reason
+    assert isinstance(record, BadRecord) and "contains commas, but splitting there gives uneven rows" in record.reason
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        ("prompt\tcompletion\n".encode("utf-16"), "UTF-16, as Excel writes its Unicode text: save it as UTF-8"),
-        (b"What is a cat?,An animal.\nWhat is a dog?,An animal.\n", "the first row reads like data"),
-        (b"The cat sat on the mat\nThe dog sat\n", "the first row reads like data"),
-        (b"a;b\n1;2;3\n1\n", "the header 'a;b' holds semicolons, but its rows do not split there alike"),
+        ("prompt\tcompletion\n".encode("utf-16"), "UTF-16, which Excel writes as Unicode text: save it as UTF-8"),
+        (b"What is a cat?,An animal.\nWhat is a dog?,An animal.\n", "the first row looks like data"),
+        (b"The cat sat on the mat\nThe dog sat\n", "the first row looks like data"),
+        (b"a;b\n1;2;3\n1\n", "the header 'a;b' contains semicolons, but splitting there gives uneven rows"),
     ],
 )
 def test_what_is_no_table_with_a_header_is_refused(tmp_path: Path, data: bytes, reason: str):

@@ -121,17 +121,17 @@ BAD = [
     ("json", b"[]", 1, "no record"),
     ("json", b'[{"text": "one"},\n{"text": "two"', 2, "never ends"),
     ("json", b'[{"text": "one"},\n{"text": "two"},\n', 3, "never ends"),
-    ("json", b'[{"text": "one"}]\n]', 1, "more stands behind"),
+    ("json", b'[{"text": "one"}]\n]', 1, "more text after"),
     ("json", b'[{"text": "one"},\n]', 2, "malformed JSON"),
     ("json", b'{\n"text": }', 2, "malformed JSON"),
-    ("csv", b"id,text\n1,one\n2\n", 3, "1 fields where the header has 2"),
-    ("csv", b"id,text\n1,one,more\n", 2, "3 fields where the header has 2"),
-    ("csv", b"text,id,text\n1,2,3\n", 1, "the header names 'text' twice"),
+    ("csv", b"id,text\n1,one\n2\n", 3, "1 fields, but the header has 2"),
+    ("csv", b"id,text\n1,one,more\n", 2, "3 fields, but the header has 2"),
+    ("csv", b"text,id,text\n1,2,3\n", 1, "the header names 'text' more than once"),
     ("csv", b"id,text\n1,\xff\n", 2, "invalid UTF-8"),
     ("csv", b"id,text\n1,a\x00b\n", 2, "a NUL at byte 3"),
     ("csv", b'id,text\n1,one\n2,"two\n3,three\n', 3, "malformed CSV (the quote that opens here is never closed)"),
     ("csv", b'id,te"xt\n1,"one\n', 2, "the quote that opens here is never closed"),
-    ("csv", b'id,text\n1,"one" or\n2,two\n', 2, "the quote that opens here is closed where no field ends"),
+    ("csv", b'id,text\n1,"one" or\n2,two\n', 2, "the quote that opens here is closed in the middle of a field"),
     ("csv", b'id,text\n"1\n",x"y,"z\n2,two\n', 2, "the quote that opens in line 3 is never closed"),
     ("csv", b"id,text\n1,o\rne\n2,two\n", 2, "new-line character seen in unquoted field"),
     ("tsv", b'id\ttext\n1\t"one\n2\ttwo\n', 2, "malformed TSV (the quote that opens here is never closed)"),
@@ -140,7 +140,7 @@ BAD = [
     ("lines", b"first\nsec\xc3ond\n", 2, "invalid UTF-8 at byte 3"),
     ("lines", b"first\nsec\x00ond\n", 2, "a NUL at byte 3"),
     ("text", b"first\n\x00", 2, "a NUL at byte 6"),
-    ("text", "first".encode("utf-16-le"), 1, "a NUL at byte 1: no text, or not UTF-8"),
+    ("text", "first".encode("utf-16-le"), 1, "a NUL at byte 1: binary data, or text that is not UTF-8"),
     ("text", b"", 1, "no record"),
     ("parquet", b"PAR1 no such thing", 1, "cannot be read"),
     ("parquet", b"", 1, "cannot be read"),
@@ -208,7 +208,7 @@ def test_a_record_over_the_limit_is_named_and_reading_goes_on(
         return
     assert good[: len(expected)] == expected
     assert bad[0].number == number
-    assert "over data.max_record_bytes (90 bytes): cut it into documents, or raise the limit" in bad[0].reason
+    assert "larger than data.max_record_bytes (90 bytes): split it into documents, or raise the limit" in bad[0].reason
     assert bad[0].reason.endswith(", or set text_unit: line") == (format == "text")
     if format == "lines":
         assert f"a line of {'500 bytes' if size == 500 else '2.9 MiB'}" in bad[0].reason
@@ -225,7 +225,7 @@ def test_a_row_over_the_limit_is_named_in_parquet_and_arrow(tmp_path: Path):
             assert [record.value["text"] for record in (one, three)] == ["one", "three"]  # type: ignore[union-attr]
             assert isinstance(long, BadRecord)
             assert long.number == 2
-            assert "over data.max_record_bytes" in long.reason
+            assert "larger than data.max_record_bytes" in long.reason
 
 
 MEASURED = """
@@ -321,7 +321,7 @@ def test_a_lost_quote_in_an_archive_that_is_cut_short_costs_no_row(tmp_path: Pat
     assert len(found) > 5000
     assert [r.number for r in found] == list(range(2, len(found) + 2))
     assert [r.number for r in found if isinstance(r, BadRecord)] == [102]
-    assert "cannot be read on" in last.reason  # type: ignore[union-attr]
+    assert "the rest of the file is skipped" in last.reason  # type: ignore[union-attr]
 
 
 def test_a_quoted_field_of_many_lines_up_to_the_limit(tmp_path: Path):

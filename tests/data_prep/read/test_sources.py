@@ -74,7 +74,7 @@ def test_text_files_beside_records_are_left_out_and_said(mixed: Path, caplog):
         caplog.clear()
         assert names(find(path)) == [("x.jsonl", "jsonl"), ("y.csv", "csv")]
         (said,) = caplog.messages
-        assert "5 beside the records (format: text takes them alone): README.md, a.txt, b.txt, …" in said
+        assert "5 text files next to record files (format: text reads only them): README.md, a.txt, b.txt, …" in said
 
 
 @pytest.mark.parametrize("name", ["README.md", "license.txt"])
@@ -88,7 +88,10 @@ def test_records_beside_more_text_are_left_out_and_said(mixed: Path, caplog):
     for path in (mixed, mixed / "*"):
         caplog.clear()
         assert {format for _, format in names(find(path))} == {"text"}
-        assert "2 beside more bytes of text (format: jsonl, csv, … takes them alone): x.jsonl, y.csv" in caplog.text
+        assert (
+            "2 record files next to larger text files (format: jsonl, csv, … reads only them): x.jsonl, y.csv"
+            in caplog.text
+        )
 
 
 def test_a_format_chooses_the_files_of_a_directory_and_how_others_are_read(mixed: Path, caplog):
@@ -182,7 +185,9 @@ def test_a_stream_that_breaks_leaves_nothing(online: list[dict], tmp_path: Path,
         raise ConnectionError("gone")
 
     monkeypatch.setattr("datasets.load_dataset", load)
-    with pytest.raises(UserError, match=r"data\.sources\.0\.path: hf:some/set: the stream broke \(gone\): run again"):
+    with pytest.raises(
+        UserError, match=r"sources\.0\.path: hf:some/set: the download was interrupted \(gone\): run again"
+    ):
         find("hf:some/set", max_documents=7)
     assert not list((tmp_path / "cache" / "redline-2").iterdir())
 
@@ -198,7 +203,7 @@ def test_a_local_dataset_with_a_limit_is_read_as_it_is(hub: Path, monkeypatch):
         ("hf:no-such/set", "train", "data.sources.0.path: hf:no-such/set, split train, is neither in the cache"),
         ("hf:{}", "dev", "Unknown split"),
         ("hf:{}:french", "train", "'french' not found"),
-        ("hf:{}", "train[:10]", "data.sources.0.hf_split: 'train[:10]' is no plain name of a split"),
+        ("hf:{}", "train[:10]", "data.sources.0.hf_split: 'train[:10]' is not a plain split name"),
     ],
 )
 def test_a_dataset_that_is_not_to_be_had_is_one_line(hub: Path, name: str, split: str, message: str):
@@ -222,7 +227,7 @@ def test_what_save_to_disk_wrote_is_recognised(hub: Path, tmp_path: Path):
     for path in ("one", "more"):
         assert read_texts(find(tmp_path / path)) == [f"train {i}" for i in range(30)]
     assert read_texts(find(tmp_path / "more", hf_split="test")) == ["train 4", "train 2"]
-    with pytest.raises(UserError, match=r"data\.sources\.0\.hf_split: .* holds no split 'dev', but: train, test"):
+    with pytest.raises(UserError, match=r"data\.sources\.0\.hf_split: .* has no split 'dev'; it has: train, test"):
         find(tmp_path / "more", hf_split="dev")
 
 
@@ -237,7 +242,7 @@ def test_a_streamed_dataset_is_read_by_shard_and_kept_nowhere(hub: Path):
     expected = [(f"{shard} {i}", f"shard {shard}, record", i + 1) for shard in (1, 2) for i in range(4)]
     assert [(r.value["text"], r.unit, r.number) for r in found if isinstance(r, Record)] == expected
     long = list(read_records(Span(file.path, "hf_stream", 0, 1), max_record_bytes=2))
-    assert [(bad.number, "over data.max_record_bytes" in bad.reason) for bad in long if isinstance(bad, BadRecord)] == [
+    assert [(bad.number, "than data.max_record_bytes" in bad.reason) for bad in long if isinstance(bad, BadRecord)] == [
         (i, True) for i in range(1, 5)
     ]
     assert not list((hub.parent / "cache").rglob("*.arrow"))
@@ -264,7 +269,7 @@ def test_a_fault_in_a_streamed_dataset_is_a_bad_record(hub: Path):
     *_, last = read_records(Span(file.path, "hf_stream"))
     assert isinstance(last, BadRecord)
     assert last.unit == "shard 0, record"
-    assert "cannot be read on" in last.reason
+    assert "the rest of the shard is skipped" in last.reason
 
 
 def test_datasets_is_imported_only_when_asked_for():

@@ -1,7 +1,7 @@
-"""Which keys of a record are what: as `data.sources.N.columns` says, else by the names that well-known sets use.
+"""Decides what each key of a record means: from `data.sources.N.columns`, else from the names in well-known data sets.
 
-A layout is found from the names and types of a record's values, never from what they say. Where two readings are
-possible there is none, and the reason names the line of the recipe that chooses.
+The layout depends only on the keys of a record and the types of its values, never on their text. If two layouts are
+possible, neither is used, and the reason names the line of the recipe that chooses one.
 """
 
 from collections.abc import Iterable
@@ -24,25 +24,25 @@ from data_prep.parse.known_columns import (
 )  # fmt: skip
 from data_prep.parse.messages import ROLES, TurnNames, find_exchange_keys, find_turn_keys
 
-Columns = tuple[tuple[str, str], ...]  # (target, key of the record) in a fixed order; "" leaves a target out
+Columns = tuple[tuple[str, str], ...]  # (target, key of the record) in a fixed order; key "" leaves a target out
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a record is, and the key of each thing that it is made of."""
+    """The kind of a record, and its keys by target (`prompt`, `completion`, `messages`, …)."""
 
     kind: Kind
     keys: dict[str, str]
 
     def describe(self, record: dict[str, Any]) -> str:
-        """The keys in use and those that are not, for the log."""
+        """Describe the used and unused keys, for the log."""
         used = ", ".join(what if what == key else f"{what} = {key}" for what, key in self.keys.items())
         unused = ", ".join(find_unused(self, record))
         return used + (f"; not used: {unused}" if unused else "")
 
 
 def find_unused(layout: Layout, record: Any) -> list[str]:
-    """Keys of a record that are in no use."""
+    """Keys of a record that are not used."""
     if not isinstance(record, dict):
         return []
     used = {key for key in layout.keys.values()} | {key.partition(".")[0] for key in layout.keys.values()}
@@ -50,7 +50,7 @@ def find_unused(layout: Layout, record: Any) -> list[str]:
 
 
 def take(record: dict[str, Any], key: str) -> Any:
-    """The value under a key, or under a dotted path of keys; None where there is none."""
+    """Return the value under a key or a dotted path of keys; None if there is none."""
     if key in record or "." not in key:
         return record.get(key)
     head, _, rest = key.partition(".")
@@ -59,8 +59,10 @@ def take(record: dict[str, Any], key: str) -> Any:
 
 
 def find_layout(record: dict[str, Any], kind: Kind, columns: Columns) -> Layout | None:
-    """Keys of a conversation or a pair of them; None where a record looks like neither. Raises RecordError where two
-    readings are possible, or a column that the recipe names is missing."""
+    """Find the keys of a conversation or of a pair of conversations; None if a record looks like neither.
+
+    Raises RecordError when two layouts are possible, or a column that the recipe names is missing.
+    """
     chosen = dict(columns)
     named = {target: key for target, key in chosen.items() if key and target not in ("role", "content")}
     values = {**record, **{key: take(record, key) for key in named.values()}}
@@ -70,7 +72,7 @@ def find_layout(record: dict[str, Any], kind: Kind, columns: Columns) -> Layout 
 
 
 def _form_of(item: Any, names: TurnNames) -> str:
-    """What a value could be: turns, texts, label, or its type."""
+    """Classify a value by its type and structure: turns, texts, objects, or the name of its type."""
     if isinstance(item, str) and item.lstrip()[:2] in ("[{", "[]", "{'"):
         return "sharegpt turns" if '"from"' in item[:200] else "turns text"
     if not isinstance(item, list):
@@ -110,7 +112,11 @@ def _find(forms: tuple[tuple[str, str], ...], kind: Kind, columns: Columns) -> L
 
 @dataclass(frozen=True)
 class _Finder:
-    """A record by the names of its keys (folded to one case) and the forms of their values."""
+    """Finds the layout of a record.
+
+    by_name: its keys by their name in lower case; form_of: the form of each value by key.
+    chosen: keys that the recipe names, by target.
+    """
 
     by_name: dict[str, str]
     form_of: dict[str, str]
@@ -168,7 +174,7 @@ class _Finder:
         return dict(zip(("prompt", "completion"), pairs[0], strict=True)) if pairs else None
 
     def find_optional(self, kind: str, keys: dict[str, str]) -> dict[str, str]:
-        """What may stand beside: the system prompt, tools, a label, and so on."""
+        """Find the optional keys: the system prompt, tools, a label, and so on."""
         wanted = {"messages": ("system", "tools"), "sharegpt": ("system", "tools"),
                   "preference": ("context", "system", "tools")}.get(kind, tuple(OPTIONAL))  # fmt: skip
         found: dict[str, str] = {}
@@ -203,16 +209,16 @@ class _Finder:
         return looked_for  # type: ignore[return-value]
 
     def _named(self, target: str) -> str:
-        """A column of the recipe, if the record has it."""
+        """Return the key that the recipe names for a target. Raises RecordError when the record does not have it."""
         key = self.chosen[target]
         if key not in self.form_of:
             found = ", ".join(self.form_of) or "none"
-            raise RecordError(f"columns.{target}: {key!r} is missing or null (found: {found})")
+            raise RecordError(f"columns.{target}: {key!r} is missing or null (found keys: {found})")
         return key
 
 
 def _prefer(pairs: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The pairs without those that another one explains (`PREFERRED`)."""
+    """Drop pairs that are secondary to another pair (`PREFERRED`)."""
     for (prompt, answer), (less_prompt, less_answer) in PREFERRED:
         if any(one == prompt and answer in (None, two) for one, two in pairs):
             pairs = [(one, two) for one, two in pairs if one != less_prompt or less_answer not in (None, two)]
@@ -221,23 +227,23 @@ def _prefer(pairs: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 def _explain_choice(choices: Iterable[str]) -> str:
     lines = " or ".join(f"columns: {{{choice}}}" for choice in choices)
-    return f"more than one reading is possible: choose by {lines} in the source"
+    return f"the keys can be read in more than one way: in the source, set {lines}"
 
 
 def explain_unknown(record: dict[str, Any]) -> str:
-    """Why nothing is known of a record, with the line that would say it. Names are shown as YAML takes them."""
+    """Explain why the kind of a record is unknown, with the YAML line that sets it."""
     folded = {str(key).strip().casefold() for key in record}
     if folded & set(TREE_COLUMNS) and {"role", "text"} <= folded:
-        return "a record is one message of a tree (parent_id): join each path from the root into a list of messages"
+        return "a record is one message of a tree (parent_id): write each path from the root as one list of messages"
     role, content = find_turn_keys(record)
     if role and content and str(record[role]).casefold() in ROLES:
-        return f"a record is one message ({role}, {content}): join those of a conversation into a list of messages"
+        return f"a record is one message ({role}, {content}): write the messages of a conversation as one list"
     if objects := [str(key) for key, item in record.items() if _form_of(item, (None, None)) == "objects"]:
         line = f"columns: {{messages: {objects[0]}, role: …, content: …}}"
-        return f"no known keys: if turns lie under {objects[0]!r}, say {line}"
+        return f"no known keys: if {objects[0]!r} contains the turns, set {line}"
     texts = [str(key) for key, item in record.items() if isinstance(item, str)]
     found = ", ".join(map(str, record)) or "none"
     if len(texts) < 2:
-        return f"no text and no conversation among {found}: set text_key, kind or columns"
+        return f"no text and no conversation under the keys {found}: set text_key, kind or columns"
     example = f"columns: {{prompt: {texts[0]}, completion: {texts[1]}}}"
-    return f"no key that is surely the text among {found}: set text_key or kind, or say what is what: {example}"
+    return f"cannot tell which of the keys {found} is the text: set text_key or kind, or assign keys by {example}"

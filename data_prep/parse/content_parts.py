@@ -1,7 +1,7 @@
-"""The content of a message that is a list of typed parts, as the fields that chat templates know.
+"""Converts a content that is a list of typed parts to the message fields that chat templates use.
 
-OpenAI, Anthropic, Gemini and LLaMA-Factory spell them differently: text, reasoning, calls of tools, results of tools.
-What is not text (an image, a sound, a file) and what is of no known type makes the record a bad one, by name.
+Parts are text, reasoning, tool calls and tool results, in the formats of OpenAI, Anthropic, Gemini and LLaMA-Factory.
+A part that is not text (image, audio, file) or has an unknown type makes the record bad; the reason names the type.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ CALL_ID_KEYS = ("tool_use_id", "tool_call_id", "call_id", "id")
 
 @dataclass
 class Parts:
-    """What a content holds. `results` are turns of role tool that stand before the rest."""
+    """The fields of a content. `results` are messages of role tool that precede the rest."""
 
     text: str = ""
     reasoning: str = ""
@@ -33,13 +33,16 @@ class Parts:
 
 
 def parse_content(content: Any, role: str, where: str) -> Parts:
-    """Of a string, nothing, one part or a list of parts. `where` begins each reason. Raises RecordError."""
+    """Parse a content: a string, None, one part or a list of parts.
+
+    Raises RecordError whose reason begins with `where`.
+    """
     if content is None or isinstance(content, str):
         return Parts(content or "")
     if role == "tool" and not _is_parts(content):
         return Parts(dump_json(content, where))
     if not isinstance(content, list | dict):
-        raise RecordError(f"{where}: content is a {type(content).__name__}")
+        raise RecordError(f"{where}: content is a {type(content).__name__}, not a text or a list of parts")
     parts = Parts()
     for part in content if isinstance(content, list) else [content]:
         _add(parts, part, role, where)
@@ -47,14 +50,17 @@ def parse_content(content: Any, role: str, where: str) -> Parts:
 
 
 def _is_parts(content: Any) -> bool:
-    """Whether what a tool returned is parts of a message, and not data of its own."""
+    """Whether the content of a tool message is a list of parts instead of data that the tool returned."""
     parts = content if isinstance(content, list) else [content]
     typed = [part for part in parts if isinstance(part, dict) and _type_of(part)]
     return bool(typed) and all(isinstance(part, str) or part in typed for part in parts)
 
 
 def _type_of(part: dict[str, Any]) -> str | None:
-    """The type in lower case; of a part without one, text where it holds nothing else."""
+    """Return the type of a part in lower case.
+
+    A part without a type is text if it has no other key, or media if it has a key of media.
+    """
     if isinstance(part.get("type"), str):
         return part["type"].casefold()
     keys = {key for key, item in part.items() if item is not None}
@@ -62,7 +68,7 @@ def _type_of(part: dict[str, Any]) -> str | None:
 
 
 def is_media(name: str) -> bool:
-    """Whether a type or key is of what a model of text cannot read: `image_url`, `input_audio`, …"""
+    """Whether a type or key is one of media that a text model cannot read: `image_url`, `input_audio`, …"""
     return name.casefold().removeprefix("input_").startswith(MEDIA)
 
 
@@ -70,7 +76,7 @@ def _add(parts: Parts, part: Any, role: str, where: str) -> None:
     if isinstance(part, str):
         part = {"type": "text", "text": part}
     if not isinstance(part, dict):
-        raise RecordError(f"{where}: content holds a {type(part).__name__}, which is no part")
+        raise RecordError(f"{where}: content contains a {type(part).__name__}, which is not a part")
     kind = _type_of(part)
     if kind in TEXT_TYPES:
         _check_order(parts.calls, "text", where)
@@ -81,25 +87,27 @@ def _add(parts: Parts, part: Any, role: str, where: str) -> None:
     elif kind in CALL_TYPES and role == "assistant":
         parts.calls += _find_calls(part, where)
     elif kind in RESULT_TYPES and role in ("user", "tool"):
-        _check_order(parts.text, "the result of a tool", where)
+        _check_order(parts.text, "a tool result", where)
         parts.results.append(_find_result(part, where))
     elif kind is not None and is_media(kind):
-        raise RecordError(f"{where}: a part of type {kind!r}: the model reads text only")
+        raise RecordError(f"{where}: a part of type {kind!r}, but the model reads only text")
     else:
         known = ", ".join((TEXT_TYPES[0], REASONING_TYPES[0], CALL_TYPES[0], RESULT_TYPES[0]))
-        raise RecordError(f"{where}: a part of type {part.get('type')!r} in a turn of role {role}, known are {known}")
+        raise RecordError(
+            f"{where}: a part of type {part.get('type')!r} in a turn of role {role}; known types: {known}"
+        )
 
 
 def _check_order(before: Any, what: str, where: str) -> None:
-    """Templates write reasoning, text and calls in this order, and results before what a user says."""
+    """Raises RecordError for an order that templates cannot write: reasoning, text, calls; results before text."""
     if before:
-        raise RecordError(f"{where}: {what} stands behind what no template writes before it: split the turn in two")
+        raise RecordError(f"{where}: {what} follows a part that templates write after it: split the turn into two")
 
 
 def _find_text(part: dict[str, Any], keys: tuple[str, ...], where: str) -> str:
     found = [part[key] for key in keys if part.get(key) is not None]
     if not found or not isinstance(found[0], str):
-        raise RecordError(f"{where}: content holds a part that is no text (type {part.get('type')!r})")
+        raise RecordError(f"{where}: content contains a part without a text (type {part.get('type')!r})")
     return found[0]
 
 
@@ -119,8 +127,8 @@ def _find_result(part: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def dump_json(value: Any, where: str) -> str:
-    """A value as JSON text. Raises RecordError for what JSON cannot express."""
+    """Write a value as JSON text. Raises RecordError for one that JSON cannot express."""
     try:
         return orjson.dumps(value).decode()
-    except TypeError as error:  # bytes in a column, objects nested deeper than JSON writers go
-        raise RecordError(f"{where}: a content that JSON cannot hold ({error})") from None
+    except TypeError as error:  # bytes in a column, or objects that are nested too deeply for the JSON writer
+        raise RecordError(f"{where}: the content cannot be written as JSON ({error})") from None

@@ -1,6 +1,6 @@
-"""What a record becomes: a text, a conversation, or a pair of conversations.
+"""Defines the parsed content of a record: a text, a conversation, or a pair of conversations.
 
-A conversation has one form, whatever its spelling was, before a template sees it:
+The messages of a conversation have the same form for every data set:
 `[{"role": "system|developer|user|assistant|tool", "content": str, "reasoning_content"?: str, "tool_calls"?: [{"id"?,
 "type": "function", "function": {"name": str, "arguments": dict | list | str}}], "name"?, "tool_call_id"?, …}]`.
 """
@@ -10,12 +10,12 @@ from typing import Any
 
 
 class RecordError(ValueError):
-    """A record is not what its kind says. The caller knows file and line."""
+    """A record cannot be used, for example because it does not fit its kind. The caller adds file and line."""
 
 
 @dataclass
 class Conversation:
-    """`without_loss` holds indices of assistant messages that the data itself excludes (`weight: 0`)."""
+    """Messages and tools; `without_loss` has indices of assistant messages that the data excludes (`weight: 0`)."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
@@ -24,7 +24,7 @@ class Conversation:
 
 @dataclass
 class Preference:
-    """Two whole conversations that differ in how they end."""
+    """Two complete conversations that differ in their last answer."""
 
     chosen: Conversation
     rejected: Conversation
@@ -32,7 +32,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class LabelledFalse:
-    """A record that its own label marks as a bad answer: read, found whole, and never trained."""
+    """A valid record that is not trained on, because its label marks the answer as bad."""
 
 
 Content = str | Conversation | Preference | LabelledFalse

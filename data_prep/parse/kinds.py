@@ -1,7 +1,7 @@
-"""What a record is: its kind, found from its keys, and the text or conversation it holds.
+"""Finds the kind of a record from its keys, and parses it to a text, a conversation, or a pair of conversations.
 
-Which key is what is decided in `columns`, how turns are spelled in `messages`; here a record becomes a text, a
-conversation or a pair of them, or raises `RecordError` with the reason.
+`columns` decides what each key means, and `messages` parses turns. A record that cannot be parsed raises `RecordError`
+with the reason.
 """
 
 from dataclasses import dataclass
@@ -35,8 +35,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Shape:
-    """How to read the records of one source: its kind, the key of a text, the keys that the recipe names, where the
-    records of a JSON file lie, what splits a CSV file (None: found in each file), and the largest record."""
+    """How to read the records of one source.
+
+    text_key: key of the text of a record of kind text.
+    max_record_bytes: size of the largest record, bytes.
+    columns: keys that the recipe names.
+    records_key: keys that lead to the records of a JSON file; delimiter: of a CSV file. None: detected in each file.
+    """
 
     kind: Kind
     text_key: str | None = None
@@ -47,7 +52,7 @@ class Shape:
 
 
 def find_shape(value: Any, kind: Kind, text_key: str | None, columns: Columns = ()) -> Shape:
-    """Shape of a source by one of its records, where the recipe leaves it open. Raises RecordError."""
+    """Find the shape of a source from one of its records and from what the recipe sets. Raises RecordError."""
     if isinstance(value, str) and kind in ("auto", "text"):
         return Shape("text")
     value = _as_object(value)
@@ -55,7 +60,7 @@ def find_shape(value: Any, kind: Kind, text_key: str | None, columns: Columns = 
         if kind not in ("auto", "text"):
             return Shape(kind, columns=columns)
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            raise RecordError(f"a list of {len(value)} objects, where one record is expected: write one a line")
+            raise RecordError(f"a list of {len(value)} objects instead of one record: write one object on each line")
         raise RecordError(f"a record is a JSON {type(value).__name__}, not an object")
     named = find_named_kind(columns)
     if kind == "text" or text_key or (kind == "auto" and named == "text"):
@@ -65,7 +70,9 @@ def find_shape(value: Any, kind: Kind, text_key: str | None, columns: Columns = 
         return Shape(kind, columns=columns)
     layout = find_layout(value, kind, columns)
     if layout is None and named is not None:
-        raise RecordError(f"columns name no whole {named}: {_show_columns(columns)} (found: {', '.join(value)})")
+        raise RecordError(
+            f"columns for {named} are incomplete: {_show_columns(columns)} (found keys: {', '.join(value)})"
+        )
     if layout is None and _find_strong_text(value) is None and _holds_message(value):
         raise RecordError(explain_unknown(value))
     return Shape("text", _find_text_key(value)) if layout is None else Shape(layout.kind, columns=columns)
@@ -76,15 +83,17 @@ def _show_columns(columns: Columns) -> str:
 
 
 def _as_object(value: Any) -> Any:
-    """A record that is the turns of one conversation as the object that it stands for."""
+    """Wrap a record that is a list of turns in an object; return any other record unchanged."""
     if isinstance(value, list) and value and all(find_turn_keys(turn)[0] is not None for turn in value):
         return {"messages": value}
     return value
 
 
 def _settle_label(value: dict[str, Any], columns: Columns) -> Columns:
-    """With the key of a label that says good or bad, which then each record must have. One that cannot mean that is
-    left out: a class by number or name is no preference."""
+    """Add the key of a label that marks answers as good or bad; every record must then have it.
+
+    A label with another meaning, such as a class number or name, is left out.
+    """
     if "label" in dict(columns):
         return columns
     key = next((key for key in value if str(key).strip().casefold() in LABELS), None)
@@ -108,23 +117,23 @@ def _find_text_key(value: dict[str, Any]) -> str:
     if key := _find_strong_text(value):
         return key
     if bytes_key := next((key for key in TEXT_COLUMNS if isinstance(value.get(key), bytes)), None):
-        raise RecordError(f"{bytes_key!r} holds bytes that are no UTF-8")
+        raise RecordError(f"{bytes_key!r} contains bytes that are not UTF-8")
     texts = [key for key, item in value.items() if isinstance(item, str)]
     inner = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)]
     if len(texts) == 1 and inner:
         what = f"a text under {texts[0]!r}, but also objects under {inner[0]!r}"
-        how = f"set text_key: {texts[0]}, or for the records of a JSON file records_key: {inner[0]}"
+        how = f"set text_key: {texts[0]} to read the text, or records_key: {inner[0]} to read the objects"
         raise RecordError(f"{what}: {how}")
     if len(texts) == 1 and texts[0].strip().casefold() in (prompt for prompt, _ in PAIRS):
-        what = f"a prompt under {texts[0]!r}, and no answer that is known (found: {', '.join(map(str, value))})"
-        raise RecordError(f"{what}: say columns: {{completion: …}}, or text_key: {texts[0]} to train the prompts alone")
+        what = f"a prompt under {texts[0]!r}, but no known key of an answer (found keys: {', '.join(map(str, value))})"
+        raise RecordError(f"{what}: set columns: {{completion: …}}, or text_key: {texts[0]} to train on prompts alone")
     if len(texts) == 1:
         return texts[0]
     raise RecordError(explain_unknown(value))
 
 
 def parse_record(value: Any, shape: Shape) -> Content:
-    """The text, conversation or pair of conversations in a record. Raises RecordError."""
+    """Parse a record to a text, a conversation or a pair of conversations. Raises RecordError."""
     if shape.kind == "text":
         text = take(value, shape.text_key or "") if isinstance(value, dict) else value
         if isinstance(text, str) and text and not text.isspace():
@@ -137,10 +146,10 @@ def _parse_or_refuse(value: Any, shape: Shape) -> Content:
         raise RecordError("empty text")
     value = _as_object(value) if shape.kind != "text" else value
     if not isinstance(value, dict):
-        raise RecordError(f"a {shape.kind} record must be an object, not {type(value).__name__}")
+        raise RecordError(f"a record of kind {shape.kind} must be an object, not {type(value).__name__}")
     if shape.kind == "text":
         if shape.text_key is None:
-            raise RecordError("an object, where this source's first record is plain text: make them two sources")
+            raise RecordError("an object, but the first record of this source is plain text: make them two sources")
         check_text(take(value, shape.text_key), value, shape.text_key)
         raise RecordError("empty text")
     _refuse_media(value)
@@ -154,7 +163,7 @@ def _parse_or_refuse(value: Any, shape: Shape) -> Content:
 
 
 def find_record_layout(value: dict[str, Any], shape: Shape) -> Layout:
-    """The keys of a record of a source. Raises RecordError."""
+    """Find the keys of a record of a source. Raises RecordError when one is missing."""
     layout = find_layout(value, shape.kind, shape.columns)
     if layout is None:
         raise RecordError(_explain_missing(value, shape.kind))
@@ -175,12 +184,10 @@ def _explain_missing(value: dict[str, Any], kind: Kind) -> str:
         if missing
         else f"{wanted[0]!r} is a {type(value[wanted[0]]).__name__}, not a list"
     )
-    return f"{why} (found: {found}): another name is set by columns: {{{line}}}"
+    return f"{why} (found keys: {found}): if keys have other names, set columns: {{{line}}}"
 
 
 def _refuse_media(value: dict[str, Any]) -> None:
     for key, item in value.items():
         if str(key).casefold().rstrip("s") in MEDIA[:3] and item:
-            raise RecordError(
-                f"it comes with {key!r}: the model reads text only (of an image nothing would be trained)"
-            )
+            raise RecordError(f"it has {key!r}, but the model reads only text, so it would not be trained on")

@@ -1,7 +1,7 @@
-"""Names of columns in well-known data sets, in lower case.
+"""Lists the column names of well-known data sets, in lower case.
 
-Alpaca, Dolly, OpenOrca, Magpie, NuminaMath, MetaMath, GSM8K, SQuAD, ShareGPT, UltraChat, LIMA, UltraFeedback, hh-rlhf,
-those for KTO, and the formats of OpenAI, Anthropic and Gemini.
+The data sets are Alpaca, Dolly, OpenOrca, Magpie, NuminaMath, MetaMath, GSM8K, SQuAD, ShareGPT, UltraChat, LIMA,
+UltraFeedback, hh-rlhf and those for KTO. The formats of OpenAI, Anthropic and Gemini are included.
 """
 
 TURN_COLUMNS = ("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "chat", "items", "contents")
@@ -14,8 +14,8 @@ PAIRS = (
     ("input", "output"), ("input", "response"), ("input", "target"), ("inputs", "targets"), ("user", "assistant"),
     ("human", "assistant"), ("human", "gpt"), ("human", "bot"), ("user", "bot"),
 )  # fmt: skip
-# Where both are there, the first is meant: a second prompt beside an instruction is the two joined by a template, an
-# input is its context; the answer beside a solution is its last line.
+# If a record has both pairs, the first is used. Next to an instruction, a prompt is instruction and input joined by a
+# template, and an input is the context. Next to a solution, an answer is the last line of the solution.
 PREFERRED = ((("instruction", None), ("prompt", None)), (("instruction", None), ("input", None)),
              (("problem", "solution"), ("problem", "answer")))  # fmt: skip
 PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"),

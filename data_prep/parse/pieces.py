@@ -1,4 +1,4 @@
-"""The pieces of a record by what they are, whatever its keys are called, put together to conversations."""
+"""Builds conversations from the values of a record, which the layout finds by target, whatever the keys are called."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from data_prep.parse.conversation import Conversation, RecordError
 from data_prep.parse.messages import TurnNames, find_turn_keys, make_exchange, parse_hh, parse_turns
 from data_prep.parse.tool_calls import drop_foreign_arguments, parse_tools
 
-# As words in texts: CSV files hold "1.0" where a column had empty cells.
+# Good label -> bad label, as texts. CSV files have "1.0" if a column had empty cells.
 LABELS = {
     "true": "false", "1": "0", "1.0": "0.0", "yes": "no", "good": "bad", "desirable": "undesirable",
     "chosen": "rejected", "accepted": "rejected", "preferred": "dispreferred", "correct": "incorrect",
@@ -21,7 +21,7 @@ BAD_LABELS = (False, *LABELS.values())
 
 
 def read_label(label: Any) -> bool | None:
-    """What a label says of an answer; None where it is no such label."""
+    """Return whether a label marks an answer as good (True) or bad (False); None for any other label."""
     label = label.strip().casefold() if isinstance(label, str) else label
     if not isinstance(label, bool | int | float | str):
         return None
@@ -29,9 +29,9 @@ def read_label(label: Any) -> bool | None:
 
 
 def check_text(value: Any, record: dict[str, Any], key: str) -> str:
-    """The value if it is text. Raises RecordError otherwise."""
+    """Return a value that must be a text. Raises RecordError otherwise."""
     if value is None and key not in record:
-        raise RecordError(f"key {key!r} is missing (found: {', '.join(map(str, record)) or 'none'})")
+        raise RecordError(f"key {key!r} is missing (found keys: {', '.join(map(str, record)) or 'none'})")
     if not isinstance(value, str):
         raise RecordError(f"{key!r} is a {type(value).__name__}, not a str")
     return value
@@ -39,7 +39,7 @@ def check_text(value: Any, record: dict[str, Any], key: str) -> str:
 
 @dataclass(frozen=True)
 class Pieces:
-    """A record with its layout: its pieces by what they are."""
+    """The values of a record by target."""
 
     value: dict[str, Any]
     layout: Layout
@@ -47,39 +47,42 @@ class Pieces:
 
     @property
     def turn_names(self) -> TurnNames:
-        """Keys of role and content within a turn, as the columns name them."""
+        """Keys of role and content within a turn that the recipe names."""
         chosen = dict(self.columns)
         return chosen.get("role") or None, chosen.get("content") or None
 
     def get(self, target: str) -> Any:
-        """The value of a target column; None when the record has none."""
+        """Return the value of a target; None if the record has none."""
         key = self.layout.keys.get(target)
         return None if key is None else take(self.value, key)
 
     def text(self, target: str) -> str:
-        """The text of a piece, empty where it is none. Raises RecordError."""
+        """Return the text of a target; "" if the record has none. Raises RecordError when it is not a text."""
         value = self.get(target)
         return "" if value is None else check_text(value, self.value, self.layout.keys[target])
 
     def is_good(self) -> bool:
-        """Whether the record's label, if it has one, says that its answer is to be learnt. Raises RecordError."""
+        """Whether the answer is to be trained on: the record has no label, or a good one.
+
+        Raises RecordError for a label that is neither good nor bad.
+        """
         if "label" not in self.layout.keys:
             return True
         is_good = read_label(label := self.get("label"))
         if is_good is None:
             key = self.layout.keys["label"]
-            raise RecordError(f"{key!r} is {label!r:.40}, neither good nor bad: columns: {{label: ''}} leaves it out")
+            raise RecordError(f"{key!r} is {label!r:.40}, neither good nor bad: columns: {{label: ''}} ignores it")
         return is_good
 
     def parse_turns(self) -> Conversation:
-        """A conversation from a list of turns."""
+        """Build a conversation from a list of turns. Raises RecordError."""
         conversation = self._turns_of(self.get("messages"), self.layout.keys["messages"])
         conversation.tools = parse_tools(self.get("tools")) or conversation.tools
         self._add_system_turn(conversation)
         return conversation
 
     def parse_pair(self) -> Conversation:
-        """A conversation from prompt and completion."""
+        """Build a conversation from a prompt and a completion. Raises RecordError."""
         prompt, answer = self._find_turns("prompt"), self._find_turns("completion")
         if prompt is None and answer is None:
             messages = self._system_turn() + self._parse_history()
@@ -92,11 +95,14 @@ class Pieces:
         if answer is None:
             answer = Conversation([{"role": "assistant", "content": self._find_answer()}])
         if answer.messages[:1] and answer.messages[0]["role"] == "user":
-            raise RecordError(f"{self.layout.keys['completion']!r} begins with a user turn: it is no answer")
+            raise RecordError(f"{self.layout.keys['completion']!r} begins with a user turn, so it is not an answer")
         return self._join(prompt, answer)
 
     def parse_ending(self, target: str) -> Conversation:
-        """The conversation that ends with `chosen` or `rejected`: a text, a turn, turns, or all with its prompt."""
+        """Build the conversation that ends with the answer `chosen` or `rejected`.
+
+        The answer may be a text, a turn, a list of turns, or the whole conversation. Raises RecordError.
+        """
         key = self.layout.keys[target]
         answer = self.get(target)
         try:
@@ -121,7 +127,7 @@ class Pieces:
         return result
 
     def _parse_prompt(self) -> Conversation:
-        """What stands before the two answers of a preference pair; may be empty."""
+        """Build the conversation before the two answers of a preference pair; it may be empty."""
         if "messages" in self.layout.keys:
             return self._turns_of(self.get("messages"), self.layout.keys["messages"])
         if self.get("prompt") is None:
@@ -130,7 +136,7 @@ class Pieces:
         return Conversation([{"role": "user", "content": self._join_prompt()}]) if found is None else found
 
     def _find_turns(self, target: str) -> Conversation | None:
-        """The turns of a piece, if it holds turns (a list, an object, JSON text, hh-rlhf's text); None for a text."""
+        """Parse the turns of a target (a list, an object, JSON text, hh-rlhf's text); None if it is a plain text."""
         value = self.get(target)
         if isinstance(value, str):
             return self._parse_json_turns(value) or parse_hh(value)
@@ -146,7 +152,7 @@ class Pieces:
         return self._turns_of(value, self.layout.keys[target]) if is_turns else None
 
     def _parse_json_turns(self, text: str) -> Conversation | None:
-        """Turns that stand in a text as JSON; a text that is anything else, even other JSON, is a text."""
+        """Parse turns from JSON text; None for any other text, even other JSON."""
         if text.lstrip()[:2] != "[{":
             return None
         try:
@@ -160,17 +166,17 @@ class Pieces:
         return parse_turns(turns, self.turn_names, what)
 
     def _join_prompt(self) -> str:
-        """The prompt with its context in the next line."""
+        """Join the prompt and its context with a line feed."""
         return "\n".join(text for text in (self.text("prompt"), self.text("context")) if text)
 
     def _find_answer(self) -> str:
-        """The answer; the first where there are several, as in SQuAD's `{"text": [...]}`."""
+        """Return the answer; the first if there are several, as in SQuAD's `{"text": [...]}`."""
         answer = self.get("completion")
         if isinstance(answer, dict) and isinstance(answer.get("text"), list):
             answer = answer["text"]
         if isinstance(answer, list):
             if not answer:
-                raise RecordError(f"{self.layout.keys['completion']!r} holds no answer")
+                raise RecordError(f"{self.layout.keys['completion']!r} contains no answer")
             answer = answer[0]["text"] if isinstance(answer[0], dict) and "text" in answer[0] else answer[0]
         return check_text(answer, self.value, self.layout.keys["completion"])
 
@@ -184,7 +190,7 @@ class Pieces:
             return self._turns_of(history, key).messages
         for pair in history:
             if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-                raise RecordError(f"{key!r} holds something else than [question, answer] pairs")
+                raise RecordError(f"{key!r} must be a list of [question, answer] pairs")
         return [message for pair in history for message in make_exchange(*pair)]
 
     def _system_turn(self) -> list[dict[str, Any]]:
@@ -197,7 +203,7 @@ class Pieces:
         return [{"role": "system", "content": system}] if system else []
 
     def _add_system_turn(self, conversation: Conversation) -> None:
-        """The record's own system prompt, where the turns bring none. Raises RecordError where they bring another."""
+        """Add the record's system prompt if the turns have none. Raises RecordError if they have a different one."""
         system = self._system_turn()
         if not system:
             return
@@ -205,9 +211,7 @@ class Pieces:
         if first and first[0]["role"] in ("system", "developer"):
             if first[0]["content"].strip() != system[0]["content"].strip():
                 key = self.layout.keys["system"]
-                raise RecordError(
-                    f"two system prompts, {key!r} and message 1: columns: {{system: ''}} leaves out {key!r}"
-                )
+                raise RecordError(f"two system prompts, {key!r} and message 1: columns: {{system: ''}} ignores {key!r}")
             return
         conversation.messages[:0] = system
         conversation.without_loss = {index + 1 for index in conversation.without_loss}
@@ -218,11 +222,11 @@ def _has_prompt(conversation: Conversation) -> bool:
 
 
 def finish_conversation(conversation: Conversation) -> None:
-    """What needs all of its pieces. Raises RecordError where there is nothing to learn."""
+    """Check and clean up a complete conversation. Raises RecordError if it contains no answer to train on."""
     drop_foreign_arguments(conversation.messages, conversation.tools)
     turns = [(i, m) for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
     if not turns:
-        raise RecordError("no assistant turn: nothing to learn from")
+        raise RecordError("no assistant turn, so there is nothing to train on")
     for number, message in turns:
         if not message["content"].strip() and not message.get("tool_calls"):
-            raise RecordError(f"message {number + 1}: the assistant says nothing")
+            raise RecordError(f"message {number + 1}: the assistant turn is empty")

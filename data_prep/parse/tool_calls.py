@@ -1,4 +1,4 @@
-"""Calls of tools and lists of tools in the form that chat templates expect, from the spellings that data have."""
+"""Converts tool calls and lists of tools from the formats of data sets to the form that chat templates expect."""
 
 from typing import Any
 
@@ -12,14 +12,20 @@ ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 
 
 def parse_calls(calls: Any, where: str) -> list[dict[str, Any]]:
-    """One call or a list of them, also as JSON text. `where` begins each reason. Raises RecordError."""
+    """Parse one call or a list of calls, which may be JSON text.
+
+    Raises RecordError whose reason begins with `where`.
+    """
     if isinstance(calls, str):
         calls = load_json(calls, where)
     return [parse_call(call, where) for call in (calls if isinstance(calls, list) else [calls])]
 
 
 def parse_call(call: Any, where: str) -> dict[str, Any]:
-    """A call as `{"id"?, "type": "function", "function": {"name", "arguments": dict | list | str}}`."""
+    """Parse a call to `{"id"?, "type": "function", "function": {"name", "arguments": dict | list | str}}`.
+
+    Raises RecordError whose reason begins with `where`.
+    """
     function = call.get("function", call) if isinstance(call, dict) else None
     if isinstance(function, str):  # {"function": NAME, "arguments": …}
         function = {**call, "name": function}
@@ -31,13 +37,16 @@ def parse_call(call: Any, where: str) -> dict[str, Any]:
         loaded = load_json(arguments, text) if arguments.strip() else {}
         arguments = loaded if isinstance(loaded, dict | list) else arguments
     if not isinstance(arguments, dict | list | str):
-        raise RecordError(f"{where}: arguments of {function['name']} are a {type(arguments).__name__}")
+        raise RecordError(f"{where}: arguments of {function['name']} are a {type(arguments).__name__}, not an object")
     kept = {"id": call["id"]} if call.get("id") is not None else {}
     return {**kept, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
 def parse_tools(tools: Any) -> list[dict[str, Any]] | None:
-    """The tools of a record: a list of objects, also as JSON text; None where there are none. Raises RecordError."""
+    """Parse the tools of a record, a list of objects that may be JSON text; None if there are none.
+
+    Raises RecordError.
+    """
     if isinstance(tools, str):
         tools = load_json(tools, "tools") if tools.strip() else None
     if not tools:
@@ -50,7 +59,7 @@ def parse_tools(tools: Any) -> list[dict[str, Any]] | None:
 
 
 def _drop_null_keywords(value: Any) -> Any:
-    """Without the null keys that a table of many schemas leaves in each when it is written as JSON."""
+    """Drop null keys. They appear when schemas with different keys are stored as one table column."""
     if isinstance(value, dict):
         kept = {key: item for key, item in value.items() if item is not None or key in NULLABLE}
         return {key: _drop_null_keywords(item) for key, item in kept.items()}
@@ -58,8 +67,10 @@ def _drop_null_keywords(value: Any) -> Any:
 
 
 def drop_foreign_arguments(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> None:
-    """Takes null arguments out of calls whose tool declares its parameters and none of that name: they are what a
-    table of many calls leaves in each when it is written as JSON."""
+    """Drop null arguments of calls that the tool does not declare.
+
+    They appear when calls with different arguments are stored as one table column.
+    """
     functions = [tool.get("function") for tool in tools or ()]
     known = {function.get("name"): function for function in functions if isinstance(function, dict)}
     for call in (call for message in messages for call in message.get("tool_calls") or ()):
@@ -71,7 +82,7 @@ def drop_foreign_arguments(messages: list[dict[str, Any]], tools: list[dict[str,
 
 
 def _wrap_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """A bare function (`functions` of older OpenAI files, Anthropic's with `input_schema`) as templates expect it."""
+    """Wrap a bare function (`functions` of older OpenAI files, Anthropic's with `input_schema`) for templates."""
     if not isinstance(tool.get("name"), str) or "function" in tool:
         return tool
     function = {key: item for key, item in tool.items() if key != "type"}
@@ -81,10 +92,10 @@ def _wrap_tool(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_json(text: str, what: str) -> Any:
-    """Raises RecordError."""
+    """Parse JSON text. Raises RecordError whose reason begins with `what`."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         if text.lstrip()[:2] in ("[{", "{'") and "'" in text[:40]:
-            raise RecordError(f"{what}: a list as Python prints it, not JSON: write it with json.dumps") from None
+            raise RecordError(f"{what}: Python repr instead of JSON: write it with json.dumps") from None
         raise RecordError(f"{what}: malformed JSON ({error})") from None

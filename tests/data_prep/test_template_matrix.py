@@ -280,7 +280,7 @@ def test_spans_are_the_assistants_text_and_its_stop_token(template: str, record:
 
 def test_an_empty_answer_is_refused_before_any_template():
     record = {"messages": [say("user", "U1"), say("assistant", " ")]}
-    with pytest.raises(RecordError, match="message 2: the assistant says nothing"):
+    with pytest.raises(RecordError, match="message 2: the assistant turn is empty"):
         parse_record(record, Shape("messages"))
 
 

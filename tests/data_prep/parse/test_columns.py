@@ -88,7 +88,7 @@ def test_a_text_of_many_hh_turns_is_as_many_turns():
         ({"prompt": "p", "question": "q", "chosen": "a", "rejected": "b"}, "columns: {prompt: question}"),
         ({"instruction": "q", "input": "c", "context": "d", "output": "a"}, "columns: {context: context} or"),
         ({"message_id": "1", "parent_id": None, "role": "prompter", "text": "q"}, "one message of a tree"),
-        ({"conversation_id": 1, "role": "user", "content": "q"}, "one message .role, content.: join"),
+        ({"conversation_id": 1, "role": "user", "content": "q"}, "one message .role, content.: write"),
         ({"talk": [{"who": "x", "what": "y"}]}, "columns: {messages: talk, role: …, content: …}"),
         ({"prompt": "q", "response_1": "a", "response_2": "b"}, "columns: {prompt: prompt, completion: response_1}"),
         ({"version": "1", "data": [{"text": "t"}]}, "records_key: data"),
@@ -119,9 +119,9 @@ def test_columns_of_the_recipe_come_first(record: dict, columns: dict[str, str],
 
 def test_a_column_of_the_recipe_that_is_not_there_is_named():
     columns = (("prompt", "a"), ("completion", "b"))
-    with pytest.raises(RecordError, match=r"columns\.completion: 'b' is missing or null \(found: a, c\)"):
+    with pytest.raises(RecordError, match=r"columns\.completion: 'b' is missing or null \(found keys: a, c\)"):
         find_shape({"a": "q", "c": "x"}, "auto", None, columns)
-    with pytest.raises(RecordError, match="columns name no whole prompt_completion: columns: {prompt: a}"):
+    with pytest.raises(RecordError, match="columns for prompt_completion are incomplete: columns: {prompt: a}"):
         find_shape({"a": "q", "c": "x"}, "auto", None, columns[:1])
 
 
@@ -142,7 +142,7 @@ def test_an_answer_that_its_label_calls_bad_is_left_out(key: str, good: object, 
         for missing in (record, {**record, key: None}):
             with pytest.raises(RecordError, match=f"columns.label: '{key}' is missing or null"):
                 parse_record(missing, shape)
-        with pytest.raises(RecordError, match=f"'{key}' is 7, neither good nor bad: columns: {{label: ''}}"):
+        with pytest.raises(RecordError, match=f"'{key}' is 7, neither good nor bad: columns: {{label: ''}} ignores it"):
             parse_record({**record, key: 7}, shape)
     with pytest.raises(RecordError, match="no assistant turn"):  # and it is read all the same
         parse_record({"messages": [USER], key: bad}, Shape("messages"))
@@ -151,7 +151,7 @@ def test_an_answer_that_its_label_calls_bad_is_left_out(key: str, good: object, 
 @pytest.mark.parametrize("key", ["question", "prompt", "Input"])
 def test_a_prompt_without_an_answer_is_no_text(key: str):
     record = {"id": 1, key: "q", "replies": ["a", "b"]}
-    reason = f"a prompt under '{key}', and no answer .* text_key: {key} to train the prompts alone"
+    reason = f"a prompt under '{key}', but no known key of an answer .* text_key: {key} to train on prompts alone"
     with pytest.raises(RecordError, match=reason):
         find_shape(record, "auto", None)
     assert parse_record(record, find_shape(record, "auto", key)) == "q"

@@ -80,23 +80,23 @@ def test_what_is_not_clear_is_not_guessed(record: object):
     ("record", "shape", "reason"),
     [
         ({"text": "  \n"}, Shape("text", "text"), "empty text"),
-        ({"body": "x"}, Shape("text", "text"), "'text' is missing .found: body"),
+        ({"body": "x"}, Shape("text", "text"), "'text' is missing .found keys: body"),
         ({"text": 3}, Shape("text", "text"), "'text' is a int, not a str"),
         ("x", Shape("messages"), "must be an object"),
         ({"messages": [USER]}, Shape("messages"), "no assistant turn"),
         ({"messages": []}, Shape("messages"), "no assistant turn"),
         ({"messages": [USER, {"role": "robot", "content": "a"}]}, Shape("messages"), "message 2: role 'robot'"),
         ({"messages": [USER, {"role": "assistant", "content": 5}]}, Shape("messages"), "message 2: content is a int"),
-        ({"messages": [USER, {"role": "assistant", "content": ""}]}, Shape("messages"), "the assistant says"),
+        ({"messages": [USER, {"role": "assistant", "content": ""}]}, Shape("messages"), "the assistant turn is empty"),
         ({"conversations": [{"from": "alien", "value": "x"}]}, Shape("sharegpt"), "from 'alien'"),
         ({"conversations": [{"from": "function_call", "value": "no json"}]}, Shape("sharegpt"), "malformed JSON"),
         ({"instruction": "q"}, Shape("alpaca"), "'output' is missing"),
         ({"instruction": "q", "output": "a", "history": ["x"]}, Shape("alpaca"), "'history'"),
-        ({"question": "q"}, Shape("prompt_completion"), "'prompt' is missing .found: question.: .* columns"),
+        ({"question": "q"}, Shape("prompt_completion"), "'prompt' is missing .found keys: question.: .* columns"),
         ({"messages": [USER, ASSISTANT], "tools": "["}, Shape("messages"), "tools: malformed JSON"),
         ({"chosen": "a"}, Shape("preference"), "'rejected' is missing"),
         ({"chosen": 1, "rejected": "b"}, Shape("preference"), "'chosen' is a int"),
-        ({"chosen": "a", "rejected": " "}, Shape("preference"), "'rejected': message 1: the assistant says nothing"),
+        ({"chosen": "a", "rejected": " "}, Shape("preference"), "'rejected': message 1: the assistant turn is empty"),
         ({"chosen": [ASSISTANT, USER], "rejected": "b"}, Shape("preference"), "'chosen': does not end with an"),
         ({"chosen": {"from": "alien", "value": "a"}, "rejected": "b"}, Shape("preference"), "'chosen': message 1: f"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, Shape("preference"), "'prompt' is a int"),
@@ -181,7 +181,7 @@ ODDITIES = [None, True, 0, 1.5, "", "x", "{", [], ["x"], [[]], [None], {}, {"a":
 
 def test_an_object_among_plain_texts_is_told_without_a_key():
     shape = find_shape("a text", "auto", None)
-    with pytest.raises(RecordError, match="^an object, where this source's first record is plain text: make them two"):
+    with pytest.raises(RecordError, match="^an object, but the first record of this source is plain text"):
         parse_record({"text": "t"}, shape)
 
 

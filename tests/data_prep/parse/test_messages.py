@@ -53,22 +53,28 @@ def test_every_spelling_becomes_one_form(turns: list[Any], messages: list[dict[s
 
 
 REFUSED = [
-    (typed("user", {"type": "image_url", "value": "cat.png"}), "a part of type 'image_url': the model reads text only"),
-    (typed("user", {"type": "input_audio", "input_audio": {}}), "'input_audio': the model reads text only"),
-    (typed("user", {"type": "file", "file": {}}), "'file': the model reads text only"),
-    (typed("user", {"inline_data": {"data": "x"}}), "'inline_data': the model reads text only"),
-    ({**USER, "images": ["cat.png"]}, "comes with 'images': the model reads text only"),
+    (
+        typed("user", {"type": "image_url", "value": "cat.png"}),
+        "a part of type 'image_url', but the model reads",
+    ),
+    (typed("user", {"type": "input_audio", "input_audio": {}}), "'input_audio', but the model reads only text"),
+    (typed("user", {"type": "file", "file": {}}), "'file', but the model reads only text"),
+    (typed("user", {"inline_data": {"data": "x"}}), "'inline_data', but the model reads only text"),
+    ({**USER, "images": ["cat.png"]}, "it has 'images', but the model reads only text"),
     (typed("user", {"type": "hologram", "text": "x"}), "a part of type 'hologram' in a turn of role user"),
     (typed("user", {"type": "reasoning", "text": "x"}), "type 'reasoning' in a turn of role user"),
-    (typed("user", {"type": "text", "text": 3}), "a part that is no text"),
-    (typed("assistant", {"type": "text", "text": "a"}, {"type": "reasoning", "text": "t"}), "reasoning stands behind"),
-    (typed("assistant", {"type": "tool_use", "name": "f", "input": {}}, {"type": "text", "text": "a"}), "text stands"),
-    ({**ASSISTANT, "reasoning": "t", "thinking": "u"}, "two different reasonings"),
+    (typed("user", {"type": "text", "text": 3}), "a part without a text"),
+    (typed("assistant", {"type": "text", "text": "a"}, {"type": "reasoning", "text": "t"}), "reasoning follows a part"),
+    (
+        typed("assistant", {"type": "tool_use", "name": "f", "input": {}}, {"type": "text", "text": "a"}),
+        "text follows",
+    ),
+    ({**ASSISTANT, "reasoning": "t", "thinking": "u"}, "two different reasoning texts"),
     ({**USER, "reasoning": "t"}, "reasoning in a turn of role user"),
-    ({**ASSISTANT, "tool_calls": [CALL], "function_call": CALL}, "calls of tools in two places"),
-    ({**USER, "tool_calls": [CALL]}, "a call of a tool in a turn of role user"),
+    ({**ASSISTANT, "tool_calls": [CALL], "function_call": CALL}, "tool calls in two places"),
+    ({**USER, "tool_calls": [CALL]}, "a tool call in a turn of role user"),
     ({"role": "assistant"}, "no content"),
-    ({**ASSISTANT, "mask": 1}, "what 'mask' leaves out is not clear"),
+    ({**ASSISTANT, "mask": 1}, "the meaning of 'mask' is not known"),
     ({**ASSISTANT, "train": True, "weight": 0}, "train|weight contradict"),
 ]
 
@@ -82,7 +88,7 @@ def test_what_is_not_text_or_not_certain_is_refused_by_name(turn: dict[str, Any]
 @pytest.mark.parametrize("key", ["images", "image", "videos", "audios"])
 def test_a_record_that_comes_with_media_is_refused(key: str):
     record = {"messages": [USER, ASSISTANT]}
-    with pytest.raises(RecordError, match=f"it comes with '{key}': the model reads text only"):
+    with pytest.raises(RecordError, match=f"it has '{key}', but the model reads only text"):
         parse_record({**record, key: ["cat.png"]}, Shape("messages"))
     for nothing in ([], None, ""):
         assert parse_record({**record, key: nothing}, Shape("messages"))
@@ -112,7 +118,7 @@ def test_bare_functions_become_tools():
 
 
 def test_a_list_as_python_prints_it_is_told_from_damaged_json():
-    with pytest.raises(RecordError, match="'messages': a list as Python prints it, not JSON: write it with json.dumps"):
+    with pytest.raises(RecordError, match="'messages': Python repr instead of JSON: write it with json.dumps"):
         parse_turns("[{'role': 'user', 'content': 'q'}]")
 
 
@@ -148,7 +154,7 @@ def test_the_system_may_declare_the_tools(role: str):
             assert isinstance(found, Conversation)
             assert found.tools == tools
             assert found.messages == [{"role": role, "content": "s"}, USER, ASSISTANT]
-    with pytest.raises(RecordError, match="message 2: tools in two places: keep one"):
+    with pytest.raises(RecordError, match="message 2: tools are declared in two places: keep one"):
         parse_turns([turns[0], turns[0]])
 
 
@@ -157,7 +163,7 @@ def test_two_system_prompts_that_differ_are_refused():
     same = parse_record({"system": " be kind", "messages": turns}, Shape("messages"))
     assert isinstance(same, Conversation)
     assert same.messages == turns
-    with pytest.raises(RecordError, match="two system prompts, 'system' and message 1: columns: {system: ''} leaves"):
+    with pytest.raises(RecordError, match="two system prompts, 'system' and message 1: columns: {system: ''} ignores"):
         parse_record({"system": "be brief", "messages": turns}, Shape("messages"))
     off = parse_record({"system": "be brief", "messages": turns}, Shape("messages", columns=(("system", ""),)))
     assert isinstance(off, Conversation)

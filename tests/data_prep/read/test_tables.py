@@ -111,7 +111,7 @@ def test_a_dotted_key_is_a_column_or_leads_into_one(tmp_path: Path, table: pa.Ta
 
 def test_bytes_that_are_no_text_are_said(tmp_path: Path):
     pq.write_table(pa.table({"text": [b"\xff"], "note": ["x"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="'text' holds bytes that are no UTF-8"):
+    with pytest.raises(ValueError, match="'text' contains bytes that are not UTF-8"):
         find_shape(read(tmp_path / "a.parquet")[0], "auto", None)
 
 

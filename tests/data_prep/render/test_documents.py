@@ -61,7 +61,7 @@ def test_both_halves_of_a_pair_are_kept_and_the_chosen_one_trains(pairs: Path, r
 
 def test_a_pair_with_one_bad_half_is_one_bad_record(tmp_path: Path, recipe):
     rows = [{"prompt": "q", "chosen": "a", "rejected": ""}]
-    with pytest.raises(UserError, match="line 1: 'rejected': message 2: the assistant says nothing"):
+    with pytest.raises(UserError, match="line 1: 'rejected': message 2: the assistant turn is empty"):
         prepare(*recipe(write_jsonl(tmp_path / "a.jsonl", rows)))
 
 
@@ -93,7 +93,9 @@ def test_the_largest_record_is_a_matter_of_the_recipe(tmp_path: Path, recipe):
     source = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
     assert build(recipe(source)).manifest.num_documents == 21
     limited = {"max_record_bytes": 2000}
-    with pytest.raises(UserError, match=r"a\.jsonl, line 21: a line of 2,4\d\d bytes, over data\.max_record_bytes"):
+    with pytest.raises(
+        UserError, match=r"a\.jsonl, line 21: a line of 2,4\d\d bytes is larger than data\.max_record_bytes"
+    ):
         prepare(*recipe(source, limited))
     skipping = {**limited, "on_bad_record": "skip", "max_bad_share": 0.1}
     manifest = build(recipe(source, skipping)).manifest

@@ -1,12 +1,12 @@
-"""Which library encodes: decided for each build by trying both on a sample of the very data.
+"""Chooses the encoding library for each build by comparing both on a sample of its data.
 
-The sample is about 512 kB of whole documents, from parts spread evenly over all of every source, the last one
-included, and of each part the first documents and the first one that is not plain ASCII. To it come texts that
-tokenizers are known to disagree about.
+The sample has about 512 kB of documents from parts that are spread evenly over each source, including the last part.
+Of each part, it has the first documents and the first one that is not plain ASCII. Texts on which tokenizers are known
+to disagree are added.
 
-Seen with gigatoken 0.10: the same ids for trained byte-level BPEs, GPT-2, MiniMind and Qwen3, and for SmolLM2's
-vocabulary, which lacks tokens for 21 bytes (documents with one of them go through tokenizers). Not taken: a
-pre-tokenizer that splits off digits without a regular expression (`Digits`, as in SmolLM2's own tokenizer.json).
+Observed with gigatoken 0.10: identical ids for trained byte-level BPEs, GPT-2, MiniMind and Qwen3, and for SmolLM2's
+vocabulary, which lacks tokens for 21 bytes (HF tokenizers encode documents with such bytes). Not supported: a
+pre-tokenizer that splits digits without a regular expression (`Digits`, as in SmolLM2's own tokenizer.json).
 """
 
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger("redline.data")
 
 SAMPLE_CHARACTERS = 512 * 1024
 SAMPLE_PARTS = 32
-LOOKED_AT = 200  # documents of a part among which one that is not ASCII is looked for
+LOOKED_AT = 200  # documents of a part that are searched for one that is not ASCII
 PROBES = (  # normal forms, scripts, white space, digits, contractions
     "caf\u00e9 cafe\u0301 \u212b \uff21\ufb01 \u0958 stra\u00dfe I\u0307 \u732b\u5750\u5728\u57ab\u5b50\u4e0a\uff0c"
     "\u56db\uff01 \ud55c\uad6d\uc5b4 \u0639\u0631\u0628\u064a \u0e44\u0e17\u0e22 \U0001f408\u200d\u2b1b\U0001f1eb",
@@ -39,7 +39,7 @@ PROBES = (  # normal forms, scripts, white space, digits, contractions
 def sample_documents(
     parts: Sequence[Part], read: Callable[[Part], Iterable[Document | BadRecord | LeftOut]]
 ) -> Iterator[Document]:
-    """Documents from parts of every source; `read` gives those of one part."""
+    """Yield documents from parts of every source; `read` returns those of one part."""
     sources = sorted({part.source for part in parts})
     for source in sources:
         mine = [part for part in parts if part.source == source]
@@ -49,7 +49,7 @@ def sample_documents(
 
 
 def _sample_part(documents: Iterable[Document | BadRecord | LeftOut], left: int) -> Iterator[Document]:
-    """The first `left` characters, and the first document beyond them that is not ASCII."""
+    """Yield the first `left` characters, and the first later document that is not ASCII if none of them is not."""
     found = False
     for document in islice(documents, LOOKED_AT):
         if not isinstance(document, Document):
@@ -65,7 +65,7 @@ def _sample_part(documents: Iterable[Document | BadRecord | LeftOut], left: int)
 
 
 def _cut(document: Document, size: int) -> Document:
-    """The beginning of a long document, with the loss that falls on it."""
+    """Cut a document after `size` characters, with its loss spans."""
     if len(document.text) <= size:
         return document
     loss = None if document.loss is None else [(a, min(b, size)) for a, b in document.loss if a < size]
@@ -76,27 +76,29 @@ def _cut(document: Document, size: int) -> Document:
 def choose_encoder(
     tokenizer: LoadedTokenizer, sample: Sequence[Document], in_text: SpecialInText = "text"
 ) -> EncoderName:
-    """gigatoken when it gives the ids and masks of HF tokenizers on every document of the sample and every hard text,
-    else `tokenizers`; logged."""
+    """Choose gigatoken if its ids and masks equal those of HF tokenizers on the sample and the probes; log the choice.
+
+    Otherwise the result is "tokenizers".
+    """
     special = [*tokenizer.special_tokens.values()]
     texts = [*PROBES, "a ".join([*special, " ", *special]), "".join(special)]
-    # Probes as chats: their special tokens are to be tokens.
+    # Probes are chats, so that their special tokens are encoded as tokens.
     probes = [Document(text, b"", Record(None, "probe", "text", i), is_chat=True) for i, text in enumerate(texts)]
     checked = [*sample, *probes]
     what = f"{len(sample)} documents, {sum(len(document.text.encode()) for document in sample) // 1000} kB"
     exact = Encoder(tokenizer, "tokenizers", in_text).encode_documents(checked)
     try:
         fast = Encoder(tokenizer, "gigatoken", in_text).encode_documents(checked)
-    except BaseException as error:  # whatever it cannot load, HF can
+    except BaseException as error:  # HF tokenizers can load what gigatoken cannot
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        logger.info("encoder: tokenizers (gigatoken cannot take this tokenizer: %s)", one_line(error))
+        logger.info("encoder: tokenizers (gigatoken does not support this tokenizer: %s)", one_line(error))
         return "tokenizers"
     if fast.fallbacks > len(checked) // 2:
-        logger.info("encoder: tokenizers (gigatoken cannot do %d documents of %s)", fast.fallbacks, what)
+        logger.info("encoder: tokenizers (gigatoken cannot encode %d documents of %s)", fast.fallbacks, what)
         return "tokenizers"
     if not _is_same(fast, exact):
-        logger.info("encoder: tokenizers (gigatoken gives other ids or masks on %s)", what)
+        logger.info("encoder: tokenizers (gigatoken gives different ids or masks on %s)", what)
         return "tokenizers"
     logger.info("encoder: gigatoken (same ids and masks as tokenizers on %s)", what)
     return "gigatoken"

@@ -1,13 +1,13 @@
-"""Documents to token ids, by gigatoken where that is the same, else by HF tokenizers.
+"""Encodes documents to token ids, with gigatoken if its results are identical to those of HF tokenizers.
 
-Which one is decided once per build (`encoder_choice.py`). On one core gigatoken encodes 100 MB/s of source code and HF
-tokenizers 1 to 2.5 MB/s.
+The library is chosen once per build (`encoder_choice.py`). On one core gigatoken encodes 100 MB/s of source code, and
+HF tokenizers 1 to 2.5 MB/s.
 
-The loss mask needs to know where each token stands in the text. gigatoken does not say it, but the tokens of a
-byte-level tokenizer are pieces of the text itself: where the decoded tokens are the text, byte for byte, the running
-sum of their sizes is their place. That is checked for each batch. A document for which it does not hold (a normalizer
-changed it), or that has a byte for which the vocabulary has no token, goes through HF tokenizers alone, and is counted.
-So does one whose words spell a special token (`literal_encoding`), with either library.
+The loss mask needs the position of each token in the text. gigatoken does not return it, but tokens of a byte-level
+tokenizer are pieces of the text: if the decoded tokens equal the text byte for byte, the cumulative sum of their sizes
+gives their positions. This is checked for each batch. HF tokenizers encode a document again, and it is counted, if the
+check fails (a normalizer changed the text), or if it contains a byte for which the vocabulary has no token. With either
+library, a document whose text contains special tokens is encoded by `literal_encoding`.
 """
 
 import logging
@@ -33,9 +33,13 @@ EncoderName = Literal["gigatoken", "tokenizers"]
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Documents as one array: document i is `ids[offsets[i]:offsets[i + 1]]`; `loss_runs[i]` holds flattened
-    [start, end) token ranges within it, None where every token carries loss. `fallbacks` counts the documents that
-    gigatoken could not do; `spelled` holds, by document, the first special token that its own words spell."""
+    """Encoded documents as one array.
+
+    ids, offsets: document i is `ids[offsets[i]:offsets[i + 1]]`; shapes (tokens,) and (documents + 1,).
+    loss_runs: for each document, flattened [start, end) token ranges that carry loss, (2 * ranges,); None means all.
+    fallbacks: number of documents that gigatoken could not encode.
+    spelled: by document number, the first special token that is written in its text.
+    """
 
     ids: Ids
     offsets: Offsets
@@ -45,13 +49,16 @@ class EncodedBatch:
 
     @classmethod
     def empty(cls, count: int) -> "EncodedBatch":
-        """`count` documents without tokens."""
+        """Make a batch of `count` documents without tokens."""
         return cls(np.empty(0, np.int32), np.zeros(count + 1, np.int64), [None] * count)
 
 
 class Encoder:
-    """Encodes batches of documents with one of the two libraries. `in_text` says what becomes of special tokens that
-    their words spell (data.special_tokens_in_text); those of a chat template are always tokens."""
+    """Encodes batches of documents with one of the two libraries.
+
+    `in_text` decides how special tokens that are written in a text are encoded (data.special_tokens_in_text). Special
+    tokens that a chat template writes are always encoded as tokens.
+    """
 
     def __init__(self, tokenizer: LoadedTokenizer, name: EncoderName, in_text: SpecialInText = "text"):
         self.tokenizer = tokenizer
@@ -60,8 +67,10 @@ class Encoder:
         self._giga = _Gigatoken(tokenizer.backend, tokenizer.vocab_size) if name == "gigatoken" else None
 
     def encode_documents(self, documents: Sequence[Document]) -> EncodedBatch:
-        """Whole documents, texts or chats. Texts get the end-of-document token, and a leading one where the tokenizer
-        itself puts one."""
+        """Encode complete documents, texts or chats.
+
+        Texts get the end-of-document token, and a leading token if the tokenizer itself adds one.
+        """
         if self._giga is None:
             batch, left = EncodedBatch.empty(len(documents)), list(range(len(documents)))
         else:
@@ -71,7 +80,7 @@ class Encoder:
         return batch if all(document.is_chat for document in documents) else self._add_ends(batch, documents)
 
     def _encode_exactly(self, documents: Sequence[Document], chosen: list[int], batch: EncodedBatch) -> EncodedBatch:
-        """The batch with the chosen documents encoded by HF tokenizers."""
+        """Replace the chosen documents of a batch by their encodings of HF tokenizers."""
         texts = [documents[i].text for i in chosen]
         encodings = dict(zip(chosen, self._encode_hf(texts), strict=True))
         runs = list(batch.loss_runs)
@@ -82,7 +91,7 @@ class Encoder:
         return EncodedBatch(*_replace(batch.ids, batch.offsets, ids), runs, len(chosen))
 
     def _encode_literally(self, documents: Sequence[Document], batch: EncodedBatch) -> EncodedBatch:
-        """The batch with the documents whose words spell special tokens encoded as text there."""
+        """Replace documents that contain special tokens in their text; these become ordinary text."""
         if self._literal is None:
             return batch
         spelled = self._literal.find(documents, batch.ids, batch.offsets)
@@ -99,7 +108,7 @@ class Encoder:
         return self.tokenizer.backend.encode_batch(texts, add_special_tokens=False)
 
     def _add_ends(self, batch: EncodedBatch, documents: Sequence[Document]) -> EncodedBatch:
-        """With the end token, and the leading one, of each text; chats have theirs from their template."""
+        """Add the end token and any leading token to each text. The template has written those of chats."""
         tokenizer, offsets = self.tokenizer, batch.offsets
         texts = np.array([not document.is_chat for document in documents])
         leading = texts & (tokenizer.bos_id is not None)
@@ -116,7 +125,7 @@ class Encoder:
 
 
 class _Gigatoken:
-    """gigatoken's encoder for one tokenizer. `_sizes[id]` is the number of bytes of a token, shape (words,)."""
+    """gigatoken's encoder for one tokenizer. `_sizes[id]` is the size of a token in bytes, shape (vocab_size,)."""
 
     def __init__(self, backend: Tokenizer, vocab_size: int):
         self._json, self._vocab_size = _fill_byte_gaps(backend.to_str(), vocab_size), vocab_size
@@ -129,17 +138,17 @@ class _Gigatoken:
         self._sizes[list(vocab)] = [len(token) for token in vocab.values()]
 
     def encode(self, documents: Sequence[Document]) -> tuple[EncodedBatch, list[int]]:
-        """The batch without end tokens, and the numbers of the documents that have to be encoded otherwise."""
+        """Encode a batch without end tokens; also return the numbers of documents that HF tokenizers must encode."""
         texts = [document.text for document in documents]
         runs: list[Ids | None] = [None] * len(texts)
         try:
-            # One by one: a batch comes back as an awkward array, whose import costs each worker 0.5 s and 30 MB.
+            # One by one: gigatoken returns a batch as an awkward array, whose import costs each worker 0.5 s and 30 MB.
             encoded = [self._tokenizer.encode(text) for text in texts]
         except BaseException as error:
             if not is_panic(error):
                 raise
-            logger.warning("encoder: gigatoken panicked (%s): tokenizers does this batch", one_line(error))
-            self._load()  # whatever state it was left in is thrown away
+            logger.warning("encoder: gigatoken panicked (%s): tokenizers encodes this batch", one_line(error))
+            self._load()  # the old one may be in an invalid state
             return EncodedBatch.empty(len(texts)), list(range(len(texts)))
         offsets = np.zeros(len(texts) + 1, np.int64)
         np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
@@ -147,8 +156,8 @@ class _Gigatoken:
         left = self._find_gaps(ids, offsets)
         masked = [i for i, document in enumerate(documents) if document.loss is not None]
         if masked:
-            places = np.concatenate([[0], np.cumsum(self._sizes[ids], dtype=np.int64)])  # in the batch, in bytes
-            left |= self._find_unspelled(ids, offsets, places, texts)
+            places = np.concatenate([[0], np.cumsum(self._sizes[ids], dtype=np.int64)])  # byte offsets in the batch
+            left |= self._find_changed_texts(ids, offsets, places, texts)
             for i in masked:
                 if i not in left:
                     mine = places[offsets[i] : offsets[i + 1] + 1] - places[offsets[i]]
@@ -156,14 +165,17 @@ class _Gigatoken:
         return EncodedBatch(ids, offsets, runs), sorted(left)
 
     def _find_gaps(self, ids: Ids, offsets: Offsets) -> set[int]:
-        """Numbers of documents with a byte for which the vocabulary has no token."""
+        """Find the documents with a byte for which the vocabulary has no token; return their numbers."""
         if len(self._sizes) == self._vocab_size or not len(ids) or int(ids.max()) < self._vocab_size:
             return set()
         places = np.flatnonzero(ids >= self._vocab_size)
         return set((np.searchsorted(offsets, places, side="right") - 1).tolist())
 
-    def _find_unspelled(self, ids: Ids, offsets: Offsets, places: Offsets, texts: list[str]) -> set[int]:
-        """Numbers of texts that their tokens do not spell byte for byte. Usually one comparison for the whole batch."""
+    def _find_changed_texts(self, ids: Ids, offsets: Offsets, places: Offsets, texts: list[str]) -> set[int]:
+        """Find the texts that differ from their decoded tokens; return their numbers.
+
+        Usually needs one comparison for the whole batch.
+        """
         data = [text.encode() for text in texts]
         is_wrong = np.diff(places[offsets]) != [len(text) for text in data]
         if not is_wrong.any() and self._decode(ids) == b"".join(data):
@@ -176,8 +188,10 @@ class _Gigatoken:
 
 
 def _fill_byte_gaps(tokenizer_json: str, vocab_size: int) -> str:
-    """gigatoken refuses a byte-level vocabulary without a token for each byte (SmolLM2 lacks 21). Those missing get ids
-    past the vocabulary: where one comes out, the document is encoded by tokenizers."""
+    """Add missing byte tokens to a byte-level vocabulary, because gigatoken refuses one without a token for each byte.
+
+    SmolLM2 lacks 21 of them. They get ids beyond the vocabulary; HF tokenizers encode a document with such an id.
+    """
     value = orjson.loads(tokenizer_json)
     if value["model"]["type"] != "BPE" or (value["decoder"] or {}).get("type") != "ByteLevel":
         return tokenizer_json
@@ -188,7 +202,7 @@ def _fill_byte_gaps(tokenizer_json: str, vocab_size: int) -> str:
 
 
 def _replace(ids: Ids, offsets: Offsets, others: dict[int, Ids]) -> tuple[Ids, Offsets]:
-    """The batch with some of its documents exchanged."""
+    """Replace some documents of a batch; return its new ids and offsets."""
     pairs = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
     pieces = [others[i] if i in others else ids[a:b] for i, (a, b) in enumerate(pairs)]
     lengths = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
@@ -196,7 +210,7 @@ def _replace(ids: Ids, offsets: Offsets, others: dict[int, Ids]) -> tuple[Ids, O
 
 
 def _find_runs_by_bytes(places: Offsets, text: str, loss: Sequence[CharSpan]) -> Ids:
-    """As `find_loss_runs`; token i of the text is its bytes [places[i], places[i + 1])."""
+    """Do as `find_loss_runs`, with token i at bytes [places[i], places[i + 1]) of the text."""
     edges = sorted({edge for span in loss for edge in span})
     sizes = [len(text[a:b].encode()) for a, b in zip([0, *edges], edges, strict=False)]
     byte_of = dict(zip(edges, np.cumsum(sizes).tolist(), strict=True))
@@ -205,10 +219,10 @@ def _find_runs_by_bytes(places: Offsets, text: str, loss: Sequence[CharSpan]) ->
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether Rust code panicked: that is no Exception, and its class cannot be imported."""
+    """Whether an error is a panic of Rust code, which is not an Exception and whose class cannot be imported."""
     return type(error).__name__ == "PanicException"
 
 
 def one_line(error: BaseException) -> str:
-    """The error's text without line breaks, at most 200 characters."""
+    """Return the message of an error without line breaks."""
     return " ".join(str(error).split())

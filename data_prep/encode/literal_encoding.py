@@ -1,9 +1,8 @@
-"""Encodes documents whose own words spell special tokens: as ordinary text there, and as tokens where a chat template
-writes them.
+"""Encodes documents whose text contains special tokens: these become ordinary text, those of a chat template tokens.
 
-A copy of the tokenizer takes no special token for one. In a chat those of the template are replaced by one private-use
-character each, which the copy knows as an added token with the same rules; so a document is still encoded as a whole,
-with its words split and merged as anywhere else.
+A copy of the tokenizer does not recognise special tokens. In a chat, each special token of the template is replaced by
+a stand-in, a private-use character that the copy knows as an added token with the same rules. So a document is encoded
+in one piece, and the rest of its text is split and merged as usual.
 """
 
 from collections.abc import Sequence
@@ -20,26 +19,26 @@ from data_prep.render.documents import Document
 
 
 class LiteralEncoder:
-    """`encode` is slow (HF tokenizers, one document at a time); `find` says which documents need it."""
+    """Finds the documents that need literal encoding, and encodes them one at a time with HF tokenizers (slow)."""
 
     def __init__(self, tokenizer: LoadedTokenizer):
         self._tokenizer = tokenizer
         self._control = ControlTokens(tuple(tokenizer.control_tokens))
 
     def find(self, documents: Sequence[Document], ids: Ids, offsets: Offsets) -> dict[int, str]:
-        """Numbers of the documents of an encoded batch whose words spell special tokens, with the first of these."""
+        """Find documents of an encoded batch whose text contains special tokens; return the first token by number."""
         found = {
             i: document.text[slice(*document.spelled[0])] for i, document in enumerate(documents) if document.spelled
         }
         places = np.flatnonzero(self._is_control[ids]) if len(ids) else np.empty(0, np.int64)
         for i in np.unique(np.searchsorted(offsets, places, side="right") - 1).tolist():
-            # An unknown character may be a special token, too, which no word spells.
+            # The special token can also be that of an unknown character, which is not in the text.
             if not documents[i].is_chat and (token := self._control.find(documents[i].text)):
                 found[i] = token
         return dict(sorted(found.items()))
 
     def encode(self, document: Document) -> tuple[Ids, Offsets]:
-        """Ids, and the characters [start, end) of each, shape (tokens, 2)."""
+        """Return the ids of a document, and the characters [start, end) of each, shapes (tokens,) and (tokens, 2)."""
         if not document.is_chat:
             encoding = self._plain.encode(document.text, add_special_tokens=False)
             return np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2)
@@ -50,7 +49,10 @@ class LiteralEncoder:
         return np.array(ids, np.int32), origin[np.array(encoding.offsets, np.int64).reshape(-1, 2)]
 
     def _replace_written(self, document: Document) -> tuple[str, NDArray[np.int64]]:
-        """The text with a stand-in for each token of the template, and how many characters each of its stands for."""
+        """Replace the template's special tokens by stand-ins.
+
+        Returns the text, and for each of its characters the number of original characters, shape (characters,).
+        """
         pieces: list[str] = []
         sizes: list[int] = []
         at = 0
@@ -96,7 +98,7 @@ class LiteralEncoder:
 
     @cached_property
     def _stand_ins(self) -> dict[int, int]:
-        """The token's own id by that of its stand-in."""
+        """Ids of the special tokens by the id of their stand-in."""
         known = self._with_stand_ins.get_vocab(with_added_tokens=True)
         tokens = self._tokenizer.control_tokens.items()
         return {known[self._control.stand_in(token)]: number for token, number in tokens}

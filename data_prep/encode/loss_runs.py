@@ -1,4 +1,4 @@
-"""Characters that carry loss to tokens that do."""
+"""Finds the tokens that carry loss from the characters that do."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,13 @@ Offsets = NDArray[np.int64]
 
 
 def find_loss_runs(token_offsets: Sequence[CharSpan] | Offsets, loss: Sequence[CharSpan]) -> Ids:
-    """Flattened [start, end) ranges of the tokens, (tokens, 2), that share a character with a loss span.
+    """Return the flattened [start, end) ranges of tokens that overlap a loss span, shape (2 * ranges,).
 
-    A token across a span's edge carries loss: the model has to write it to write the turn's first character.
+    token_offsets: characters [start, end) of each token, shape (tokens, 2), ascending.
+    A token that extends beyond a span carries loss, because the model must generate it to generate the turn.
     """
     offsets, spans = np.asarray(token_offsets, np.int64).reshape(-1, 2), np.array(loss, np.int64).reshape(-1, 2)
-    # Offsets never decrease, so the tokens of a span are one range.
+    # Offsets never decrease, so the tokens of a span form one range.
     firsts = np.searchsorted(offsets[:, 1], spans[:, 0], side="right").tolist()
     lasts = np.searchsorted(offsets[:, 0], spans[:, 1], side="left").tolist()
     runs: list[int] = []

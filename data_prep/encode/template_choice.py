@@ -1,6 +1,6 @@
-"""Which chat template a store is rendered with: that of the recipe, else the tokenizer's own, else ChatML.
+"""Chooses the chat template of a store: that of the recipe, else that of the tokenizer, else ChatML.
 
-Errors of the template itself are reported here, before a record could be blamed for them.
+Syntax errors of the template are reported here, so that no record is blamed for them.
 """
 
 import logging
@@ -23,7 +23,7 @@ CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
 
 
 def read_template(option: str | None) -> str | None:
-    """Source of the template that the recipe names; None leaves it to the tokenizer. Raises UserError."""
+    """Read the template that the recipe names; None if it names none. Raises UserError when it cannot be read."""
     if option is None:
         return None
     if option == "chatml":
@@ -37,8 +37,11 @@ def read_template(option: str | None) -> str | None:
 def build_template(
     source: str, tokenizer: LoadedTokenizer, on_dropped: OnDropped, in_text: SpecialInText
 ) -> ChatTemplate:
-    """A chat template as conversations of a recipe are rendered with it; a tokenizer's own comes with that for tools,
-    where it has one by the name `tool_use`, as transformers takes it."""
+    """Build the chat template with the options of a recipe.
+
+    If `source` is the tokenizer's own template and the tokenizer also has one named `tool_use`, that one renders
+    conversations with tools, as in transformers.
+    """
     control = ControlTokens(tuple(tokenizer.control_tokens))
     is_own = source == tokenizer.chat_template
     own = "the tokenizer's own chat template" if is_own else "the chat template"
@@ -50,7 +53,7 @@ def build_template(
 
 
 def choose_template(option: str | None, tokenizer: LoadedTokenizer, shapes: Sequence[Shape]) -> str:
-    """The template, logged where one is needed. Raises UserError when it is no Jinja."""
+    """Choose the template, and log it if a source has conversations. Raises UserError when it is not valid Jinja."""
     template = read_template(option)
     found = template or tokenizer.chat_template or CHATML
     if all(shape.kind == "text" for shape in shapes):
@@ -62,9 +65,9 @@ def choose_template(option: str | None, tokenizer: LoadedTokenizer, shapes: Sequ
     where = f"tokenizer.path: {tokenizer.directory}" if is_own else f"data.chat_template: {option}"
     for template in (found, tokenizer.tool_template if is_own else None):
         if template and (fault := ChatTemplate(template, tokenizer.special_tokens).find_fault()):
-            raise UserError(f"{where}: the chat template is no Jinja ({fault})")
+            raise UserError(f"{where}: the chat template is not valid Jinja ({fault})")
     marks = [mark for mark in CHATML_MARKS if mark in found]
     if split := [mark for mark in marks if len(tokenizer.backend.encode(mark, add_special_tokens=False).ids) != 1]:
         what = f"{' and '.join(split)} of the chat template {'is' if len(split) == 1 else 'are'}"
-        logger.warning("%s no single token of %s: spelled out in every turn", what, tokenizer.directory)
+        logger.warning("%s split into several tokens by %s, in every turn", what, tokenizer.directory)
     return found

@@ -1,8 +1,8 @@
-"""Tokenizers as directories that `AutoTokenizer` loads: found, or trained here.
+"""Finds, loads and trains tokenizers, stored as directories that `AutoTokenizer` can load.
 
-`transformers` is not needed to read or write them (`tokenizer.json` and `tokenizer_config.json` say all there is),
-which keeps torch out of data preparation. A trained tokenizer is a byte-level BPE with GPT-2's word pattern: any text
-encodes and decodes back to the same bytes. Training is reproducible: the same text and options give the same bytes.
+Reads and writes `tokenizer.json` and `tokenizer_config.json` itself, without `transformers`, so that data preparation
+does not import torch. A trained tokenizer is a byte-level BPE with GPT-2's word pattern: any text encodes and decodes
+back to the same bytes. Training is reproducible: the same text and options give identical files.
 """
 
 import heapq
@@ -40,8 +40,14 @@ SPECIAL_KEYS = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token",
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """What data preparation needs of a tokenizer. `vocab_size` is the largest id + 1. `control_tokens` are all that it
-    calls special; those with a role are in `special_tokens`, too. `tool_template` is for conversations with tools."""
+    """The properties of a tokenizer that data preparation needs.
+
+    vocab_size: largest id + 1.
+    bos_id: the token that the tokenizer adds before every text; None if it adds none.
+    special_tokens: special tokens with a role (`eos_token`, …), by role.
+    control_tokens: ids of all special tokens, by text.
+    tool_template: the chat template for conversations with tools.
+    """
 
     directory: Path
     backend: Tokenizer
@@ -55,7 +61,7 @@ class LoadedTokenizer:
 
 
 def fingerprint_tokenizer(directory: Path) -> str:
-    """Name of a tokenizer by the content of its files."""
+    """Hash the content of a tokenizer's files."""
     names = [*TOKENIZER_FILES, *(f"{MORE_TEMPLATES}/{path.name}" for path in _list_more_templates(directory))]
     return name_of([[name, hash_file(path)] for name in names if (path := directory / name).is_file()])
 
@@ -63,22 +69,24 @@ def fingerprint_tokenizer(directory: Path) -> str:
 def load_tokenizer(directory: Path) -> LoadedTokenizer:
     """Read a tokenizer directory. Raises UserError when a file is damaged or there is no end-of-document token.
 
-    `bos_id` is set only where the tokenizer itself puts one in front of every text (Llama does, Qwen does not).
+    `bos_id` is set only if the tokenizer itself adds it before every text (Llama does, Qwen does not).
     """
     try:
         backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises no narrower type
         reason = " ".join(str(error).split())
-        raise UserError(f"tokenizer.path: {directory / 'tokenizer.json'} is no tokenizer ({reason})") from None
+        raise UserError(f"tokenizer.path: {directory / 'tokenizer.json'} is not a valid tokenizer ({reason})") from None
     backend.no_truncation()
     backend.no_padding()
     config = {**_load_json(directory / "special_tokens_map.json"), **_load_json(directory / "tokenizer_config.json")}
     special = {key: _content(config[key]) for key in SPECIAL_KEYS if config.get(key)}
     eos_id = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
     if eos_id is None:
-        raise UserError(f"tokenizer.path: {directory} names no eos_token of its vocabulary: add it to its config")
+        raise UserError(
+            f"tokenizer.path: {directory} has no eos_token in its vocabulary: set it in tokenizer_config.json"
+        )
     empty = backend.encode("").ids
-    # Only that is asked of it: what it adds is never wanted, and it may cut white space off the offsets of tokens.
+    # Only the test for a leading token needs it. It would add tokens, and may trim white space from offsets.
     backend.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
     bos_id = backend.token_to_id(special["bos_token"]) if "bos_token" in special else None
     templates = _find_chat_templates(directory, config)
@@ -103,9 +111,9 @@ def _load_json(path: Path) -> dict[str, Any]:
     try:
         value = orjson.loads(path.read_bytes())
     except orjson.JSONDecodeError as error:
-        raise UserError(f"tokenizer.path: {path} is no JSON ({error})") from None
+        raise UserError(f"tokenizer.path: {path} is not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise UserError(f"tokenizer.path: {path} is no JSON object")
+        raise UserError(f"tokenizer.path: {path} is not a JSON object")
     return value
 
 
@@ -114,7 +122,7 @@ def _content(token: str | dict[str, Any]) -> str:
 
 
 def _find_chat_templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
-    """By name; one alone is `default`. transformers keeps the others in `additional_chat_templates`."""
+    """Find the chat templates by name; a single one is `default`. Others are in `additional_chat_templates`."""
     found = _load_json(directory / "chat_template.json").get("chat_template", config.get("chat_template")) or {}
     if isinstance(found, str):
         found = {"default": found}
@@ -131,7 +139,7 @@ def _list_more_templates(directory: Path) -> list[Path]:
 
 
 def find_tokenizer(path: str, store_dir: Path) -> Path:
-    """Directory of the tokenizer that `tokenizer.path` names, local or on the hub. Raises UserError.
+    """Return the directory of the tokenizer that `tokenizer.path` names, local or on the hub. Raises UserError.
 
     A GPT-2 directory without `tokenizer.json` (`vocab.json`, `merges.txt`) is converted into `store_dir/tokenizers`.
     """
@@ -146,13 +154,15 @@ def find_tokenizer(path: str, store_dir: Path) -> Path:
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download  # only here: 0.3 s
+    from huggingface_hub import snapshot_download  # imported here: takes 0.3 s
 
     try:
         return Path(snapshot_download(name, allow_patterns=[*TOKENIZER_FILES, *GPT2_FILES, f"{MORE_TEMPLATES}/*"]))
-    except Exception as error:  # the hub client raises a dozen kinds; all mean the same to the user
+    except Exception as error:  # the hub client raises a dozen types; all mean the same to the user
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"tokenizer.path: {name} is no directory, and the hub does not give it ({reason})") from None
+        raise UserError(
+            f"tokenizer.path: {name} is not a directory, and cannot be downloaded from the hub ({reason})"
+        ) from None
 
 
 def _convert_gpt2(directory: Path, store_dir: Path) -> Path:
@@ -168,7 +178,7 @@ def _convert_gpt2(directory: Path, store_dir: Path) -> Path:
 
 
 def byte_symbols() -> list[str]:
-    """The characters by which byte-level vocabularies write bytes 0 to 255 (GPT-2's `bytes_to_unicode`)."""
+    """Characters that represent bytes 0 to 255 in byte-level vocabularies (GPT-2's `bytes_to_unicode`)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
@@ -180,20 +190,21 @@ def _set_byte_level(backend: Tokenizer) -> None:
 
 
 class TextSample:
-    """Documents of at most `max_bytes` (one at least) with the smallest seeded hash: the same whatever their order.
+    """The documents with the smallest seeded hashes, up to `max_bytes` in total, but at least one.
 
-    Memory is bounded by `max_bytes`. Repeated documents count once.
+    The sample does not depend on the order of the documents. Repeated documents count once. Memory is bounded by
+    `max_bytes`.
     """
 
     def __init__(self, max_bytes: int, seed: int):
         self._max_bytes, self._seed = max_bytes, seed
         self._heap: list[tuple[int, str, int]] = []
         self._seen: set[int] = set()
-        self._limit = 2**64  # the smallest rank that did not fit: nothing from there on is taken
+        self._limit = 2**64  # the smallest rank that did not fit; ranks from here on are not taken
         self.bytes = 0
 
     def add(self, text: str) -> int:
-        """Its size in bytes."""
+        """Add a document; return its size in bytes."""
         data = text.encode()
         rank = xxhash.xxh3_64_intdigest(data, seed=self._seed)
         if rank in self._seen or rank >= self._limit:
@@ -209,19 +220,22 @@ class TextSample:
         return len(data)
 
     def texts(self) -> list[str]:
-        """The texts of the sample."""
+        """Return the texts of the sample."""
         return [text for _, text, _ in sorted(self._heap, reverse=True)]
 
 
 def train_tokenizer(texts: Iterable[str], options: TokenizerSection, directory: Path) -> None:
-    """Train on a sample of `texts` and save to `directory`, which appears whole or not at all. Raises UserError."""
+    """Train on a sample of `texts` and save to `directory`, completely or not at all.
+
+    Raises UserError when there is no text.
+    """
     started = time.perf_counter()
     sample = TextSample(options.sample_bytes, options.seed)
     with progress("reading text for the tokenizer", unit="B") as advance:
         for text in texts:
             advance(sample.add(text))
     if not sample.bytes:
-        raise UserError("tokenizer: data.sources hold no text to train on")
+        raise UserError("tokenizer: data.sources contain no text to train it on")
     backend = Tokenizer(models.BPE())
     _set_byte_level(backend)
     trainer = trainers.BpeTrainer(
@@ -236,7 +250,7 @@ def train_tokenizer(texts: Iterable[str], options: TokenizerSection, directory: 
     _save(backend, {"eos_token": eos, "pad_token": pad, "chat_template": CHATML}, directory)
     seconds = time.perf_counter() - started
     logger.info(
-        "tokenizer: trained in %.1f s on %.1f MB of text, %d words, at %s",
+        "tokenizer: trained in %.1f s on %.1f MB of text, vocabulary size %d, at %s",
         seconds,
         sample.bytes / 1e6,
         backend.get_vocab_size(),
@@ -245,7 +259,7 @@ def train_tokenizer(texts: Iterable[str], options: TokenizerSection, directory: 
 
 
 def _save(backend: Tokenizer, config: dict[str, Any], directory: Path) -> None:
-    """Write beside and rename, so that a directory under its final name is complete."""
+    """Write to a temporary directory and rename it, so that a directory with the final name is complete."""
     temporary = directory.with_name(f"{directory.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     backend.save(str(temporary / "tokenizer.json"))
@@ -256,6 +270,6 @@ def _save(backend: Tokenizer, config: dict[str, Any], directory: Path) -> None:
     except OSError:
         if not directory.is_dir():
             raise
-        for path in temporary.iterdir():  # another process was first, with the same bytes
+        for path in temporary.iterdir():  # another process was faster, with the same bytes
             path.unlink()
         temporary.rmdir()

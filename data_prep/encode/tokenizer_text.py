@@ -1,8 +1,8 @@
-"""The text that a tokenizer is trained on: of what part of the sources its sample is taken.
+"""Chooses and reads the parts of the sources from which the training text of a tokenizer is sampled.
 
-The sample itself is chosen by the hashes of documents (`tokenizer.TextSample`). So that reading does not grow with the
-input, it is chosen from parts of READ_TIMES as many bytes, themselves chosen by the hash of their content: one at least
-of each source, and all where there are no more. One process reads them, about 2 s per GB of JSONL.
+`tokenizer.TextSample` samples documents by their hashes. To keep reading time independent of the input size, only
+parts with READ_TIMES the bytes of the sample are read. The hashes of their contents choose them, with at least one
+part of each source. One process reads them, at about 2 s per GB of JSONL.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,10 @@ READ_TIMES = 8
 
 
 def choose_parts(parts: Sequence[Part], max_bytes: int, seed: int) -> list[Part]:
-    """Parts of about `max_bytes`, and one of each source, the same wherever they lie and whatever else there is."""
+    """Choose parts of about `max_bytes` in total, at least one of each source.
+
+    The order depends only on content and seed, not on paths or other parts.
+    """
     chosen: list[Part] = []
     size, seen = 0, set[int]()
     for part in sorted(parts, key=lambda part: name_of([seed, part.content])):
@@ -30,7 +33,7 @@ def choose_parts(parts: Sequence[Part], max_bytes: int, seed: int) -> list[Part]
 
 
 def read_texts(parts: Sequence[Part], shapes: Sequence[Shape]) -> Iterator[str]:
-    """Good texts; what is bad is dealt with when the store is built. Raises UserError when a file changed."""
+    """Read the good texts; bad records are handled when the store is built. Raises UserError when a file changed."""
     for part in parts:
         count = 0
         with refuse_changes(part.spans):

@@ -37,7 +37,7 @@ def test_the_library_that_differs_or_fails_is_not_used(tokenizer: LoadedTokenize
         caplog.clear()
         monkeypatch.setattr(Encoder, "encode_documents", other)
         assert choose_encoder(tokenizer, sample) == "tokenizers"
-        assert "other ids or masks" in caplog.text
+        assert "different ids or masks" in caplog.text
 
 
 class PanicException(BaseException):

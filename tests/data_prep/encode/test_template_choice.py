@@ -27,7 +27,9 @@ def test_a_template_that_is_no_jinja_is_named_with_its_line(
     for options in ({}, {"on_bad_record": "skip"}):
         with pytest.raises(UserError) as caught:
             prepare(*recipe(source, {"chat_template": str(path), **options}))
-        assert str(caught.value).startswith(f"data.chat_template: {path}: the chat template is no Jinja (line 2: ")
+        assert str(caught.value).startswith(
+            f"data.chat_template: {path}: the chat template is not valid Jinja (line 2: "
+        )
     assert choose_template(str(path), tokenizer, TEXT) == fault
 
 
@@ -35,7 +37,9 @@ def test_so_is_that_of_a_tokenizer(tokenizer_dir: Path, tmp_path: Path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tokenizer_dir / name).read_bytes())
     (tmp_path / "chat_template.jinja").write_text(BROKEN)
-    with pytest.raises(UserError, match=rf"tokenizer\.path: {tmp_path}: the chat template is no Jinja \(line 2: "):
+    with pytest.raises(
+        UserError, match=rf"tokenizer\.path: {tmp_path}: the chat template is not valid Jinja \(line 2: "
+    ):
         choose_template(None, load_tokenizer(tmp_path), CHAT)
     assert choose_template("chatml", load_tokenizer(tmp_path), CHAT) == CHATML
 
@@ -56,7 +60,7 @@ def test_marks_that_are_no_single_tokens_are_said(tmp_path: Path, tokenizer: Loa
     assert not caplog.messages
     choose_template("chatml", load_tokenizer(tmp_path / "one"), CHAT)
     assert [message.partition(" of ")[0] for message in caplog.messages] == ["<|im_end|>"]
-    assert "no single token of" in caplog.text
+    assert "split into several tokens by" in caplog.text
 
 
 PLAIN = (
@@ -97,5 +101,5 @@ def test_each_named_template_is_in_the_name_of_a_tokenizer(tmp_path: Path, token
     before = fingerprint_tokenizer(directory)
     (directory / "additional_chat_templates" / "tool_use.jinja").write_text(BROKEN)
     assert fingerprint_tokenizer(directory) != before
-    with pytest.raises(UserError, match=r"is no Jinja \(line 2"):
+    with pytest.raises(UserError, match=r"is not valid Jinja \(line 2"):
         choose_template(None, load_tokenizer(directory), CHAT)

@@ -1,7 +1,7 @@
-"""NumPy to Arrow and back over the same memory.
+"""Converts between NumPy and Arrow arrays without copying.
 
-Not by `pyarrow.array` and `to_numpy`: their first call imports pandas, 0.3 s and 30 MB in every process that opens or
-writes a store.
+`pyarrow.array` and `to_numpy` are avoided: their first call imports pandas, which costs 0.3 s and 30 MB in every
+process that opens or writes a store.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 def to_arrow(values: NDArray[Any]) -> pa.Array:
-    """A primitive array without nulls; of booleans a copy, of one bit each."""
+    """Convert to a primitive array without nulls; booleans are copied to one bit each."""
     if values.dtype == np.bool_:
         return pa.Array.from_buffers(pa.bool_(), len(values), [None, _pack(values)])
     contiguous = np.ascontiguousarray(values)
@@ -20,7 +20,7 @@ def to_arrow(values: NDArray[Any]) -> pa.Array:
 
 
 def to_lists(values: NDArray[Any], offsets: NDArray[Any], missing: NDArray[np.bool_] | None = None) -> pa.ListArray:
-    """Lists `values[offsets[i]:offsets[i + 1]]`, null where `missing`."""
+    """Convert to lists `values[offsets[i]:offsets[i + 1]]`, null where `missing`, shape (lists,)."""
     kind, items = pa.list_(pa.from_numpy_dtype(values.dtype)), to_arrow(values)
     buffers = [None if missing is None else _pack(~missing), pa.py_buffer(offsets.astype(np.int32))]
     return pa.ListArray.from_buffers(kind, len(offsets) - 1, buffers, children=[items])
@@ -31,12 +31,12 @@ def _pack(values: NDArray[np.bool_]) -> pa.Buffer:
 
 
 def view(array: pa.Array) -> NDArray[Any]:
-    """The values of a primitive array without nulls, read-only."""
+    """View a primitive array without nulls as a read-only NumPy array."""
     return np.from_dlpack(array)
 
 
 def find_nulls(array: pa.Array) -> NDArray[np.bool_]:
-    """Which values are null."""
+    """Mark the null values, shape (values,)."""
     bitmap = array.buffers()[0]
     if bitmap is None:
         return np.zeros(len(array), np.bool_)

@@ -1,7 +1,7 @@
-"""All parts of a store: taken over where they are finished, built where they are not, then declared whole.
+"""Assembles a store: reuses finished parts, builds the others, and completes the store.
 
-Memory does not grow with the input but for a few hundred bytes a part: of a finished part only counts are kept here,
-its bad records stay on disk until they are copied to `bad_records.jsonl`.
+Memory grows only by a few hundred bytes per part. Of a finished part only counts are kept in memory; its bad records
+stay on disk until they are copied to `bad_records.jsonl`.
 """
 
 from collections import Counter, deque
@@ -24,13 +24,14 @@ from data_prep.store.store import Manifest
 from data_prep.store.summary import write_manifest
 from data_prep.store.writing import WriteError, explain_write_errors, remove_temporaries
 
-SAVERS = 4  # flushing waits for the disk, not for a processor
+SAVERS = 4  # threads: flushing waits for the disk, not for a processor
 
 
 def assemble_store(parts: Sequence[Part], spec: BuildSpec, data: DataSection, tokenizer: LoadedTokenizer) -> Manifest:
-    """Build what is missing in `spec.directory`. For who holds its lock. Raises UserError as `build_part`, WriteError.
+    """Build the missing parts of the store in `spec.directory`, whose lock the caller must hold.
 
-    Parts of the same content are built once and stand in the manifest as often as they come.
+    Parts with the same content are built once, and the manifest lists them as often as they occur. Raises UserError as
+    `build_part` does, and WriteError.
     """
     parts = name_parts(parts, spec)
     with explain_write_errors(spec.directory):
@@ -59,7 +60,7 @@ def assemble_store(parts: Sequence[Part], spec: BuildSpec, data: DataSection, to
 def _save_all(
     parts: Sequence[Part], results: Iterable[tuple[int, PartResult]], directory: Path
 ) -> Iterator[tuple[Part, PartResult]]:
-    """Parts with their results once these are on disk: flushed by threads, while others are built."""
+    """Save results in threads while other parts are built; yield each part with its result once it is on disk."""
     saving: deque[tuple[Part, PartResult, Future[None]]] = deque()
     with ThreadPoolExecutor(SAVERS) as pool:
         for index, result in results:
@@ -78,19 +79,19 @@ def _take_saved(saving: deque[tuple[Part, PartResult, Future[None]]]) -> tuple[P
 
 
 def _order(parts: Iterable[Part]) -> list[Part]:
-    """In their order, but the very large ones (files that cannot be cut) first, so that none is begun at the end."""
+    """Put very large parts (files that cannot be cut) first, so that none of them starts last; keep the order else."""
     return sorted(parts, key=lambda part: -(part.size // (4 * chunks.MAX_BYTES)))
 
 
 def _take_counts(result: PartResult, times: int, counts: TokenCounts) -> None:
-    """Add the token counts of a part to the sums, and let go of what is large."""
+    """Add the token counts of a part to the sums `times` times, then free its large fields."""
     for split, found in result.token_counts.items():
         counts[split] = counts.get(split, np.zeros(len(found), np.int64)) + times * found
     result.forget_lists()
 
 
 def _estimate_need(missing: Sequence[Part], results: dict[str, PartResult]) -> str:
-    """From what the finished parts took per byte of input; 4-byte ids take about a byte per byte of text before."""
+    """Estimate the space that missing parts need from that of finished parts; else a byte per byte of input."""
     done = [part for part in missing if part.fingerprint in results]
     size = sum(part.size for part in done)
     taken = sum(shard.file_bytes for part in done for shard in results[part.fingerprint].shards)

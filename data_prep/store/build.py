@@ -1,7 +1,7 @@
-"""One part of the plan to its shards: read, parse, render, tokenize, write. A pure function that any process can run.
+"""Builds the shards of one part: reads, parses, renders, tokenizes and writes its documents, in any process.
 
-Memory is bounded by a batch (4 MB of text, or one document if that is larger), whatever the size of the input. Tokens
-are counted as they are written, and ids compared with the vocabulary; no shard is read again.
+Memory is bounded by a batch (4 MB of text, or one larger document), independent of the input size. While tokens are
+written, they are counted and compared with the vocabulary size; no shard is read again.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,15 +34,18 @@ from data_prep.store.writing import ShardWriter
 
 BATCH_CHARACTERS = 4 * 2**20
 BATCH_DOCUMENTS = 8192
-# Bytes of input that one process turns into ids in a second, of texts and of what a template renders first. Only for
-# the choice between one process and a pool; as measured on a slow core (docs/experiments.md).
+# Bytes of input that one process encodes in a second, for texts and for records that a template renders. They only
+# decide between one process and a pool; measured on a slow core (docs/experiments.md).
 TEXT_SPEED: dict[EncoderName, float] = {"gigatoken": 8e7, "tokenizers": 1e6}
 RENDERED_SPEED = 4e6
 
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """What a worker needs besides its part; small and picklable. `shapes` and `splits` go by source."""
+    """The settings of a build that workers need, besides their parts; small and picklable.
+
+    `shapes` and `splits` are by source.
+    """
 
     directory: Path
     tokenizer_dir: Path
@@ -61,13 +64,13 @@ class BuildSpec:
 
 
 def estimate_seconds(parts: Sequence[Part], spec: BuildSpec) -> float:
-    """What the parts take one process, roughly."""
+    """Estimate roughly how many seconds one process needs to build the parts."""
     speed = TEXT_SPEED[spec.encoder]
     rendered = min(speed, RENDERED_SPEED)
     return sum(part.size / (speed if spec.shapes[part.source].kind == "text" else rendered) for part in parts)
 
 
-# Of a part and of a BuildSpec, what says where things lie, or how much there is of what else is named.
+# Fields of Part and BuildSpec that are paths or numbers of no effect on the result, or that are named in another way.
 NOT_OF_THE_RESULT = {
     "index", "source", "spans", "size", "fingerprint",
     "directory", "tokenizer_dir", "skip_bad_records", "shapes", "splits",
@@ -75,10 +78,11 @@ NOT_OF_THE_RESULT = {
 
 
 def name_parts(parts: Sequence[Part], spec: BuildSpec) -> list[Part]:
-    """The parts with fingerprints: names of what `build_part` makes of them, wherever their sources lie. The number of
-    the source, which is in each row, comes last: the same part of another source has but that to change.
+    """Set the fingerprints of parts, which name their results independent of the paths of sources.
 
-    Whether bad records are to be skipped is not in it: a finished part has none, or they were skipped.
+    A fingerprint ends with the number of the source, which every row contains. So an equal part of another source
+    differs only in this number. `skip_bad_records` is not included: a finished part has no bad records, or they were
+    skipped.
     """
     shared = _describe(spec)
     return [replace(part, fingerprint=_fingerprint(part, spec, shared)) for part in parts]
@@ -94,8 +98,11 @@ def _describe(value: Part | BuildSpec) -> dict[str, Any]:
 
 
 def build_part(part: Part, spec: BuildSpec) -> PartResult:
-    """Write the shards of a part. Raises UserError at the first bad record unless those are to be skipped, and when the
-    tokenizer gives ids that no vocabulary has; WriteError."""
+    """Write the shards of a part.
+
+    Raises UserError at the first bad record unless `skip_bad_records`, when a file changed, and for ids outside of the
+    vocabulary. Raises WriteError.
+    """
     result = PartResult(part.index, part.source)
     vocab_size = find_encoder(spec).tokenizer.vocab_size
     with ExitStack() as stack:
@@ -116,14 +123,19 @@ def build_part(part: Part, spec: BuildSpec) -> PartResult:
 
 @dataclass(frozen=True)
 class EncodedDocuments:
-    """Some documents of a part in the store's schema; their splits ("" for one that is left out) and UTF-8 sizes."""
+    """Some documents of a part.
+
+    table: rows of the store's schema.
+    splits: split of each document, "" if it is left out; shape (documents,).
+    text_bytes: UTF-8 size of each text; shape (documents,).
+    """
 
     table: pa.RecordBatch
     splits: NDArray[np.str_]
     text_bytes: NDArray[np.int64]
 
     def of_split(self, name: Split) -> tuple[pa.RecordBatch, int]:
-        """The documents of a split, and the size of their texts. Nothing is copied when they stand together."""
+        """Return the documents of a split, and the size of their texts; copies only if they are not adjacent."""
         chosen = np.flatnonzero(self.splits == name)
         size = int(self.text_bytes[chosen].sum())
         if not len(chosen):
@@ -134,8 +146,10 @@ class EncodedDocuments:
 
 
 def encode_part(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[EncodedDocuments]:
-    """The documents of a part, a batch at a time, those of a split together; `result` gets what is left out. Raises
-    UserError as `build_part`."""
+    """Encode the documents of a part, one batch at a time, ordered by split; add what is left out to `result`.
+
+    Raises UserError as `build_part` does.
+    """
     encoder = find_encoder(spec)
     dropped = np.array(part.dropped, np.int64)
     number = 0
@@ -161,8 +175,10 @@ def encode_part(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[Enc
 
 
 def read_batches(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[list[Document]]:
-    """The good documents of a part within its limits, some at a time; `result` gets the bad records. Raises UserError
-    as `build_part`, and at the end when a file changed since its content was named."""
+    """Read the good documents of a part within its limits, in batches; add bad records to `result`.
+
+    Raises UserError as `build_part` does, and at the end when a file changed since its content was hashed.
+    """
     encoder = find_encoder(spec)
     template = build_template(spec.template, encoder.tokenizer, spec.on_dropped_content, spec.special_tokens_in_text)
     documents = read_documents(part.spans, spec.shapes[part.source], template, spec.train_on)
@@ -174,7 +190,7 @@ def read_batches(part: Part, spec: BuildSpec, result: PartResult) -> Iterator[li
 def _arrange(
     batch: list[Document], dropped: NDArray[np.int64], choice: SplitChoice, spec: BuildSpec
 ) -> tuple[list[Document], list[bytes], NDArray[np.str_]]:
-    """The documents that are not dropped with their hashes and splits, those for training first."""
+    """Return the documents that are not dropped, with their hashes and splits, training documents first."""
     hashes = [hash_text(document.key) for document in batch]
     splits = _choose_splits(hashes, choice, spec.validation_share)
     splits[dropped] = ""
@@ -185,7 +201,7 @@ def _arrange(
 def _leave_out(
     documents: list[Document], encoded: EncodedBatch, splits: NDArray[np.str_], spec: BuildSpec, result: PartResult
 ) -> None:
-    """Take those without loss or of a wrong length out of their splits, and count them."""
+    """Leave out documents without loss, with a refused special token, or of a wrong length, and count them."""
     reasons = {
         i: "no token carries loss" for i, runs in enumerate(encoded.loss_runs) if runs is not None and not len(runs)
     }
@@ -214,7 +230,7 @@ def _count_bytes(document: Document) -> int:
 
 
 def _encode_rejected(rejected: list[Document], chosen: EncodedDocuments, encoder: Encoder) -> EncodedDocuments:
-    """The other halves of a batch of preference pairs, under the hashes and beside the splits of the chosen ones."""
+    """Encode the rejected answers of a batch of preference pairs, with the hashes and splits of the chosen ones."""
     source, hashes = chosen.table.column("source"), chosen.table.column("hash")
     table = build_record_batch(encoder.encode_documents(rejected), source[0].as_py(), hashes.to_pylist())
     sizes = np.array([_count_bytes(document) for document in rejected], np.int64)
@@ -222,14 +238,14 @@ def _encode_rejected(rejected: list[Document], chosen: EncodedDocuments, encoder
 
 
 def find_encoder(spec: BuildSpec) -> Encoder:
-    """What encodes a build's documents; the same one for all of a process."""
+    """Return the encoder of a build, which a process loads once."""
     in_text = spec.special_tokens_in_text
     return _load_encoder(spec.tokenizer_dir, spec.tokenizer_fingerprint, spec.encoder, in_text)
 
 
 @lru_cache(maxsize=1)
 def _load_encoder(directory: Path, fingerprint: str, name: EncoderName, in_text: SpecialInText) -> Encoder:
-    """Loaded once a process; `fingerprint` makes it again when the files have changed."""
+    """Load an encoder once per process; a new `fingerprint` loads it again when the files have changed."""
     return Encoder(load_tokenizer(directory), name, in_text)
 
 
@@ -251,14 +267,14 @@ def _take_good(
 
 
 def refuse(record: BadRecord, bad: list[BadRecord], skip: bool) -> None:
-    """Add a bad record to the list, or raise UserError."""
+    """Add a bad record to the list if `skip`, else raise UserError."""
     if not skip:
         raise UserError(f"{record} (data.on_bad_record: skip leaves such records out and lists them)")
     bad.append(record)
 
 
 def _limit_tokens(batches: Iterable[list[Document]], encoder: Encoder, max_tokens: int) -> Iterator[list[Document]]:
-    """Stops before the document with which the source would pass `max_tokens`. Costs an encoding of what is taken."""
+    """Stop before the document that would exceed `max_tokens`; encodes the documents once more to count tokens."""
     for batch in batches:
         offsets = encoder.encode_documents(batch).offsets
         count = int(np.searchsorted(offsets, max_tokens, side="right")) - 1
@@ -282,7 +298,7 @@ def _batched(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _choose_splits(hashes: list[bytes], choice: SplitChoice, validation_share: float) -> np.ndarray:
-    """Split of each document by its content alone, so that it never moves when data is added."""
+    """Choose the split of each document by its content alone, so that it does not change when data is added."""
     if choice != "auto":
         return np.full(len(hashes), choice)
     words = np.frombuffer(b"".join(hashes), "<u8")[::2]
@@ -290,7 +306,7 @@ def _choose_splits(hashes: list[bytes], choice: SplitChoice, validation_share: f
 
 
 def build_record_batch(encoded: EncodedBatch, source: int, hashes: list[bytes]) -> pa.RecordBatch:
-    """One Arrow batch of the store's schema. Raises UserError when it cannot hold as many tokens (2^31)."""
+    """Make an Arrow batch of the store's schema. Raises UserError for more than 2^31 - 1 tokens."""
     if encoded.offsets[-1] > np.iinfo(np.int32).max:
         raise UserError(f"documents of {encoded.offsets[-1]} tokens in one batch: lower data.max_record_bytes")
     run_lengths = [0 if runs is None else len(runs) for runs in encoded.loss_runs]

@@ -1,10 +1,10 @@
-"""What the files of a source hold, remembered, so that a cached start reads no file again.
+"""Caches the hashes of source files, so that a start with a complete store reads no file.
 
-Chunks and hashes of a source's files lie in `store_dir/content_hashes/`, one JSON a source, each file's under (path,
-inode, size, mtime_ns, ctime_ns) of before it was read. ctime moves at every write and cannot be set back: `touch` costs
-one more read and gives the same hash, a changed byte is never missed. A file that changed within the clock's grain
-before it was read is not remembered, since a second write in the same tick would leave no trace. Who reads a file again
-compares it with the same stamp (`files.refuse_changes`): nothing is kept under a name of what is there no more.
+Chunks and hashes of a source's files are in `store_dir/content_hashes/`, one JSON file per source. The key of a file is
+(path, inode, size, mtime_ns, ctime_ns) from before it was read. ctime changes at every write and cannot be set, so a
+changed byte is never missed; `touch` costs one more read, which gives the same hash. A file that changed less than the
+clock resolution before it was read is not cached, because a second write in the same tick would go unnoticed. Later
+readers compare the file with the same stamp (`files.refuse_changes`), so no result is saved for changed content.
 """
 
 import logging
@@ -28,14 +28,14 @@ logger = logging.getLogger("redline.data")
 
 CHUNKS_FORMAT = 2
 FOLDER = "content_hashes"
-CLOCK_GRAIN_NS = 2 * 10**9  # of the coarsest file systems
+CLOCK_GRAIN_NS = 2 * 10**9  # clock resolution of the coarsest file systems
 
-# Stamp and format of a file, its hash, its chunks (none: it is one, and whole).
+# Format and stamp of a file, its hash, and its chunks (empty: the whole file is one chunk).
 Entry = list[Any]
 
 
 def find_contents(item: Input, store_dir: Path) -> tuple[Content, ...]:
-    """Content of each file of a source, in its order. Raises UserError when a file cannot be read."""
+    """Find the content of each file of a source, in order. Raises UserError when a file cannot be read."""
     sizes = [CHUNKS_FORMAT, chunks.MIN_BYTES, chunks.MAX_BYTES]
     sidecar = store_dir / FOLDER / f"{name_of([sizes, show_path(os.path.abspath(item.section.path))])}.json"
     known, now = _load(sidecar), time.time_ns()
@@ -85,4 +85,4 @@ def _save(sidecar: Path, found: dict[str, Entry]) -> None:
             sidecar.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(sidecar, orjson.dumps(found, default=list))
     except WriteError as error:
-        logger.warning("content hashes: not remembered, files are read again next time (%s)", error)
+        logger.warning("content hashes: not saved, so files are read again next time (%s)", error)

@@ -1,6 +1,6 @@
-"""Documents by number, read by memory map: ids come as views, nothing is copied or decoded.
+"""Reads documents by number through a memory map; token ids are views, without copying or decoding.
 
-The lengths of all documents cost 4 bytes each, on first use; opening reads nothing.
+Opening a table reads nothing. Its first use loads the lengths of all documents, 4 bytes each.
 """
 
 from bisect import bisect_right
@@ -21,10 +21,10 @@ NO_INTS: Ints = np.empty(0, np.int64)
 
 
 class DocumentTable:
-    """Documents by number: those of one split, as views of the mapped files, or some that are held in memory.
+    """Documents by number: those of one split, as views of mapped files, or record batches in memory.
 
-    The former pickle as their paths, so worker processes map the files themselves. A file is mapped when the first of
-    its documents is asked for, all of them (0.2 ms each) for what concerns the whole table.
+    A table of files pickles as its paths, so worker processes map the files themselves. A file is mapped when the first
+    of its documents is read. Methods that concern the whole table map all files, 0.2 ms each.
     """
 
     def __init__(self, batches: Iterable[pa.RecordBatch] = (), paths: list[Path] | None = None, counts: Ints = NO_INTS):
@@ -37,7 +37,7 @@ class DocumentTable:
 
     @classmethod
     def open(cls, paths: list[Path], counts: Ints) -> "DocumentTable":
-        """Of files of `counts[i]` documents each."""
+        """Open files of `counts[i]` documents each."""
         return cls(paths=paths, counts=counts)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -71,29 +71,32 @@ class DocumentTable:
             if row < len(batch.offsets) - 1:
                 return batch, row
             row -= len(batch.offsets) - 1
-        raise IndexError(f"document {index}: shard {shard} holds fewer documents than its manifest says")
+        raise IndexError(f"document {index}: shard {shard} has fewer documents than the manifest says")
 
     def ids(self, index: int) -> NDArray[np.int32]:
-        """Token ids of a document: a read-only view."""
+        """Token ids of a document, shape (tokens,), as a read-only view. Raises IndexError."""
         batch, row = self._find(index)
         return batch.ids[batch.offsets[row] : batch.offsets[row + 1]]
 
     def loss_runs(self, index: int) -> NDArray[np.int32] | None:
-        """Flattened [start, end) positions that carry loss; None: all."""
+        """Flattened [start, end) token ranges of a document that carry loss, shape (2 * ranges,); None: all."""
         batch, row = self._find(index)
         if batch.run_offsets is None or batch.runs_missing[row]:
             return None
         return batch.runs[batch.run_offsets[row] : batch.run_offsets[row + 1]]
 
     def gather_ids(self, documents: Ints, begins: Ints, ends: Ints) -> NDArray[np.int32]:
-        """Tokens [begins[i], ends[i]) of documents[i], end to end."""
+        """Concatenate tokens [begins[i], ends[i]) of documents[i]."""
         first = self._first_tokens[documents]
         spans = (first + begins).tolist(), (first + ends).tolist()
         pieces = zip(self._find_batches(documents).tolist(), *spans, strict=True)
         return np.concatenate([self._ids[batch][begin:end] for batch, begin, end in pieces])
 
     def gather_loss_runs(self, documents: Ints) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Ranges [start, end) of each document that carry loss, end to end, shape (runs, 2), and how many each has."""
+        """Concatenate the token ranges [start, end) that carry loss, shape (runs, 2).
+
+        Also returns their number in each document, shape (len(documents),).
+        """
         begins, ends = (offsets[documents] for offsets in self._run_offsets)
         pieces = zip(self._find_batches(documents).tolist(), begins.tolist(), ends.tolist(), strict=True)
         runs = [self._batches[batch].runs[begin:end] for batch, begin, end in pieces]
@@ -104,7 +107,7 @@ class DocumentTable:
         return np.concatenate(runs).reshape(-1, 2), counts
 
     def find_loss(self, documents: Ints, begins: Ints, ends: Ints) -> NDArray[np.bool_]:
-        """Whether any of tokens [begins[i], ends[i]) of documents[i] carries loss."""
+        """Whether any of tokens [begins[i], ends[i]) of documents[i] carries loss, shape (len(documents),)."""
         found = ends > begins
         batches = self._find_batches(documents)
         order = np.argsort(batches, kind="stable")
@@ -124,38 +127,38 @@ class DocumentTable:
 
     @cached_property
     def _first_tokens(self) -> NDArray[np.int32]:
-        """Where each document begins in the ids of its batch."""
+        """Offset of each document in the ids of its batch, shape (documents,)."""
         return _concatenate([batch.offsets[:-1] for batch in self._batches])
 
     @cached_property
     def _run_offsets(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Where the runs of each document begin and end in those of its batch; equal where it has none."""
+        """Start and end of each document's runs in those of its batch, (documents,) each; equal if it has none."""
         offsets = [np.zeros_like(b.offsets) if b.run_offsets is None else b.run_offsets for b in self._batches]
         return _concatenate([each[:-1] for each in offsets]), _concatenate([each[1:] for each in offsets])
 
     def all_ids(self) -> Iterator[NDArray[np.int32]]:
-        """Ids of all documents, a batch at a time."""
+        """Yield the ids of all documents, one batch at a time."""
         for batch in self._batches:
             yield batch.ids
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
-        """Tokens of each document."""
+        """Number of tokens of each document, shape (documents,)."""
         return _concatenate([np.diff(batch.offsets).astype(np.int32) for batch in self._batches])
 
     @cached_property
     def sources(self) -> NDArray[np.int32]:
-        """Index into `data.sources` of each document."""
+        """Index into `data.sources` of each document, shape (documents,)."""
         return _concatenate([batch.sources for batch in self._batches])
 
     @cached_property
     def hashes(self) -> NDArray[np.uint64]:
-        """The first 8 bytes of each document's content hash."""
+        """First 8 bytes of each document's content hash, shape (documents,)."""
         return _concatenate([batch.hashes for batch in self._batches], np.uint64)
 
     @cached_property
     def has_loss_runs(self) -> NDArray[np.bool_]:
-        """Whether each document has a loss mask of its own, (documents,)."""
+        """Whether each document has a loss mask, shape (documents,); without one, all tokens carry loss."""
         return _concatenate([~batch.runs_missing for batch in self._batches], np.bool_)
 
 
@@ -174,8 +177,10 @@ class _Batch:
     hashes: NDArray[np.uint64]
 
     def find_loss(self, rows: Ints, begins: Ints, ends: Ints) -> NDArray[np.bool_]:
-        """Whether tokens [begin, end) of each row carry loss: whether the last run that starts before `end` lies in
-        this row and ends after `begin`."""
+        """Whether any of tokens [begin, end) of each row carries loss.
+
+        This is so if the last run that starts before `end` is in this row and ends after `begin`.
+        """
         if self.run_offsets is None:
             return np.ones(len(rows), np.bool_)
         run_rows = np.repeat(np.arange(len(self.run_offsets) - 1), np.diff(self.run_offsets) // 2)

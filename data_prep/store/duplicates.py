@@ -1,21 +1,21 @@
-"""De-duplication over all sources of a store, before its parts are built: the first of equal documents stays.
+"""Removes duplicate documents across all sources of a store, before its parts are built.
 
-1. Each part is read on its own, by the executor, and leaves one row per good document in `STORE/signatures`: 16 bytes
-   of content hash (`exact`), or a MinHash signature of 512 bytes (`minhash`). What an earlier, stopped build left
-   there is used.
-2. All rows together decide, in the order of the plan (sources as they are listed, files by path): a document is left
-   out when one before it that stays is equal, or similar by `minhash_similarity` at least. So no two that stay are
-   found similar, and none of them can be on both sides of the split into train and validation. Of sources with `split:
-   validation`, list them first to keep them whole.
-3. Each part gets the numbers of its documents to be left out; they are part of its name.
+1. The executor reads each part separately and writes one row per good document to `STORE/signatures`: a content hash of
+   16 bytes (`exact`), or a MinHash signature of 512 bytes (`minhash`). Rows of an earlier, stopped build are reused.
+2. All rows are compared in the order of the plan (sources as listed, files by path). A document is left out if a kept
+   document before it is equal, or has at least the similarity `minhash_similarity`. So no two kept documents are found
+   similar, and none of them is on both sides of the split into train and validation. To keep sources with `split:
+   validation` complete, list them first.
+3. Each part gets the numbers of its documents that are left out; they are part of its name.
 
-What is similar is looked for by bands of the signature (LSH), as many as find 99 % of pairs at the threshold, and
-decided by the share of equal places of whole signatures. Results do not depend on the number of processes.
+Candidates for similar documents are found by bands of the signature (LSH), with bands that find 99 % of pairs at the
+threshold. The share of equal positions in the whole signatures then decides. The result does not depend on the number
+of processes.
 
-Order of what leaves documents out: bad records; limits of a source (`max_documents`, `max_tokens`), which say what is
-read and so count duplicates too; duplicates; lengths. Weights apply to what is left.
-Memory: about 40 bytes a document in this process, with `minhash` 24 and 350 more for each that has a similar one;
-signatures stay on disk. Time: a second reading of the input, and for conversations a second rendering.
+Documents are left out in this order: bad records; limits of a source (`max_documents`, `max_tokens`), which limit what
+is read, so they count duplicates; duplicates; documents of a wrong length. Weights apply to the rest.
+Memory is about 40 bytes a document in this process. With `minhash` it is 24 bytes, and 350 more for each document that
+has a similar one. Signatures stay on disk. The input is read twice, and conversations are rendered twice.
 """
 
 import logging
@@ -52,7 +52,10 @@ Rows = NDArray[np.uint32]
 
 
 def drop_duplicates(parts: Sequence[Part], spec: BuildSpec, data: DataSection) -> list[Part]:
-    """The parts with the numbers of their documents to be left out. Raises UserError as `build_part`, WriteError."""
+    """Find the documents of each part that are left out, and set `Part.dropped`.
+
+    Raises UserError as `build_part` does, and WriteError.
+    """
     if data.deduplicate == "none":
         return list(parts)
     folder = spec.directory / FOLDER
@@ -72,12 +75,12 @@ def drop_duplicates(parts: Sequence[Part], spec: BuildSpec, data: DataSection) -
 
 
 def remove_signatures(spec: BuildSpec) -> None:
-    """For when the store is whole."""
+    """Remove the signatures, once the store is complete."""
     shutil.rmtree(spec.directory / FOLDER, ignore_errors=True)
 
 
 def _name(part: Part, spec: BuildSpec, method: Deduplicate) -> str:
-    """Of what shapes a part's signatures: content and limits; with a token limit the tokenizer also."""
+    """Hash everything on which a part's signatures depend: content, limits, and with a token limit the tokenizer."""
     tokenizer = None if part.max_tokens is None else spec.tokenizer_fingerprint
     shape = orjson.dumps(spec.shapes[part.source]).decode()
     limits = [part.max_documents, part.max_tokens, tokenizer]
@@ -92,17 +95,19 @@ def _sign_part(task: tuple[Part, Path], spec: BuildSpec, method: Deduplicate) ->
 
 def _sign(batch: Sequence[Document], method: Deduplicate) -> NDArray[Any]:
     if method == "exact":
-        return np.frombuffer(b"".join(hash_text(_content_of(document)) for document in batch), np.uint32)
-    return sign_texts([_said_in(document) for document in batch])
+        return np.frombuffer(b"".join(hash_text(_exact_content(document)) for document in batch), np.uint32)
+    return sign_texts([_compared_text(document) for document in batch])
 
 
-def _content_of(document: Document) -> bytes:
+def _exact_content(document: Document) -> bytes:
     return document.key if document.rejected is None else document.key + b"\0" + document.rejected.text.encode()
 
 
-def _said_in(document: Document) -> bytes:
-    """What a document says: of a conversation the contents and calls, not what all of its kind have in common, that is
-    the template, the system prompt and the list of tools."""
+def _compared_text(document: Document) -> bytes:
+    """Return the text of a document that is compared.
+
+    Of a conversation, this is contents and calls. Template, system prompt and tools, which many share, are left out.
+    """
     if not document.is_chat:
         return document.key
     messages, _ = orjson.loads(document.key)
@@ -121,7 +126,7 @@ def _map(path: Path, width: int) -> Rows:
 
 @dataclass(frozen=True)
 class SignatureTable:
-    """The signatures of all documents in the order of the plan, by part; of shape (documents, width)."""
+    """Signatures of all documents in the order of the plan; one array (documents, width) for each part."""
 
     by_parts: list[Rows]
 
@@ -129,17 +134,17 @@ class SignatureTable:
         return sum(map(len, self.by_parts))
 
     def hash_columns(self, begin: int, end: int) -> NDArray[np.uint64]:
-        """A hash of these columns of each row."""
+        """Hash columns [begin, end) of each row, shape (documents,)."""
         return np.concatenate([_hash_rows(rows[:, begin:end]) for rows in self.by_parts])
 
     def take(self, documents: NDArray[np.int64]) -> Rows:
-        """The rows of some documents."""
+        """Return the rows of some documents, shape (len(documents), width)."""
         starts = self._starts
         owners = np.searchsorted(starts, documents, side="right") - 1
         return np.stack([self.by_parts[o][d - starts[o]] for o, d in zip(owners, documents, strict=True)])
 
     def by_part(self, parts: Sequence[Part], marks: NDArray[np.bool_]) -> Iterator[tuple[Part, NDArray[np.bool_]]]:
-        """The marks of each part's documents."""
+        """Divide marks of all documents, shape (documents,), among the parts."""
         return zip(parts, np.split(marks, self._starts[1:-1]), strict=True)
 
     @cached_property
@@ -156,16 +161,16 @@ def _hash_rows(rows: Rows) -> NDArray[np.uint64]:
 
 
 def find_equal(table: SignatureTable) -> NDArray[np.bool_]:
-    """Rows that come a second time, (documents,)."""
+    """Mark rows that are equal to an earlier row, shape (documents,)."""
     words = np.concatenate([np.asarray(rows) for rows in table.by_parts]).view(np.uint64)
-    order = np.lexsort((words[:, 0], words[:, 1]))  # equal rows stay in their order
+    order = np.lexsort((words[:, 0], words[:, 1]))  # equal rows keep their order
     is_later = np.zeros(len(words), bool)
     is_later[order[1:]] = (words[order[1:]] == words[order[:-1]]).all(axis=1)
     return is_later
 
 
 def find_similar(table: SignatureTable, similarity: float) -> NDArray[np.bool_]:
-    """Rows of which at least the share `similarity` is as in an earlier row that is not marked itself, (documents,)."""
+    """Mark rows that equal an earlier unmarked row in at least `similarity` of their positions, (documents,)."""
     marks = _find_repeated(table.hash_columns(0, SIGNATURE_WORDS))
     width = choose_band_width(similarity)
     documents, buckets = _find_buckets(table, width, ~marks)
@@ -193,8 +198,11 @@ def _find_repeated(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 
 def choose_band_width(similarity: float) -> int:
-    """The most places per band with which the bands, 128 // width of them, find FOUND_SHARE of pairs at `similarity`:
-    a pair is found if all places of one band are equal, 1 - (1 - s^width)^bands."""
+    """Choose the largest number of positions per band that finds FOUND_SHARE of the pairs at `similarity`.
+
+    There are 128 // width bands. A pair is found if all positions of a band are equal, with probability
+    1 - (1 - similarity^width)^bands.
+    """
     widths = range(SIGNATURE_WORDS, 1, -1)
     found = (w for w in widths if 1 - (1 - similarity**w) ** (SIGNATURE_WORDS // w) >= FOUND_SHARE)
     return next(found, 1)
@@ -203,7 +211,10 @@ def choose_band_width(similarity: float) -> int:
 def _find_buckets(
     table: SignatureTable, width: int, chosen: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs (document, bucket) for documents that share a bucket: those with equal places in one band."""
+    """Find documents that share a bucket, that is, have equal positions in one band.
+
+    Returns the pairs (document, bucket) as two arrays of equal length.
+    """
     candidates = np.flatnonzero(chosen)
     documents: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     buckets: list[NDArray[np.int64]] = [np.empty(0, np.int64)]

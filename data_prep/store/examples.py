@@ -1,8 +1,7 @@
-"""One record of each source as it is trained: where it comes from, its tokens with those that carry loss marked, and
-what of it is not used.
+"""Shows one record of each source as it is trained on: its place, its tokens with the loss marked, and unused keys.
 
-Found before a store is built, kept in it (`STORE/examples.json`), and shown in the log of each run and by
-`data_prep.inspect`. Of long texts the middle is left out, so that the edges of what carries loss stay in sight.
+Examples are found before a store is built, saved in it (`STORE/examples.json`), and shown in the log of each run and by
+`data_prep.inspect`. Long texts are shown without their middle, so that the edges of the loss spans stay visible.
 """
 
 import logging
@@ -30,11 +29,11 @@ logger = logging.getLogger("redline.data")
 
 EXAMPLES = "examples.json"
 SHOWN_SOURCES = 8
-LOOKED_AT = 20  # documents of a source, among which the first that is not long is shown
+LOOKED_AT = 20  # documents of a source; the first that is not long is shown
 LONG_DOCUMENT = 50_000  # characters
 SHOWN_LINES, SHOWN_PIECES, SHOWN_CHARACTERS = 15, 9, 400
 DIM, GREEN, PLAIN = "\033[2m", "\033[32m", "\033[0m"
-Marks = tuple[str, str, str, str]  # before and behind what carries loss, and what does not
+Marks = tuple[str, str, str, str]  # before and after text with loss, before and after text without
 BRACKETS: Marks = ("⟦", "⟧", "", "")
 ASCII_BRACKETS: Marks = ("[[", "]]", "", "")
 COLOURS: Marks = (GREEN, PLAIN, DIM, PLAIN)
@@ -42,7 +41,12 @@ COLOURS: Marks = (GREEN, PLAIN, DIM, PLAIN)
 
 @dataclass(frozen=True)
 class Example:
-    """`pieces` are decoded tokens with whether they carry loss; `dropped`, by kind, what the template left out."""
+    """A record as it is trained on.
+
+    pieces: decoded tokens, with whether they carry loss.
+    unused: keys of the record that are not used.
+    dropped: content that the template left out, by kind.
+    """
 
     source: int
     place: str
@@ -55,7 +59,7 @@ class Example:
 
 
 def find_examples(inputs: Sequence[Input], spec: BuildSpec) -> list[Example]:
-    """The first good record of each source that is not very long, else the beginning of the first."""
+    """Find the first good record of each source that is not very long, else the beginning of the first record."""
     encoder = find_encoder(spec)
     skipping = replace(spec, skip_bad_records=True)  # refused when the store is built
     examples: list[Example] = []
@@ -95,7 +99,7 @@ def _make_example(item: Input, shape: Shape, document: Document, encoder: Encode
 
 
 def mark_loss(count: int, runs: NDArray[np.int32] | None) -> NDArray[np.bool_]:
-    """Whether each of `count` tokens carries loss, by flattened [start, end) runs (None: all), shape (count,)."""
+    """Mark the tokens that carry loss, given as flattened [start, end) runs (None: all); shape (count,)."""
     has_loss = np.full(count, runs is None)
     for start, end in [] if runs is None else runs.reshape(-1, 2).tolist():
         has_loss[start:end] = True
@@ -103,18 +107,18 @@ def mark_loss(count: int, runs: NDArray[np.int32] | None) -> NDArray[np.bool_]:
 
 
 def find_pieces(has_loss: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """[start, stop) of tokens in a row that all carry loss or all do not."""
+    """Divide tokens into ranges [start, stop) in which all tokens carry loss, or none does."""
     edges = [0, *(np.flatnonzero(np.diff(has_loss)) + 1).tolist(), len(has_loss)]
     return [(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if start < stop]
 
 
 def save_examples(directory: Path, examples: Sequence[Example]) -> None:
-    """Raises WriteError."""
+    """Save examples in a store. Raises WriteError."""
     write_atomically(directory / EXAMPLES, orjson.dumps([asdict(example) for example in examples]))
 
 
 def load_examples(directory: Path) -> list[Example]:
-    """Those of a store; none where it holds none that can be read."""
+    """Load the examples of a store; an empty list if they are missing or damaged."""
     try:
         values = orjson.loads((directory / EXAMPLES).read_bytes())
         return [Example(**{**value, "pieces": [tuple(piece) for piece in value["pieces"]]}) for value in values]
@@ -123,7 +127,7 @@ def load_examples(directory: Path) -> list[Example]:
 
 
 def log_examples(examples: Sequence[Example]) -> None:
-    """Show one record of each source as it is trained."""
+    """Log one record of each of the first sources."""
     marks = choose_marks(sys.stderr.isatty(), sys.stderr.encoding)
     for example in examples[:SHOWN_SOURCES]:
         logger.info("%s", describe_example(example, marks))
@@ -134,7 +138,7 @@ def log_examples(examples: Sequence[Example]) -> None:
 
 
 def choose_marks(is_terminal: bool, encoding: str | None) -> Marks:
-    """Colours on a terminal, unless NO_COLOR is set; brackets elsewhere, of those that the encoding has."""
+    """Choose colours for a terminal, unless NO_COLOR is set, else brackets that the encoding has."""
     if is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
         return COLOURS
     try:
@@ -145,11 +149,11 @@ def choose_marks(is_terminal: bool, encoding: str | None) -> Marks:
 
 
 def describe_example(example: Example, marks: Marks) -> str:
-    """Some lines: where it is from, its text, what is not used of it."""
+    """Describe an example in a few lines: its place, its text, its unused keys and dropped content."""
     count = f"{example.tokens} tokens"
     shown = f"loss between {marks[0]} and {marks[1]}" if marks is not COLOURS else "loss in green"
     loss = "all with loss" if example.tokens == example.tokens_with_loss else f"{example.tokens_with_loss} with {shown}"
-    lines = [f"source {example.source} as it is trained: {example.place} ({example.kind}, {count}, {loss})"]
+    lines = [f"source {example.source} as it is trained on: {example.place} ({example.kind}, {count}, {loss})"]
     lines += [f"  | {line}" for line in _show_pieces(example, marks).splitlines()]
     if example.unused:
         lines.append(f"  not used of the record: {', '.join(example.unused)}")
@@ -172,20 +176,20 @@ def _show_pieces(example: Example, marks: Marks) -> str:
 
 
 def _share_lines(counts: Sequence[int]) -> int:
-    """The most lines of each piece with which all of them are about SHOWN_LINES."""
+    """Return the most lines that each piece may have for about SHOWN_LINES lines in total."""
     fitting = (most for most in range(SHOWN_LINES, 2, -1) if sum(min(count, most) for count in counts) <= SHOWN_LINES)
     return next(fitting, 2)
 
 
 def _mark(text: str, marks: Sequence[str]) -> str:
-    """Marked line by line where the mark is a colour, so that none runs on into what stands before the next line."""
+    """Put marks around a text; colours line by line, so that they do not affect the indentation of the next line."""
     if not marks[0].startswith("\033"):
         return f"{marks[0]}{text}{marks[1]}"
     return "\n".join(f"{marks[0]}{line}{marks[1]}" if line else "" for line in text.split("\n"))
 
 
 def shorten(text: str, most_characters: int, most_lines: int) -> str:
-    """The text without its middle: at most so many characters, and lines, of its beginning and end."""
+    """Shorten a text to about `most_characters` and `most_lines` by leaving out its middle."""
     text = "".join(_show_controls(text))
     lines = text.split("\n")
     if len(lines) > most_lines + 1:
@@ -198,7 +202,7 @@ def shorten(text: str, most_characters: int, most_lines: int) -> str:
 
 
 def _show_controls(text: str) -> Iterator[str]:
-    """Without characters that would move a terminal's cursor or change its colours."""
+    """Escape control characters, which could move a terminal's cursor or change its colours."""
     for character in text:
         is_control = character < " " and character not in "\n\t"
         yield f"\\x{ord(character):02x}" if is_control or character == "\x7f" else character

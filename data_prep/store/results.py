@@ -1,10 +1,11 @@
-"""What became of a part, on disk: `STORE/parts/FINGERPRINT.json`, written after the part's shards.
+"""Saves and reuses the results of parts: `STORE/parts/FINGERPRINT.json`, written after the shards of the part.
 
-It stays when the store is complete. A build continues from those of its own directory, and takes over from every other
-store beside it, whole or not, the parts that it would make again: shards are hard links (copies where the file system
-has none), so removing one store does no harm to another. A part's fingerprint holds all that shapes its result, and no
-path or place: bad records are kept by their distance from the beginning of their span, and told by where it lies now.
-Where only the place of its source in `data.sources` is another, shards are copied with their column `source` changed.
+Results stay when the store is complete. A build continues from the results in its own directory. It also reuses those
+that it needs from the other stores in the same `data.store_dir`, complete or not. Shards are hard links (or copies, if
+the file system has no links), so removing one store does not affect another.
+A part's fingerprint covers everything on which its result depends, but no paths. So bad records are saved by their
+distance from the start of their span; their place is computed from where the span is now. If only the position of the
+source in `data.sources` differs, shards are copied with a changed column `source`.
 """
 
 import logging
@@ -40,9 +41,12 @@ TokenCounts = dict[str, NDArray[np.int64]]
 
 @dataclass
 class PartResult:
-    """What became of one part: shards written, records refused, documents left out; `fallbacks` of them were encoded by
-    tokenizers instead of gigatoken. `noticed` is what was said of documents that are in it. `token_counts` by split are
-    not kept on disk."""
+    """The result of one part: its shards, bad records, and numbers of documents that were left out by reason.
+
+    fallbacks: number of documents that HF tokenizers encoded instead of gigatoken.
+    noticed: warnings about documents that are in the shards.
+    token_counts: occurrences of each id by split, (vocab_size,); not saved on disk.
+    """
 
     part: int
     source: int
@@ -58,7 +62,7 @@ class PartResult:
     token_counts: TokenCounts = field(default_factory=dict)
 
     def forget_lists(self) -> None:
-        """Keep what many parts can afford: bad records are on disk, token counts summed up."""
+        """Free memory: bad records are on disk, and token counts have been added up."""
         self.bad_records, self.token_counts = [], {}
 
 
@@ -67,7 +71,7 @@ def _path(directory: Path, part: Part) -> Path:
 
 
 def save_result(directory: Path, part: Part, result: PartResult) -> None:
-    """Flush a part's shards to disk and declare it finished. Raises WriteError."""
+    """Flush a part's shards to disk, then save its result, which marks it as finished. Raises WriteError."""
     with explain_write_errors(directory):
         for shard in result.shards:
             sync(directory / shard.name)
@@ -76,12 +80,12 @@ def save_result(directory: Path, part: Part, result: PartResult) -> None:
     kept = asdict(replace(result, bad_records=[], token_counts={}, noticed=Noticed()))
     examples = {kind: _to_relative(record, part) for kind, record in result.noticed.examples.items()}
     kept["noticed"] = {"counts": result.noticed.counts, "examples": examples}
-    # Not flushed itself: what a power cut makes of it is no JSON, and the part is built again.
+    # Not flushed: if a power failure damages it, it is not valid JSON, and the part is built again.
     write_atomically(_path(directory, part), orjson.dumps({**kept, "bad_records": bad_records}), durable=False)
 
 
 def load_result(directory: Path, part: Part) -> PartResult | None:
-    """Result of a part that was finished in `directory`; None when it is not there, or not as this part needs it."""
+    """Load the result of a part that was finished in `directory`; None if it is missing, damaged or does not fit."""
     try:
         value = orjson.loads(_path(directory, part).read_bytes())
         shards = [Shard(**shard) for shard in value.pop("shards")]
@@ -97,11 +101,11 @@ def load_result(directory: Path, part: Part) -> PartResult | None:
 
 
 class _MovedError(Exception):
-    """A bad record's place cannot be told any more."""
+    """The place of a bad record cannot be computed, because its span has moved."""
 
 
 def _to_relative(record: BadRecord, part: Part) -> list[Any]:
-    """[span, byte or row group at which it began, distance, unit, reason]."""
+    """Encode a bad record as [span, start of the span, distance from its first line, unit, reason]."""
     index = max(i for i, s in enumerate(part.spans) if s.path == record.path and s.first_line <= record.number)
     span = part.spans[index]
     return [index, span.start, record.number - span.first_line, record.unit, record.reason]
@@ -110,7 +114,7 @@ def _to_relative(record: BadRecord, part: Part) -> list[Any]:
 def _to_absolute(record: list[Any], part: Part) -> BadRecord:
     index, start, distance, unit, reason = record
     span = part.spans[index]
-    if unit != "line" and start != span.start:  # the unit names a place itself: a row group by its byte
+    if unit != "line" and start != span.start:  # the unit contains a place, such as the byte of a row group
         raise _MovedError
     return BadRecord(span.path, unit, span.first_line + distance, reason)
 
@@ -118,8 +122,11 @@ def _to_absolute(record: list[Any], part: Part) -> BadRecord:
 def find_results(
     directory: Path, parts: Sequence[Part], vocab_size: int, skip_bad_records: bool
 ) -> dict[str, PartResult]:
-    """Results by fingerprint that are here or in a store beside, then linked; logged. Those with bad records only when
-    these may be skipped. Shards are read once, to count tokens, so damaged ones are not taken. Raises WriteError."""
+    """Find results of parts in `directory` and in its sibling stores; link or copy those of siblings, and log them.
+
+    Returns results by fingerprint. Results with bad records are used only if `skip_bad_records`. Shards are read once
+    to count tokens, and damaged ones are not used. Raises WriteError.
+    """
     wanted = {part.fingerprint: part for part in parts}
     found: dict[str, PartResult] = {}
     for sibling in [directory, *_find_siblings(directory)]:
@@ -139,7 +146,7 @@ def find_results(
 
 
 def _content_of(fingerprint: str) -> str:
-    """A part's name but for the number of its source."""
+    """Return a part's fingerprint without the number of its source."""
     return fingerprint.rpartition("-")[0]
 
 
@@ -151,7 +158,7 @@ def _log(sibling: Path, directory: Path, count: int, parts: int) -> None:
 
 
 def _find_siblings(directory: Path) -> Iterator[Path]:
-    """The newest first: of several versions of a growing input it shares most."""
+    """Find the other stores, newest first, because the newest shares most with a growing input."""
     stores = [path.parent for path in directory.parent.glob(f"*/{FOLDER}") if path.parent != directory]
     return iter(sorted(stores, key=lambda path: path.stat().st_mtime_ns, reverse=True))
 
@@ -176,7 +183,7 @@ def _count(store: Path, result: PartResult, vocab_size: int) -> bool:
 
 
 def _take_over(sibling: Path, directory: Path, part: Part, result: PartResult) -> bool:
-    """Whether the files are in `directory` now; not when the other store is removed meanwhile."""
+    """Link or copy the files of a part to `directory`; False if the other store is removed at the same time."""
     if result.source == part.source and sibling == directory:
         return True
     with explain_write_errors(directory):
@@ -194,7 +201,7 @@ def _take_over(sibling: Path, directory: Path, part: Part, result: PartResult) -
 
 
 def _copy_shard(sibling: Path, directory: Path, shard: Shard, part: Part) -> Shard:
-    """The shard as this part writes it: another number of the source, a batch at a time."""
+    """Copy a shard with this part's source number, one batch at a time."""
     text_bytes = shard.text_bytes
     with (
         ShardWriter(directory, shard.split, part.fingerprint) as writer,
@@ -203,10 +210,10 @@ def _copy_shard(sibling: Path, directory: Path, shard: Shard, part: Part) -> Sha
     ):
         place = SCHEMA.get_field_index("source")
         for batch in reader:
-            written = batch.column(place).buffers()[1].size // 4  # may be more than it has rows: equal to the byte
+            written = batch.column(place).buffers()[1].size // 4  # keep the buffer size, which can exceed the rows
             numbers = to_arrow(np.full(written, part.source, np.int32)).slice(0, len(batch))
             writer.write(batch.set_column(place, SCHEMA.field(place), numbers), text_bytes)
-            text_bytes = 0  # of all batches, known together
+            text_bytes = 0  # the size of all batches is counted with the first
         copied = writer.close()
-    assert copied is not None, f"{sibling / shard.name}: holds no document"
+    assert copied is not None, f"{sibling / shard.name}: contains no document"
     return copied

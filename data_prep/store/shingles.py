@@ -1,11 +1,12 @@
-"""Texts to sets of word 5-grams, and those to MinHash signatures.
+"""Computes MinHash signatures of texts from their sets of word 5-grams (shingles).
 
-A word is a run of letters and digits, without regard to ASCII case; of scripts that write no spaces between words (in
-UTF-8 all characters of three bytes and more) each character is one. So an edit costs about five shingles in any
-language. A text of fewer than five words is one shingle; one without words is itself one.
+A word is a run of letters and digits; ASCII case is ignored. In scripts without spaces between words (all characters
+with three or more bytes in UTF-8), each character is a word. So an edit changes about five shingles in any language. A
+text of fewer than five words has one shingle, and so has a text without words.
 
-All is done on arrays of a batch's bytes: about 35 MB/s on one core, nearly all of it for finding the words. Of a word,
-the first and the last eight bytes and the length count: enough to tell words, and one load each.
+The work is done with array operations on the bytes of a batch, at about 35 MB/s on one core; most of the time goes into
+finding words. The hash of a word uses its first and last eight bytes and its length, which is enough to distinguish
+words and needs one load each.
 """
 
 from collections.abc import Sequence
@@ -22,16 +23,19 @@ SEED = 0x52EDD11E
 Hashes = NDArray[np.uint64]
 
 _SPACE = ord(" ")
-# Letters and digits to lower case, bytes of other characters as they are, all else to spaces.
+# ASCII letters and digits become lower case, other ASCII becomes spaces, bytes of other characters stay.
 _FOLD = bytes(
     byte if byte >= 0x80 else ord(chr(byte).lower()) if chr(byte).isalnum() else _SPACE for byte in range(256)
 )
 
 
 def sign_texts(texts: Sequence[bytes]) -> NDArray[np.uint32]:
-    """MinHash signatures, (texts, SIGNATURE_WORDS): two share as many places as their shingle sets are similar
-    (Jaccard), with a standard deviation of sqrt(s (1 - s) / 128) about it: 0.035 at 0.8."""
-    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # only where it is asked for
+    """Compute MinHash signatures, shape (texts, SIGNATURE_WORDS).
+
+    The share of equal positions of two signatures estimates the Jaccard similarity s of their shingle sets, with a
+    standard deviation of sqrt(s (1 - s) / 128): 0.035 at s = 0.8.
+    """
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # an import that only minhash needs
 
     hashes, offsets = hash_shingles(texts)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, SIGNATURE_WORDS, SEED)
@@ -39,7 +43,10 @@ def sign_texts(texts: Sequence[bytes]) -> NDArray[np.uint32]:
 
 
 def hash_shingles(texts: Sequence[bytes]) -> tuple[Hashes, Hashes]:
-    """Hashes of each text's shingles (repeated ones repeated), flat, and their offsets, (texts + 1,)."""
+    """Hash the shingles of each text.
+
+    Returns the hashes of all texts, shape (shingles,), with repetitions, and their offsets, shape (texts + 1,).
+    """
     words, first_words = _hash_words(texts)
     counts = np.diff(first_words)
     starts = np.repeat(first_words[:-1], counts)
@@ -63,7 +70,7 @@ def hash_shingles(texts: Sequence[bytes]) -> tuple[Hashes, Hashes]:
 
 
 def _hash_words(texts: Sequence[bytes]) -> tuple[Hashes, NDArray[np.int64]]:
-    """A hash of each word of all texts in order, and the number of words before each text, (texts + 1,)."""
+    """Hash each word of all texts, shape (words,); also return the number of words before each text, (texts + 1,)."""
     joined = b" ".join(texts)
     data = joined.translate(_FOLD) + b" " * 9
     codes = np.frombuffer(data, np.uint8)
@@ -83,7 +90,7 @@ def _hash_words(texts: Sequence[bytes]) -> tuple[Hashes, NDArray[np.int64]]:
 
 
 def _find_characters(codes: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Where a character of three or four bytes begins, or what follows one."""
+    """Mark the first byte of each character of three or four bytes, and of a word that follows one."""
     large = codes >= 0xE0
     begins = large.copy()
     begins[3:] |= (codes[:-3] & 0xF0 == 0xE0) & (codes[3:] != _SPACE)
@@ -92,7 +99,7 @@ def _find_characters(codes: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _hash_pieces(data: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Hashes:
-    eights = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))  # eight bytes from each place on
+    eights = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))  # the eight bytes that start at each byte
     bits = (8 * np.minimum(lengths, 8)).astype(np.uint64)
     mask = np.where(bits < 64, (np.uint64(1) << (bits & np.uint64(63))) - np.uint64(1), ~np.uint64(0))
     hashes = (eights[starts] & mask) * GOLDEN_RATIO + lengths.astype(np.uint64)

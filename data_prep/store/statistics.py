@@ -1,7 +1,7 @@
-"""Token frequencies of a store, the losses that they bound, and which documents stand out. All in nats per token.
+"""Computes token frequencies of a store, the entropies that follow from them, and how unusual documents are.
 
-A model that ignores context can do no better than the unigram cross-entropy, so a validation loss below it shows that
-context is used.
+Entropies are in nats per token. A model that ignores context cannot have a loss below the unigram cross-entropy, so a
+validation loss below it shows that the model uses context.
 """
 
 import numpy as np
@@ -10,22 +10,23 @@ from numpy.typing import NDArray
 from data_prep.errors import UserError
 from data_prep.store.document_table import DocumentTable
 
-BLOCK = 2**16  # ids that stay in the cache while they are looked at three times
+BLOCK = 2**16  # ids that fit in the cache, because they are read three times
 
 
 def count_tokens(table: DocumentTable, vocab_size: int) -> NDArray[np.int64]:
-    """Occurrences of each id in a table, shape (vocab_size,). Raises UserError for ids that no vocabulary has."""
+    """Count each id in a table, shape (vocab_size,). Raises UserError for ids outside of the vocabulary."""
     return sum((count_ids(ids, vocab_size) for ids in table.all_ids()), np.zeros(vocab_size, np.int64))
 
 
 def count_ids(ids: NDArray[np.int32], vocab_size: int) -> NDArray[np.int64]:
-    """As `count_tokens`, of an array."""
+    """Count each id in an array, shape (vocab_size,). Raises UserError for ids outside of the vocabulary."""
     counts = np.zeros(vocab_size, np.int64)
     for begin in range(0, len(ids), BLOCK):
         block = ids[begin : begin + BLOCK]
         if not 0 <= int(block.min()) <= int(block.max()) < vocab_size:
             raise UserError(
-                f"token ids {ids.min()} to {ids.max()} in a vocabulary of {vocab_size}: the right tokenizer?"
+                f"token ids from {ids.min()} to {ids.max()}, but the vocabulary size is {vocab_size}: "
+                "check tokenizer.path"
             )
         counts += np.bincount(block, minlength=vocab_size)
     return counts
@@ -34,10 +35,13 @@ def count_ids(ids: NDArray[np.int32], vocab_size: int) -> NDArray[np.int64]:
 def measure_oddness(
     table: DocumentTable, documents: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of each of some documents of two tokens and more, both (documents,): the mean -ln p of its tokens, where p is
-    their share in `counts` (high: words that hardly occur elsewhere), and Herdan's C, ln(distinct tokens) / ln(tokens)
-    (low: the same again and again; it hangs little on length. G. Herdan, Type-Token Mathematics, 1960)."""
-    surprise = np.log(max(1, counts.sum())) - np.log(np.maximum(counts, 1))  # of an empty split no words are odd
+    """Compute how rare and how repetitive documents of two or more tokens are; both results have shape (documents,).
+
+    1. The mean -ln p of the tokens, where p is their share in `counts`: high for words that are rare elsewhere.
+    2. Herdan's C, ln(distinct tokens) / ln(tokens): low for repetitive text, and nearly independent of its length
+       (G. Herdan, Type-Token Mathematics, 1960).
+    """
+    surprise = np.log(max(1, counts.sum())) - np.log(np.maximum(counts, 1))  # max avoids ln 0 for an empty split
     ids = [table.ids(document) for document in documents.tolist()]
     means = np.array([surprise[words].mean() for words in ids], np.float64)
     richness = np.array([np.log(len(np.unique(words))) / np.log(len(words)) for words in ids], np.float64)
@@ -45,7 +49,7 @@ def measure_oddness(
 
 
 def measure_entropy(counts: NDArray[np.int64]) -> float | None:
-    """Entropy of the frequencies, -sum p ln p; None without tokens."""
+    """Compute the entropy of the frequencies, -sum p ln p, in nats; None without tokens."""
     total = counts.sum()
     if not total:
         return None
@@ -54,7 +58,10 @@ def measure_entropy(counts: NDArray[np.int64]) -> float | None:
 
 
 def measure_cross_entropy(counts: NDArray[np.int64], model_counts: NDArray[np.int64]) -> float | None:
-    """Mean -ln q of the tokens in `counts`, where q = (model_counts + 1) / (sum + vocabulary); None without tokens."""
+    """Compute the mean -ln q of the tokens in `counts`, in nats; None without tokens.
+
+    q = (model_counts + 1) / (sum of model_counts + vocabulary size).
+    """
     if not counts.sum():
         return None
     surprise = np.log(model_counts.sum() + len(model_counts)) - np.log(model_counts + 1.0)

@@ -1,21 +1,20 @@
-"""The token store: documents as Arrow IPC streams under one manifest.
+"""Defines the token store: documents in Arrow IPC streams (shards), listed by a manifest.
 
-    STORE/manifest.json                     written last; without it there is no store
+    STORE/manifest.json                     written last; a directory without it is not a store
     STORE/{train,validation}-PART.arrow     ids: list<int32>, loss_runs: list<int32> | null, source: int32,
-                                            hash: 16 bytes; PART is the fingerprint of what the shard was made of
-    STORE/tokenizer.json                    what decodes the ids
-    STORE/parts/PART.json                   what became of a part (`results`), from which other stores take it over
+                                            hash: 16 bytes; PART is the fingerprint of the part
+    STORE/tokenizer.json                    decodes the ids
+    STORE/parts/PART.json                   the result of a part (`results`), which other stores can reuse
 
-The documents are those of the manifest's shards, in its order; a shard may come more than once.
+The documents are those of the manifest's shards, in its order; a shard may be listed more than once.
 
-Of preference pairs the chosen answers are the documents of train and validation; the rejected ones lie in
-`train_rejected-PART.arrow`, in the same order and under the same hashes, and are no part of what is counted or
-trained on (`Store.split("train_rejected")`).
-`loss_runs` flattens [start, end) ranges of positions that carry loss; null means all. `datasets.Dataset.from_file`
-reads a shard. What bears a final name is whole (`writing`).
-Opening costs a stat per shard (about 5 µs with its entry in the manifest, so 60 ms for 100 GB of text), and holds its
-size against the manifest; its bytes are compared with their hash by `data_prep.inspect --verify`. What is read of it
-`document_table` describes what may be read later.
+Of preference pairs, the chosen answers are documents of train and validation. The rejected answers are in
+`train_rejected-PART.arrow`, in the same order and with the same hashes. They are not counted and not trained on
+(`Store.split("train_rejected")`).
+`loss_runs` are flattened token ranges [start, end) that carry loss; null means all tokens. `datasets.Dataset.from_file`
+can read a shard. A file with a final name is complete (`writing`).
+Opening a store costs a stat per shard (about 5 µs with its entry in the manifest, so 60 ms for 100 GB of text) to check
+its size; `data_prep.inspect --verify` also checks its hash. `document_table` reads the documents.
 """
 
 import os
@@ -48,9 +47,9 @@ SCHEMA = pa.schema(
 
 @dataclass(slots=True)
 class Shard:
-    """One file of a split; `text_bytes` is the UTF-8 size of what was encoded, `hash` the xxh3-128 of the file.
+    """A file of a split; `text_bytes` is the UTF-8 size of the encoded texts, `hash` the xxh3-128 of the file.
 
-    Not frozen: a large store has ten thousand, and opening it waits for them.
+    Not frozen, because freezing costs time, and a large store opens ten thousand of them.
     """
 
     name: str
@@ -74,7 +73,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class SourceCounts:
-    """What became of one source's records."""
+    """Documents of one source, and its records that were left out, by reason."""
 
     path: str
     kind: str
@@ -91,17 +90,20 @@ class SourceCounts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store holds and what it was made with. Entropies are in nats per token.
+    """The content of a store and the settings that it was built with. Entropies are in nats per token.
 
-    `unigram_entropy_nats` is the entropy of the whole corpus' token frequencies (both splits);
-    `validation_unigram_cross_entropy_nats` scores the validation tokens under the add-one smoothed frequencies of the
-    training tokens: the loss of the best model that ignores context. Null where a split is empty.
-    Records in = documents + bad_records + duplicates + too_short + too_long + labelled_false (answers that their own
-    label calls bad) + what is beyond a source's limits.
-    `fallbacks` documents could not be encoded by gigatoken and were by tokenizers; the content of `also_in_validation`
-    of those of train is in validation, too. `noticed`: by kind what a chat template left out of how many records, and
-    special tokens that texts spell, each with the place and text of the first. `chat_template` is the Jinja source that
-    chats were rendered with, null where no source holds any.
+    unigram_entropy_nats: entropy of the token frequencies of both splits together; null without tokens.
+    validation_unigram_cross_entropy_nats: cross-entropy of the validation tokens under the add-one smoothed frequencies
+        of the training tokens, which is the loss of the best model that ignores context; null if a split is empty.
+    labelled_false: number of records whose label marks the answer as bad.
+    fallbacks: number of documents that HF tokenizers encoded because gigatoken could not.
+    also_in_validation: number of training documents whose content is also in validation.
+    noticed: for each kind of content that the chat template left out, and for special tokens in texts, the number of
+        records, and the place and text of the first.
+    chat_template: Jinja source that rendered the chats; null if no source has chats.
+
+    All records that were read = documents + bad_records + duplicates + too_short + too_long + labelled_false + records
+    beyond the limits of their source.
     """
 
     format: int
@@ -129,17 +131,17 @@ class Manifest:
 
     @property
     def num_documents(self) -> int:
-        """Of all splits that train or validate."""
+        """Number of documents in train and validation."""
         return sum(counts.documents for name, counts in self.splits.items() if name in SPLITS)
 
     @property
     def num_records(self) -> int:
-        """All that were read: stored or left out."""
+        """Number of records that were read, stored or left out."""
         return self.num_documents + sum(count_left_out(self).values())
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Manifest":
-        """From the file's content. Raises TypeError or KeyError for another form."""
+        """Build a manifest from the parsed file. Raises TypeError or KeyError when its keys do not fit."""
         nested = {
             "splits": {name: SplitCounts(**counts) for name, counts in value["splits"].items()},
             "sources": [SourceCounts(**counts) for counts in value["sources"]],
@@ -149,12 +151,12 @@ class Manifest:
         return cls(**{**value, **nested})
 
     def to_json(self) -> bytes:
-        """The file's content."""
+        """Return the content of the file."""
         return orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2)
 
 
 def count_left_out(counts: Manifest | SourceCounts) -> dict[str, int]:
-    """Records that are not in the store, by the reason."""
+    """Number of records that are not in the store, by reason."""
     return {
         "bad records": counts.bad_records,
         "duplicates": counts.duplicates,
@@ -174,12 +176,12 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
-        """Open a store. Raises UserError when it is absent, incomplete or not what its manifest says."""
+        """Open a store. Raises UserError when it is missing, incomplete or differs from its manifest."""
         path = Path(path)
         try:
             manifest = Manifest.from_json(orjson.loads((path / MANIFEST).read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{path} is no complete token store (no {MANIFEST}): run data_prep.prepare") from None
+            raise UserError(f"{path} is not a complete token store (no {MANIFEST}): run data_prep.prepare") from None
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{path / MANIFEST} cannot be read ({error}): delete {path} and prepare again") from None
         for shard in manifest.shards:
@@ -189,7 +191,7 @@ class Store:
         return cls(path, manifest)
 
     def split(self, name: Split) -> DocumentTable:
-        """The documents of a split."""
+        """Return the documents of a split."""
         if name not in self._tables:
             shards = [shard for shard in self.manifest.shards if shard.split == name]
             counts = np.array([shard.documents for shard in shards], np.int64)

@@ -1,8 +1,7 @@
-"""The last step of a build: results of all parts to `bad_records.jsonl` and the manifest, which makes the store whole;
-and what the log says of it.
+"""Completes a store: combines the results of all parts into `bad_records.jsonl` and the manifest, and logs a summary.
 
-Tokens were counted as they were written; of the shards only hashes are read, and only where a document can be on both
-sides of the split. Bad records go from part to file, one part at a time.
+Tokens were counted while they were written. Of the shards, only content hashes are read, and only if equal documents
+can be on both sides of the split. Bad records are copied one part at a time.
 """
 
 import logging
@@ -52,9 +51,10 @@ def write_manifest(
     spec: BuildSpec,
     tokenizer: LoadedTokenizer,
 ) -> Manifest:
-    """Check the whole and declare it complete. `found` goes by fingerprint, `token_counts` are of all parts together.
+    """Check the results of all parts and write the manifest, which marks the store as complete.
 
-    Raises UserError when too much is bad or nothing is left, WriteError.
+    found: results by fingerprint; token_counts: sums over all parts, by split.
+    Raises UserError when too many records are bad or no document is left, and WriteError.
     """
     directory = spec.directory
     results = [found[part.fingerprint] for part in parts]
@@ -96,7 +96,7 @@ def write_manifest(
 
 
 def _count_leaked(directory: Path, shards: list[Shard], data: DataSection) -> int:
-    """Documents of train whose content is in validation, too. With `split: auto` alone equal ones are on one side."""
+    """Count training documents that are also in validation; impossible if every source has `split: auto`."""
     if all(source.split == "auto" for source in data.sources):
         return 0
     train, held_out = (np.unique(_read_hashes(directory, shards, name), return_counts=True) for name in SPLITS)
@@ -113,12 +113,12 @@ def _list_bad_records(parts: Sequence[Part], found: dict[str, PartResult], direc
     for part in parts:
         if found[part.fingerprint].num_bad_records:
             result = load_result(directory, part)
-            assert result is not None, f"{directory}: a result went missing while its lock was held"
+            assert result is not None, f"{directory}: a result disappeared although the store is locked"
             yield from (record.to_json_line() for record in result.bad_records)
 
 
 def read_bad_records(directory: Path, count: int) -> list[str]:
-    """The first of them, each in a line. Raises UserError when the list is not there or damaged."""
+    """Read the first `count` bad records, one line each. Raises UserError when the list is missing or damaged."""
     path = directory / BAD_RECORDS
     try:
         with open(path, "rb") as file:
@@ -158,7 +158,7 @@ def _sum_left_out(results: list[PartResult]) -> dict[str, int]:
 
 
 def log_store(what: str, manifest: Manifest) -> None:
-    """A line on the whole, one a source, and a warning where documents are on both sides of the split."""
+    """Log a line for the store, one for each source, and warnings."""
     tokens = sum(manifest.splits[name].tokens for name in SPLITS)
     left_out = "".join(f", {count} {name} left out" for name, count in count_left_out(manifest).items() if count)
     logger.info("%s: %d documents, %.2f M tokens%s", what, manifest.num_documents, tokens / 1e6, left_out)
@@ -167,8 +167,8 @@ def log_store(what: str, manifest: Manifest) -> None:
     log_noticed(logger, manifest.noticed, " records")
     if manifest.also_in_validation:
         logger.warning(
-            "  %d training documents are in validation, too, by the split of their sources: their loss there is no "
-            "measure (data.deduplicate: exact leaves them out)",
+            "  %d training documents are also in validation, because of the split of their sources: the validation "
+            "loss is too low for them (data.deduplicate: exact leaves them out)",
             manifest.also_in_validation,
         )
     for source in manifest.sources:

@@ -1,10 +1,10 @@
-"""Files of a store, written whole or not at all.
+"""Writes the files of a store completely or not at all.
 
-Every file is written beside its name and renamed, so what bears a final name is whole. Shards and results of parts are
-flushed to disk while others are written, a result only after its shards, the manifest after everything: a power cut
-leaves no store that is whole by its manifest and not by its shards, and no finished part without its shards. A disk
-that is full, a file that grows too large and a file system that is read-only become one `WriteError` that names the
-directory and the space that is left; what was begun is removed, what was finished stays.
+Every file is written under a temporary name and renamed, so a file with a final name is complete. Shards and results of
+parts are flushed to disk while others are written: a result after its shards, the manifest after everything. So after a
+power failure, a manifest or a result never refers to missing shards. A full disk, a file over the size limit, and a
+read-only file system raise a `WriteError` that names the directory and the free space. Incomplete files are then
+removed; complete files stay.
 """
 
 import errno
@@ -32,12 +32,12 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class WriteError(UserError):
-    """Nothing more can be written to a directory. What it holds under final names is whole."""
+    """A directory cannot be written to. Its files with final names are complete."""
 
 
 @contextmanager
 def explain_write_errors(directory: Path) -> Iterator[None]:
-    """OSError while writing to `directory` as WriteError."""
+    """Raises WriteError for an OSError while writing to `directory`."""
     try:
         yield
     except OSError as error:
@@ -47,20 +47,20 @@ def explain_write_errors(directory: Path) -> Iterator[None]:
 def _explain(directory: Path, error: OSError) -> str:
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno not in NO_SPACE:
-        return f"{directory}: cannot be written to ({reason}): set data.store_dir to a directory that can"
+        return f"{directory}: cannot be written to ({reason}): set data.store_dir to a writable directory"
     try:
         free = f"{shutil.disk_usage(directory).free / 1e9:.2f} GB are free there"
     except OSError:
-        free = "nobody knows how much is free there"
+        free = "free space unknown"
     return (
         f"{directory}: no space to write ({reason}; {free}): make space, or set data.store_dir to another disk, and "
-        "run again; what is finished is kept"
+        "run again; finished parts are kept"
     )
 
 
 @contextmanager
 def exclusive(product: Path) -> Iterator[None]:
-    """Holds the lock of a product; a process that dies lets go of it. Raises WriteError."""
+    """Hold the lock of a product; it is released when the process ends. Raises WriteError."""
     with explain_write_errors(product.parent):
         product.parent.mkdir(parents=True, exist_ok=True)
         lock = open(product.with_name(f".{product.name}.lock"), "w")  # noqa: SIM115  closed below
@@ -74,13 +74,13 @@ def exclusive(product: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes], durable: bool = True) -> None:
-    """A file that is either whole or absent; after a power cut, too, when it is `durable`. Raises WriteError."""
+    """Write a file completely or not at all; `durable`: even after a power failure. Raises WriteError."""
     with explain_write_errors(path.parent):
         atomic_files.write_atomically(path, data, durable=durable)
 
 
 def place_copy(source: Path, target: Path) -> None:
-    """`target` with the content of `source`: a hard link, or a copy where there can be none."""
+    """Create `target` as a hard link to `source`, or as a copy if a link is impossible. Raises OSError."""
     temporary = atomic_files.name_temporary(target)
     try:
         try:
@@ -94,15 +94,15 @@ def place_copy(source: Path, target: Path) -> None:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """What killed processes left behind. Only for who holds the directory's lock."""
+    """Remove the temporary files of killed processes. The caller must hold the lock of the directory."""
     for path in directory.rglob(TEMPORARY_PATTERN):
         path.unlink(missing_ok=True)
 
 
 class ShardWriter:
-    """Writes the documents of one part and split; nothing under the final name until `close`, no file when empty.
+    """Writes the documents of one part and split to a shard, which has its final name only after `close`.
 
-    Not flushed to disk (`save_result` does that). Raises WriteError.
+    A shard without documents has no file. The file is not flushed to disk; `save_result` does that. Raises WriteError.
     """
 
     def __init__(self, directory: Path, split: Split, part: str | int):
@@ -122,7 +122,7 @@ class ShardWriter:
             self._temporary.unlink(missing_ok=True)
 
     def write(self, batch: pa.RecordBatch, text_bytes: int) -> None:
-        """Append a batch of documents to the shard."""
+        """Append a batch of documents; `text_bytes` is the UTF-8 size of their texts."""
         if not batch.num_rows:
             return
         with explain_write_errors(self._path.parent):
@@ -134,7 +134,7 @@ class ShardWriter:
         self._counts = [a + b for a, b in zip(self._counts, (batch.num_rows, tokens, text_bytes), strict=True)]
 
     def close(self) -> Shard | None:
-        """Finish the file; None when nothing was written."""
+        """Finish the file; return None if nothing was written."""
         if self._writer is None or self._file is None:
             return None
         with explain_write_errors(self._path.parent):

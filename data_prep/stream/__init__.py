@@ -1,1 +1,1 @@
-"""Sources as a stream of documents, without a store."""
+"""Streams documents from the sources, without a store."""

@@ -1,6 +1,7 @@
-"""A unit of a stream as *blocks* of 16 MiB of text, the unit of packing: memory does not depend on how large a unit is.
+"""Reads a unit of a stream as *blocks* of 16 MiB of text, which are packed one at a time.
 
-The sources of a unit are read side by side, so that a block holds each of them in proportion to what the unit does.
+So memory does not depend on the size of a unit. The sources of a unit are interleaved, so that each block contains them
+in the proportions of the unit.
 """
 
 import heapq
@@ -24,8 +25,11 @@ COUNTED = ("documents", "bad_records", "too_short", "too_long", "labelled_false"
 
 @dataclass
 class Block:
-    """Documents of one split in the store's schema. `counts`: records that were read for it, by what became of them
-    (`COUNTED`; documents of any split)."""
+    """Documents of one split in the store's schema.
+
+    counts: records that were read for the block, by result (`COUNTED`); documents of other splits count, too.
+    text_bytes: UTF-8 size of all documents that were read for it.
+    """
 
     tables: list[pa.RecordBatch] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -34,14 +38,16 @@ class Block:
 
 
 def read_blocks(unit: Unit, plan: StreamPlan, split: Split) -> Iterator[Block]:
-    """The documents of a unit; the last block may hold none. Raises UserError at a bad record unless those are to be
-    skipped, and for whatever else stops a build."""
+    """Read the documents of a unit; the last block may be empty.
+
+    Raises UserError at a bad record unless `plan.skip_bad_records`, and for other errors that stop a build.
+    """
     merge = _Merge(unit, plan)
     block = Block()
     for encoded in merge:
         table, _ = encoded.of_split(split)
         if table.num_rows:
-            # A few rows of a batch as views would keep all of it in memory.
+            # A view of a few rows would keep the whole batch in memory.
             few = 2 * table.num_rows < encoded.table.num_rows
             block.tables.append(table.take(pa.array(np.arange(table.num_rows))) if few else table)
         block.counts["documents"] += int(np.isin(encoded.splits, SPLITS).sum())
@@ -55,7 +61,7 @@ def read_blocks(unit: Unit, plan: StreamPlan, split: Split) -> Iterator[Block]:
 
 
 class _Merge:
-    """Batches of all shares of a unit; always the next of the share that has got least far in its size."""
+    """Interleaves the batches of all shares of a unit: the next batch is of the share with the least progress."""
 
     def __init__(self, unit: Unit, plan: StreamPlan):
         self._unit = unit
@@ -77,7 +83,7 @@ class _Merge:
             yield encoded
 
     def move_left_out(self, block: Block) -> None:
-        """Count with a block what was left out since the last one. Raises UserError as `read_blocks`."""
+        """Add what was left out since the last block to `block`. Raises UserError as `read_blocks` does."""
         for share, result in zip(self._unit, self._results, strict=True):
             for record in result.bad_records:
                 refuse(_locate(record, share.part, not self._skip), block.bad_records, self._skip)
@@ -87,9 +93,10 @@ class _Merge:
 
 
 def _locate(record: BadRecord, part: Part, exact: bool) -> BadRecord:
-    """The record with its place in the file, where its line was counted from the beginning of a span.
+    """Correct the line number of a record, which was counted from the start of its span.
 
-    Exactly costs a read of the file up to there (3 GB/s): worth it for the one record at which a run stops.
+    exact: count the lines of the file before the span. This reads the file up to there (3 GB/s), so it is for the one
+    record at which a run stops. Otherwise the result names the byte at which the span begins.
     """
     starts = [span.start for span in part.spans if span.path == record.path and span.format in LINE_FORMATS]
     if record.unit != "line" or not any(starts):

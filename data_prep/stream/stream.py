@@ -1,10 +1,9 @@
-"""Raw sources as a stream of documents, with no store: what is read together, and how.
+"""Plans how raw sources are read as a stream of documents, without a store.
 
-A *unit* is what one reader works on at a time: about 16 MiB of files, from each source its share, so that a source's
-documents are spread over the whole pass however many sources there are. Units are cut by size alone (lines at line
-ends, Parquet by row groups), so a plan costs a few small reads per file and unit; what cannot be cut (a compressed
-file, a source with a limit) is of one unit as a whole. A streamed dataset is cut by its shards. How a unit is read is
-said in `blocks`.
+A *unit* is what one reader reads at a time: about 16 MiB of files, with a share of each source, so that the documents
+of every source are spread over the whole pass. Units are cut by size (files of lines at line ends, Parquet between row
+groups, a streamed dataset between shards), so a plan costs a few small reads per file and unit. What cannot be cut (a
+compressed file, a source with a limit) belongs to one unit. `blocks` reads units.
 """
 
 import os
@@ -33,8 +32,8 @@ UNIT_BYTES = 16 * 2**20
 SAMPLE_UNITS = 64
 EDGE_BYTES = 64 * 2**10
 SAMPLE_BYTES = 4 * 2**10
-SHARE_BYTES = 256 * 2**10  # a source smaller than this per unit is not spread over all of them
-# What may change between sessions without changing a row; the template is named by its text.
+SHARE_BYTES = 256 * 2**10  # least size of a source in a unit; a small source is not in every unit
+# Options that may change between sessions without changing a row. The template is named by its text instead.
 NOT_OF_THE_ROWS = {
     "sources", "store_dir", "num_proc", "num_workers", "streaming", "validation_rows", "on_bad_record", "max_bad_share",
     "verify_packing", "executor", "ray_address", "chat_template", "pad_to_multiple_of",
@@ -43,7 +42,7 @@ NOT_OF_THE_ROWS = {
 
 @dataclass(frozen=True)
 class Share:
-    """A part of a unit, and about how many bytes it has: shares are read side by side in proportion to them."""
+    """A part of a unit, with its approximate size in bytes; shares are interleaved in proportion to their sizes."""
 
     part: Part
     size: float
@@ -54,13 +53,14 @@ Unit = tuple[Share, ...]
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """Small enough to be given to every worker process. `order` says what the rows and their order are a function of,
-    by the names that a user knows it under (JSON).
+    """What a stream reads; small enough to be sent to every worker process.
 
-    The sources stand in it by the formats and sizes of their files and by samples of their content: the first and last
-    64 KiB of each file and 4 KiB every 16 MiB; a streamed dataset by its name and number of shards. So a file of up to
-    128 KiB is held to the byte, and any other is noticed that grows or shrinks or changes at these places; bytes that
-    change in between, in a file that keeps its size, are not seen.
+    order: everything on which the rows and their order depend, as JSON values by names that a user knows.
+
+    In `order`, a file is described by its format, its size and samples of its content: the first and last 64 KiB, and
+    4 KiB every 16 MiB. A streamed dataset is described by its name and number of shards. So every change is detected in
+    a file of up to 128 KiB. In a larger file, a change of size or of the sampled bytes is detected, but not a change of
+    other bytes.
     """
 
     units: tuple[Unit, ...]
@@ -71,14 +71,14 @@ class StreamPlan:
 
 
 def plan_stream(inputs: list[Input], data: DataSection, spec: BuildSpec) -> StreamPlan:
-    """Units of the sources that are trained on, and of those that documents are held out from. Raises UserError."""
+    """Plan the units for training and those for validation. Raises UserError when no source is for training."""
     trained = [item for item in inputs if item.section.split != "validation"]
     if not trained:
-        raise UserError("data.sources: each has split: validation, none is left to train on")
+        raise UserError("data.sources: every source has split: validation, so there is nothing to train on")
     return StreamPlan(
         plan_units(trained),
         plan_units([item for item in inputs if item.section.split != "train"]),
-        replace(spec, skip_bad_records=True),  # refused here, where the line in the file can be told
+        replace(spec, skip_bad_records=True),  # `read_blocks` refuses bad records and finds their lines
         data.on_bad_record == "skip",
         _describe_order(inputs, data, spec),
     )
@@ -97,7 +97,7 @@ def _describe_order(inputs: list[Input], data: DataSection, spec: BuildSpec) -> 
 
 
 def _sample_content(file: SourceFile) -> list[Any]:
-    """Name of a file by its format, size and samples, see `StreamPlan`. Raises UserError when it cannot be read."""
+    """Describe a file as `StreamPlan` says. Raises UserError when it cannot be read."""
     if file.format == "hf_stream":
         return [file.format, file.path, count_shards(file.path)]
     state = xxhash.xxh3_128()
@@ -113,7 +113,7 @@ def _sample_content(file: SourceFile) -> list[Any]:
 
 
 def plan_units(inputs: list[Input]) -> tuple[Unit, ...]:
-    """Units of about `UNIT_BYTES`, in the order of the files."""
+    """Divide sources into units of about `UNIT_BYTES`, in the order of the files."""
     sizes = [max(1, sum(map(_guess_size, item.files))) for item in inputs]
     count = -(-sum(sizes) // UNIT_BYTES)
     units: list[list[Share]] = [[] for _ in range(count)]
@@ -125,7 +125,7 @@ def plan_units(inputs: list[Input]) -> tuple[Unit, ...]:
 
 
 def _guess_size(file: SourceFile) -> int:
-    """Bytes; of a streamed dataset nobody knows, and a unit per shard is taken."""
+    """Size in bytes. That of a streamed dataset is unknown, so each shard counts as a unit."""
     return UNIT_BYTES * count_shards(file.path) if file.format == "hf_stream" else file.size
 
 
@@ -183,7 +183,7 @@ def _cut_parquet(file: SourceFile, size: int) -> Iterator[Span]:
 
 
 def sample_texts(inputs: list[Input], shapes: Sequence[Shape], max_bytes: int) -> list[str]:
-    """Good texts from the beginnings of units spread evenly, about `max_bytes` of them in all."""
+    """Read good texts from the start of evenly spread units, about `max_bytes` in total."""
     units = plan_units(inputs)
     places = np.linspace(0, len(units), min(len(units), SAMPLE_UNITS), endpoint=False).astype(int)
     texts: list[str] = []

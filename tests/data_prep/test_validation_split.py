@@ -36,7 +36,7 @@ def test_documents_on_both_sides_by_the_split_of_their_sources_are_counted(recip
         ).store_dir
         assert directory is not None
         found = Store.open(directory).manifest.also_in_validation
-        return found, f"{found} training documents are in validation, too" in caplog.text
+        return found, f"{found} training documents are also in validation" in caplog.text
 
     for _ in range(2):  # built, and found
         assert count("train validation") == (8, True)  # of the five, three stand in the first source twice

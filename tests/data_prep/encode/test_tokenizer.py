@@ -102,9 +102,7 @@ def test_a_damaged_tokenizer_is_named(tokenizer_dir: Path, tmp_path: Path):
     (tmp_path / "tokenizer.json").write_bytes(data)
     for damaged in (b"[1]", b"{"):
         (tmp_path / "tokenizer_config.json").write_bytes(damaged)
-        with pytest.raises(
-            UserError, match=r"tokenizer\.path: .*tokenizer_config\.json is not (valid JSON|a JSON object)"
-        ):
+        with pytest.raises(UserError, match=r"tokenizer_config\.json is not (valid JSON|a JSON object)"):
             load_tokenizer(tmp_path)
 
 

@@ -250,7 +250,7 @@ def test_a_killed_build_is_never_taken_for_whole_and_goes_on(tmp_path, recipe, s
     command = [sys.executable, "-c", KILLED, where, *(section.model_dump_json() for section in sections)]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     directory = next((tmp_path / "stores").glob(f"*/{results.FOLDER}")).parent
-    with pytest.raises(UserError, match="no complete token store"):
+    with pytest.raises(UserError, match="not a complete token store"):
         Store.open(directory)
     again = prepare(*sections)
     assert not again.store_cached

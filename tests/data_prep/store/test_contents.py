@@ -75,7 +75,7 @@ def test_what_cannot_be_remembered_is_said_and_does_no_harm(source: Path, tmp_pa
     caplog.set_level(logging.WARNING)
     (tmp_path / "content_hashes").write_text("in the way")
     assert find(source, tmp_path) == find(source, tmp_path)
-    assert "not remembered" in caplog.text
+    assert "not saved" in caplog.text
 
 
 def test_a_file_that_cannot_be_read_is_named(source: Path, tmp_path: Path):

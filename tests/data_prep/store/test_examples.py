@@ -18,7 +18,7 @@ from data_prep.store.examples import (
 from tests.data_prep.conftest import make_texts, write_jsonl
 
 SHOWN = """\
-source 0 as it is trained: {path}, line 2 (prompt_completion, {tokens} tokens, {loss} with loss between ⟦ and ⟧)
+source 0 as it is trained on: {path}, line 2 (prompt_completion, {tokens} tokens, {loss} with loss between ⟦ and ⟧)
   | <|im_start|>user
   | what is two plus two?<|im_end|>
   | <|im_start|>assistant

@@ -34,5 +34,5 @@ def test_ids_are_counted_and_held_against_the_vocabulary():
     for place, wrong in ((0, 60), (BLOCK + 1, -1), (len(ids) - 1, 10**6)):
         bad = ids.copy()
         bad[place] = wrong
-        with pytest.raises(UserError, match="the right tokenizer"):
+        with pytest.raises(UserError, match="the vocabulary size is 60: check tokenizer.path"):
             count_ids(bad, 60)

@@ -99,5 +99,5 @@ def test_a_shard_that_is_gone_or_cut_is_seen_at_opening(store: Store):
 
 def test_no_manifest_is_no_store(store: Store):
     (store.path / "manifest.json").unlink()
-    with pytest.raises(UserError, match="no complete token store"):
+    with pytest.raises(UserError, match="not a complete token store"):
         Store.open(store.path)

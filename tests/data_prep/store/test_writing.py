@@ -77,7 +77,7 @@ def test_a_shard_that_does_not_fit_leaves_nothing(tmp_path: Path, batch):
 def test_a_full_device(monkeypatch, tmp_path: Path):
     monkeypatch.setattr("data_prep.atomic_files.name_temporary", lambda path: Path("/dev/full"))
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
-    with pytest.raises(WriteError, match=r"No space left on device.*make space.*what is finished is kept"):
+    with pytest.raises(WriteError, match=r"No space left on device.*make space.*finished parts are kept"):
         write_atomically(tmp_path / "a", b"x")
 
 

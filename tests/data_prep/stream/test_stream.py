@@ -110,5 +110,5 @@ def test_the_sample_for_a_tokenizer_is_bounded_and_spread(tmp_path: Path):
 def test_sources_for_validation_alone_are_nothing_to_train_on(tmp_path: Path, recipe):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(20)])
     data, tokenizer = recipe(path, {"streaming": True}, split="validation")
-    with pytest.raises(UserError, match="none is left to train on"):
+    with pytest.raises(UserError, match="so there is nothing to train on"):
         prepare(data, tokenizer)

@@ -1,6 +1,6 @@
-"""Raw text -> token store on disk. Imports neither torch nor `training`.
+"""Turns raw text into a token store on disk. Imports neither torch nor `training`.
 
-From top to bottom; each imports only what is below it (import-linter, `make check`):
+Each layer imports only layers below it (checked by import-linter in `make check`):
 
     prepare inspect     commands
     stream/             sources as a stream of documents, without a store
@@ -9,9 +9,9 @@ From top to bottom; each imports only what is below it (import-linter, `make che
     render/             conversations -> text and the characters that carry loss
     read/               files -> records, each with its place of origin
     parse/              records -> conversations, by the names of their keys
-    executor command    processes, errors of one line
-    recipe/ options     what a user may say
-    atomic_files hash_mixing    ground: files that are whole or absent; SplitMix64
+    executor command    processes; errors in one line
+    recipe/ options     recipes and their keys
+    atomic_files hash_mixing    files that are complete or absent; SplitMix64
 """
 
 from data_prep.command import explain_missing_packages

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their name, then renamed."""
+"""Writes files completely or not at all: under a temporary name, which is then renamed."""
 
 import os
 import uuid
@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 TEMPORARY_PATTERN = ".*.tmp"
-"""Files that are being written, and what killed processes left of them."""
+"""Matches files that are being written, or that killed processes have left."""
 
 
 def write_atomically(path: Path, content: bytes | Iterable[bytes], *, durable: bool = True) -> Path:
-    """Write `path` so that it is the old content or the new, never a part; returns `path`.
+    """Write `path` so that it has its old or its new content, never a part; return `path`.
 
-    durable: flush it to disk, so that this holds after a power cut, too. Raises OSError; then, and when `content`
-    raises, nothing of the attempt is left behind.
+    durable: also flush the file to disk, so that this is true after a power failure.
+    Raises OSError, and what `content` raises. No temporary file is then left.
     """
     temporary = name_temporary(path)
     try:
@@ -32,7 +32,7 @@ def write_atomically(path: Path, content: bytes | Iterable[bytes], *, durable: b
 
 
 def name_temporary(path: Path) -> Path:
-    """A name beside `path`, of its own in every process of every machine that writes there."""
+    """Return a unique temporary name in the directory of `path`."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 

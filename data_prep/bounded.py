@@ -1,4 +1,4 @@
-"""Tasks of any executor, of which only a few are under way at a time."""
+"""Runs tasks on any executor, with only a few of them in progress at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -15,8 +15,14 @@ def run_bounded(
     parts: Sequence[P],
     workers: int,
 ) -> Iterator[tuple[int, R]]:
-    """Results of tasks, of which two a worker are submitted at a time, as they finish. After a first failure nothing is
-    submitted any more, and it is raised behind the results that are there."""
+    """Run a task for each part; yield the index and result of each, as tasks finish.
+
+    At most SUBMITTED_PER_WORKER tasks per worker are in progress. After the first failure, no task is submitted; the
+    failure is raised after the results that are ready.
+    submit: starts the task of a part and returns it.
+    find_done: returns the finished ones of some tasks; waits for one if the flag is true.
+    get: returns the result of a finished task, or raises its error.
+    """
     running: dict[Any, int] = {}
     submitted = 0
     while submitted < len(parts) or running:

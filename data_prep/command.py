@@ -1,10 +1,10 @@
-"""What every command shares: errors of one line, and output that may be closed, full or unable to show a character.
+"""Handles errors and output for all commands.
 
-1. `with_exit_code` turns user errors and refusals of the machine into `error: …` on stderr and exit code 2.
-2. `run_command` is what stands under `if __name__ == "__main__"`. It puts a `Guarded` stream under stdout and stderr:
-   characters that the encoding lacks are escaped, and a stream that cannot be written does not end the program. A
-   command whose product is its output (`prints=True`) ends there: silently when its reader has gone (`… | head`), with
-   code 2 otherwise. One whose product is on disk continues to its end.
+1. `with_exit_code` turns user errors and errors of the operating system into `error: …` on stderr and exit code 2.
+2. `run_command` is called under `if __name__ == "__main__"`. It puts a `Guarded` stream under stdout and stderr, which
+   escapes characters that the encoding lacks. If a stream cannot be written, a command whose result is its output
+   (`prints=True`) ends: silently if the reader has closed the pipe (`… | head`), otherwise with code 2. A command whose
+   result is on disk continues.
 """
 
 import errno
@@ -21,7 +21,7 @@ from data_prep.errors import UserError
 
 P = ParamSpec("P")
 
-# What a machine refuses; any other OSError is a fault of this code and keeps its traceback.
+# Errors of the operating system. Any other OSError is a fault of this code and keeps its traceback.
 _REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.EMFILE,
     errno.ENFILE, errno.EIO, errno.ESTALE,
@@ -31,23 +31,23 @@ INTERRUPTED = 130
 
 
 def describe_refusal(error: OSError) -> str | None:
-    """One line on what the machine refused, or None when the error is none of that kind."""
+    """Describe an error of the operating system in one line; None for any other OSError."""
     if error.errno not in _REFUSALS:
         return None
-    advice = {errno.ENOSPC: ": free space there, or name another place", errno.EMFILE: ": raise `ulimit -n`"}
+    advice = {errno.ENOSPC: ": free space there, or choose another directory", errno.EMFILE: ": raise `ulimit -n`"}
     file = f"{error.filename}: " if error.filename else ""
     return f"{file}{os.strerror(error.errno or 0)}{advice.get(error.errno or 0, '')}"
 
 
-# Module -> package, where they differ.
+# Module -> package, if their names differ.
 _PACKAGES = {"yaml": "PyYAML", "PIL": "pillow", "pynvml": "nvidia-ml-py", "sklearn": "scikit-learn"}
 _OWN = ("training", "data_prep", "tests")
 
 
 def describe_missing(error: ModuleNotFoundError) -> str | None:
-    """One line on a package that is not installed; None when what is missing is a part of Redline itself.
+    """Describe a missing package in one line; None if a part of Redline itself or of Python is missing.
 
-    transformers raises a second error that names no module from the first one, so the causes are searched for a name.
+    transformers raises a second error without a module name, so the causes of the error are searched for a name.
     """
     cause: BaseException | None = error
     while cause is not None and getattr(cause, "name", None) is None:
@@ -60,9 +60,9 @@ def describe_missing(error: ModuleNotFoundError) -> str | None:
 
 
 def explain_missing_packages() -> None:
-    """Have a package that a command lacks told in one line, with exit code 2, while its modules are imported.
+    """Report a missing package in one line with exit code 2 while the modules of a command are imported.
 
-    Called by the packages' `__init__`, before anything of others is imported; does nothing in a program of others.
+    The `__init__` of our packages calls this before it imports other packages. It does nothing in other programs.
     """
     command = Path(sys.argv[0] if sys.argv else "")
     is_script = command.parts[-2:] == ("training", "train.py")
@@ -82,13 +82,13 @@ def explain_missing_packages() -> None:
 
 
 def program_name(module: str) -> str:
-    """What the user typed, for `usage:`: a console command or `python -m MODULE`."""
+    """Return what the user typed, for `usage:`: a console command or `python -m MODULE`."""
     name = Path(sys.argv[0] if sys.argv else "").name
     return name if name.startswith("redline-") else f"python -m {module}"
 
 
 def with_exit_code(main: Callable[P, int]) -> Callable[P, int]:
-    """`main` with one line on stderr and code 2 for a UserError or a refusal of the machine, 130 for Ctrl-C."""
+    """Wrap `main`: UserError and errors of the operating system give a line on stderr and code 2, Ctrl-C code 130."""
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -116,7 +116,7 @@ def with_exit_code(main: Callable[P, int]) -> Callable[P, int]:
 
 
 class Guarded(io.RawIOBase):
-    """The bytes of a standard stream. The first failure to write is kept in `failure`; what follows goes nowhere."""
+    """A raw standard stream. `failure` is the first error of writing; later output is discarded."""
 
     def __init__(self, descriptor: int, prints: bool) -> None:
         self._descriptor = descriptor
@@ -124,19 +124,19 @@ class Guarded(io.RawIOBase):
         self.failure: OSError | None = None
 
     def writable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def fileno(self) -> int:
-        """The descriptor below."""
+        """Return the file descriptor."""
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Whether a terminal is below."""
+        """Whether the descriptor is a terminal."""
         return os.isatty(self._descriptor)
 
     def write(self, data: Any, /) -> int:
-        """Write what fits; the number of bytes taken. After a failure everything is taken and dropped."""
+        """Write as many bytes as possible; return their number. After a failure all bytes are discarded."""
         if self.failure is None:
             try:
                 return os.write(self._descriptor, data)
@@ -152,7 +152,7 @@ class Guarded(io.RawIOBase):
         return len(data)
 
     def exit_code(self) -> int:
-        """0 while all was written, and when the reader has read enough; else 2, with a line on stderr."""
+        """Return 0 if all was written or the reader has closed the pipe, else 2, with a line on stderr."""
         if self.failure is None or self.failure.errno in _READER_GONE:
             return 0
         print(f"error: stdout: {self.failure.strerror}", file=sys.stderr)
@@ -164,7 +164,7 @@ def guard_output(*, prints: bool) -> None:
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed: the next file that is opened would be taken for it
+        except OSError:  # closed, so the next opened file would get this descriptor
             os.open(os.devnull, os.O_RDWR)
     sys.stderr = _guard(sys.stderr, 2, prints=False)
     sys.stdout = _guard(sys.stdout, 1, prints=prints)
@@ -183,7 +183,7 @@ def _guard(stream: TextIO | None, descriptor: int, *, prints: bool) -> TextIO:
 
 
 def run_command(main: Callable[[], int], *, prints: bool) -> int:
-    """`main()` over guarded output; the exit code. prints: whether what it prints is all that it makes."""
+    """Run `main()` with guarded output; return the exit code. prints: its result is only what it prints."""
     guard_output(prints=prints)
     code = main()
     sys.stdout.flush()

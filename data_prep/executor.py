@@ -1,13 +1,13 @@
-"""Where the parts of a build run: this process, a pool of fresh ones, or a Ray cluster.
+"""Runs the parts of a build in this process, in a pool of new processes, or on a Ray cluster.
 
-The stages are pure functions over parts, so where they run changes nothing in the result. An executor is called as
-`execute(function, parts)` and gives (index of the part, result) as parts finish, so a slow one keeps no other from
-being saved; only some are under way at a time, so memory does not grow with their number. An error comes through as
-soon as it happens, after the results that are there.
+A stage is a pure function of a part, so the result does not depend on where it runs. `execute(function, parts)` yields
+(index of the part, result) in the order in which parts finish, so a slow part does not delay saving the others. Only a
+few parts are in progress at a time, so memory does not grow with their number. An error is raised as soon as it occurs,
+after the results that are ready.
 
-Workers are spawned, not forked: a fork of a process that holds threads (torch, gigatoken) can hang. Spawning imports
-the main module again, which is why entrypoints import torch inside `main`. A worker ends when its parent is killed. A
-Ctrl-C, which goes to all processes of a terminal, is for the parent alone: it stops the workers, which say nothing.
+Workers are spawned instead of forked, because forking a process with threads (torch, gigatoken) can deadlock. Spawning
+imports the main module again, so entrypoints import torch inside `main`. A worker ends when its parent is killed. The
+terminal sends Ctrl-C to all processes; workers ignore it, and the parent stops them.
 """
 
 import multiprocessing
@@ -27,22 +27,22 @@ from data_prep.errors import UserError
 from data_prep.options import DataSection
 
 MAX_PROCESSES = 16
-# What a pool takes to start (1.0 to 1.3 s of imports a worker on 2 shared cores): it has to save more than that.
+# Time to start a pool (imports take 1.0 to 1.3 s a worker on 2 shared cores). A pool is used if it saves more.
 POOL_START_SECONDS = 1.3
 P = TypeVar("P")
 R = TypeVar("R")
 
 
 class Executor(Protocol):
-    """Runs a function over parts, wherever its workers are."""
+    """Runs a function on parts."""
 
     def __call__(self, function: Callable[[P], R], parts: Sequence[P]) -> Iterator[tuple[int, R]]:
-        """Index and result of each part, as they finish."""
+        """Yield the index and result of each part, as parts finish."""
         ...
 
 
 def choose_executor(data: DataSection, seconds: float) -> Executor:
-    """`data.executor` for work that one process does in about `seconds`. Raises UserError when it cannot be had."""
+    """Choose the executor that `data.executor` names; `seconds` is how long one process would need."""
     if data.executor == "ray":
         from data_prep.ray_executor import run_on_ray  # an optional requirement
 
@@ -53,14 +53,14 @@ def choose_executor(data: DataSection, seconds: float) -> Executor:
 
 
 def find_num_processes(num_proc: int | str) -> int:
-    """`data.num_proc`, where `auto` is the number of usable cores, at most 16."""
+    """Return `data.num_proc`, with `auto` as the number of usable cores, at most 16."""
     if isinstance(num_proc, int):
         return num_proc
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MAX_PROCESSES)
 
 
 def run_parts(function: Callable[[P], R], parts: Sequence[P], processes: int) -> Iterator[tuple[int, R]]:
-    """Results as parts finish. Raises UserError when a worker is killed, and what `function` raises."""
+    """Yield results as parts finish. Raises UserError when a worker is killed, and what `function` raises."""
     if processes <= 1 or len(parts) <= 1:
         yield from enumerate(map(function, parts))
         return
@@ -70,7 +70,7 @@ def run_parts(function: Callable[[P], R], parts: Sequence[P], processes: int) ->
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         yield from run_bounded(partial(_submit, pool, function), _find_done, Future.result, parts, workers)
-    except (KeyboardInterrupt, GeneratorExit):  # nobody waits for what is under way
+    except (KeyboardInterrupt, GeneratorExit):  # nobody needs the parts that are in progress
         for worker in set(multiprocessing.active_children()) - before:
             worker.terminate()
         raise
@@ -83,30 +83,30 @@ def run_parts(function: Callable[[P], R], parts: Sequence[P], processes: int) ->
 
 
 def _submit(pool: ProcessPoolExecutor, function: Callable[[P], R], part: P) -> Future[R]:
-    """Submitting is what starts workers, and they inherit which signals are blocked: from their first moment on."""
+    """Submit a part with SIGINT blocked: this starts workers, which inherit the blocked signals from the start."""
     with _hold_interrupts():
         return pool.submit(function, part)
 
 
 @contextmanager
 def _hold_interrupts() -> Iterator[None]:
-    """A Ctrl-C counts behind the block: within it a worker may have been started and not yet been told what to do.
+    """Delay a Ctrl-C until after the block, so that it does not interrupt the start of a worker.
 
-    Blocking SIGINT in this thread is not enough, since any other takes it, and Python raises in the main one.
+    Blocking SIGINT in this thread is not enough: another thread receives it, and Python raises in the main thread.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    came: list[int] = []
+    received: list[int] = []
     handler = signal.getsignal(signal.SIGINT)
     is_ours = callable(handler) and threading.current_thread() is threading.main_thread()
     if is_ours:
-        signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+        signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
     try:
         yield
     finally:
         if is_ours:
             signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    if came and callable(handler):
+    if received and callable(handler):
         handler(signal.SIGINT, None)
 
 
@@ -115,7 +115,7 @@ def _find_done(futures: list[Future[Any]], block: bool) -> list[Future[Any]]:
 
 
 def _end_with_parent() -> None:
-    """In a worker: without this, those of a parent that was killed would wait for work for ever."""
+    """End this worker when its parent is killed; otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_wait_and_exit, args=(parent.sentinel,), daemon=True).start()

@@ -1,13 +1,13 @@
-"""Shows what a token store holds.
+"""Shows the content of a token store.
 
     python -m data_prep.inspect STORE [--documents N] [--split train|validation] [--verify]
 
-Counts, what was left out and why, a histogram of lengths, one record of each source with the place that it comes from
-and its keys that are not used, decoded documents with the tokens that carry loss in green
-and the others dimmed (without colour: between ⟦ and ⟧), the longest and the oddest documents, and bad records. Those
-shown are spread evenly over the split. Odd are those with the rarest words (the highest mean -ln p of their tokens, by
-the split's own frequencies) and those that repeat themselves most (the lowest ln(distinct tokens) / ln(tokens)), among
-at most 20,000 spread evenly. `--verify` shows nothing, but compares every shard with the hash of the build.
+The output has: counts, and what was left out and why; a histogram of document lengths; one record of each source, with
+its place and unused keys; decoded documents, spread evenly over the split; the longest and the most unusual documents;
+bad records. Tokens that carry loss are green and others are dimmed; without colours, they are between ⟦ and ⟧.
+The most unusual documents are those with the rarest words (the highest mean -ln p of their tokens, by the frequencies
+of the split) and the most repetitive ones (the lowest ln(distinct tokens) / ln(tokens)). They are found among at most
+20,000 evenly spread documents. `--verify` only compares every shard with its hash in the manifest.
 """
 
 import argparse
@@ -34,15 +34,15 @@ from data_prep.store.store import REJECTED_SPLITS, SPLITS, TOKENIZER, Manifest, 
 from data_prep.store.summary import read_bad_records
 
 BAR_WIDTH = 32
-PIPED_WIDTH = 160  # rich takes 80 where there is no terminal, and cuts counts and paths off
+PIPED_WIDTH = 160  # without a terminal, rich would take 80 and truncate counts and paths
 SHOWN_TOKENS = 400
 LOOKED_AT = 20_000
-LEAST_TOKENS = 8  # in shorter documents neither measure of oddness says much
+LEAST_TOKENS = 8  # both measures mean little for shorter documents
 
 
 @with_exit_code
 def main(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
-    """Show a store; the exit code."""
+    """Show a store; return the exit code."""
     program = program_name("data_prep.inspect")
     parser = argparse.ArgumentParser(prog=program, description="Show what a token store contains.")
     parser.add_argument("store", type=Path, help="directory that data_prep.prepare printed")
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
 
 def _count(text: str) -> int:
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of documents: 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of documents, 0 or more")
     return int(text)
 
 
@@ -81,7 +81,7 @@ def inspect(store: Store, split: Split, num_documents: int, console: Console) ->
 
 
 def verify(store: Store, console: Console) -> None:
-    """Read all shards. Raises UserError naming those whose content is not what was written."""
+    """Check the hash of every shard. Raises UserError that names those with another content."""
     shards = {shard.name: shard for shard in store.manifest.shards}
     damaged: list[str] = []
     with progress("verifying shards", sum(shard.file_bytes for shard in shards.values()), "B") as advance:
@@ -91,11 +91,11 @@ def verify(store: Store, console: Console) -> None:
             advance(shard.file_bytes)
     if damaged:
         raise UserError(
-            f"{store.path}: the content of {len(damaged)} of {len(shards)} shards is not what was written "
+            f"{store.path}: {len(damaged)} of {len(shards)} shards differ from their hash in the manifest "
             f"({', '.join(damaged)}): delete the store and prepare again"
         )
     size = sum(shard.file_bytes for shard in shards.values())
-    console.print(f"all {len(shards)} shards ({size / 1e6:,.1f} MB) are as they were written")
+    console.print(f"all {len(shards)} shards ({size / 1e6:,.1f} MB) match their hashes")
 
 
 def _print_oddest(console: Console, store: Store, table: DocumentTable, shown: int, tokenizer: Tokenizer) -> None:
@@ -112,7 +112,7 @@ def _print_oddest(console: Console, store: Store, table: DocumentTable, shown: i
 
 
 def show_counts(manifest: Manifest) -> Table:
-    """Splits and sources as one table."""
+    """Make a table of the splits and sources."""
     title = f"store {manifest.fingerprint}, encoder {manifest.encoder}, vocabulary {manifest.vocab_size}"
     table = Table("", "documents", "tokens", "text MB", "bytes/token", "unigram entropy", "left out", title=title)
     for name, counts in manifest.splits.items():
@@ -131,7 +131,7 @@ def _numbers(documents: int, tokens: int, text_bytes: int) -> list[str]:
 
 
 def show_histogram(lengths: np.ndarray) -> str:
-    """A line per power of two: documents with at least that many tokens, below the next."""
+    """Draw a histogram with a line for each power of two, the lower bound of its lengths."""
     if not len(lengths):
         return "no documents"
     exponents = np.floor(np.log2(np.maximum(lengths, 1))).astype(int)
@@ -148,15 +148,15 @@ def show_histogram(lengths: np.ndarray) -> str:
 
 def _load_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
-        raise UserError(f"{path} is missing, without which nothing can be decoded: delete the store and prepare again")
+        raise UserError(f"{path} is missing, so documents cannot be decoded: delete the store and prepare again")
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more special
+    except Exception as error:  # tokenizers raises no narrower type
         raise UserError(f"{path} is damaged ({error}): delete the store and prepare again") from None
 
 
 def show_document(ids: np.ndarray, loss_runs: np.ndarray | None, tokenizer: Tokenizer, colour: bool = True) -> Text:
-    """Decoded tokens, those with loss in green or between marks; the middle of a long document is left out."""
+    """Decode a document, with loss in green or between marks; the middle of a long document is left out."""
     has_loss = mark_loss(len(ids), loss_runs)
     text = Text()
     half = SHOWN_TOKENS // 2
@@ -180,7 +180,7 @@ def _print_document(console: Console, table: DocumentTable, index: int, tokenize
 
 
 def _has_colour(console: Console) -> bool:
-    """Of a terminal, where NO_COLOR is not set."""
+    """Whether the console is a terminal with colours, and NO_COLOR is not set."""
     return console.color_system is not None and not console.no_color
 
 

@@ -1,11 +1,11 @@
-"""Raw sources to a trained tokenizer and a token store, both cached by content.
+"""Prepares a tokenizer and a token store from raw sources; both are cached by content.
 
     python -m data_prep.prepare --config configs/X.yaml [data.validation_share=0.05 …]
 
-Steps: (1) find the files and hash them; (2) find or train the tokenizer; (3) name the store, and return at once when
-it is there; (4) plan parts, take over those that another store has, tokenize the rest, write the manifest. A run whose
-products are cached costs a stat per file. Processes that ask for one product at once are put in a row by a lock file:
-one builds, the others find it. Bad records stop the build or, with `data.on_bad_record: skip`, are listed in
+The steps are: (1) find and hash the files; (2) find or train the tokenizer; (3) compute the name of the store, and
+return if it exists; (4) plan parts, reuse those of other stores, tokenize the rest, and write the manifest. A run with
+a cached tokenizer and store costs a stat per file. If several processes need the same product, a lock file lets one
+build it while the others wait. A bad record stops the build, or with `data.on_bad_record: skip` it is listed in
 `STORE/bad_records.jsonl`.
 """
 
@@ -58,9 +58,10 @@ logger = logging.getLogger("redline.data")
 
 @dataclass(frozen=True)
 class Prepared:
-    """Where the products lie, and whether they were there before. `seconds` is the wall time of `prepare`.
+    """The directories of the tokenizer and the store, and whether they were cached.
 
-    With `data.streaming` there is no store, but a `stream`.
+    seconds: wall time of `prepare`.
+    stream: replaces the store with `data.streaming`; `store_dir` is then None.
     """
 
     store_dir: Path | None
@@ -73,7 +74,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The inputs, what names their content, and the shape of each, which is looked for only when something is built."""
+    """The inputs, descriptions of their content, and their shapes, which are found only if something is built."""
 
     inputs: list[Input]
     contents: list[dict[str, Any]]
@@ -88,8 +89,8 @@ class _Plan:
 def prepare(data: DataSection, tokenizer: TokenizerSection) -> Prepared:
     """Make sure that the tokenizer and the token store of a recipe exist. Raises UserError.
 
-    Safe to call from many processes at once, though each of them hashes what is not remembered: of the ranks of a run,
-    one a node does. Torch is not imported.
+    Several processes may call this at the same time, but each hashes the files that are not cached. Of the ranks of a
+    run, one per node calls it. Does not import torch.
     """
     if data.streaming:
         return _prepare_stream(data, tokenizer)
@@ -105,7 +106,7 @@ def prepare(data: DataSection, tokenizer: TokenizerSection) -> Prepared:
 
 
 def _prepare_stream(data: DataSection, options: TokenizerSection) -> Prepared:
-    """The tokenizer, and what a stream is read by. Reads a sample of the sources, whatever their size."""
+    """Prepare the tokenizer and plan the stream. Reads only a sample of the sources."""
     started = time.perf_counter()
     root = Path(data.store_dir)
     inputs = find_inputs(data.list_sources(), data.max_record_bytes, streaming=True)
@@ -234,7 +235,7 @@ def _choose_encoder(
     with progress("choosing the encoder"):
         sample = list(sample_documents(parts, read))
         if data.streaming:
-            # A store counts over all records; a stream reports those that are inspected before the first step.
+            # A store counts these over all records, a stream only in the sample before the first step.
             noticed = notice_sample(sample, chat.control, data.special_tokens_in_text == "text")
             log_noticed(logger, noticed.describe(), f" of the first {len(sample)} records")
         return choose_encoder(tokenizer, sample, data.special_tokens_in_text)
@@ -266,7 +267,7 @@ def format_usage() -> str:
 
 @with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare a recipe's data and print the store's directory; the exit code."""
+    """Prepare a recipe's data and print the store's directory; return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if "--help" in argv or "-h" in argv:
         print(format_usage())

@@ -1,12 +1,12 @@
-"""How far a long step has come: a bar on a terminal, a line every ten seconds elsewhere.
+"""Shows the progress of a long step: a bar on a terminal, or a log line every ten seconds.
 
     with progress("building the store", total=size, unit="B") as advance:
         for part in parts:
             advance(part.size)
 
-Nothing is shown of a step that is done within SHOW_AFTER seconds. A thread of its own shows it, so that a step that is
-one long call (`advance` is never called, `total` is None) still says for how long it has been at work. Units: "B" is
-shown in MB and GB; any other is counted. Where steps are nested, the outer one alone is shown.
+A step that ends within SHOW_AFTER seconds is not shown. A separate thread shows the progress, so even a step that is a
+single long call (`advance` is never called, `total` is None) shows its elapsed time. The unit "B" is shown in MB and
+GB; other units are counted. Of nested steps, only the outermost is shown.
 """
 
 import logging
@@ -29,7 +29,7 @@ _shown = threading.Lock()  # held by the outermost step
 
 @contextmanager
 def progress(what: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
-    """Show how far the block has come; it calls what it is given with how much is done more."""
+    """Show the progress of the block, which calls the yielded function with each completed amount."""
     if not _shown.acquire(blocking=False):
         yield lambda amount: None
         return
@@ -45,7 +45,7 @@ def progress(what: str, total: float | None = None, unit: str = "") -> Iterator[
 
 
 def track(items: Iterable[Item], what: str, total: float | None, unit: str, size: Callable[[Item], float]):
-    """The items, counted by `size` as they are passed."""
+    """Yield the items, and show the progress by their `size`."""
     with progress(what, total, unit) as advance:
         for item in items:
             yield item
@@ -53,7 +53,7 @@ def track(items: Iterable[Item], what: str, total: float | None, unit: str, size
 
 
 class _Step:
-    """`done` of `total`, and the thread that says so until `end`."""
+    """The progress of a step, which `show` displays until `end`."""
 
     def __init__(self, what: str, total: float | None, unit: str):
         self._what, self._total, self._unit = what, total, unit
@@ -68,7 +68,7 @@ class _Step:
         self._over.set()
 
     def show(self) -> None:
-        # of several ranks the first speaks
+        # of several ranks, only the first shows it
         if self._over.wait(SHOW_AFTER) or os.environ.get("RANK", "0") not in ("", "0"):
             return
         if sys.stderr.isatty():
@@ -80,7 +80,7 @@ class _Step:
             wait = LINE_EVERY
 
     def describe(self) -> str:
-        """Such as "1.2 of 4.0 GB, 35.1 MB/s, 80 s left (40 s so far)"."""
+        """Describe the progress, for example "1.2 of 4.0 GB, 35.1 MB/s, 80 s left (40 s so far)"."""
         seconds = time.monotonic() - self._started
         so_far = f"{_format_seconds(seconds)} so far"
         if not self._done or not seconds:
@@ -94,7 +94,7 @@ class _Step:
         return f"{of_total}, {left} left ({so_far})"
 
     def _show_bar(self) -> None:
-        from rich.console import Console  # only where something takes long: 0.1 s
+        from rich.console import Console  # imported here: takes 0.1 s
         from rich.progress import BarColumn, Progress, TextColumn
 
         columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}")]
@@ -105,7 +105,7 @@ class _Step:
 
 
 def format_amount(amount: float, unit: str) -> str:
-    """Such as "1.2 GB", "350 documents"."""
+    """Format an amount, for example "1.2 GB" or "350 documents"."""
     if unit != "B":
         return f"{amount:,.0f} {unit}".rstrip()
     return f"{amount / 1e9:.2f} GB" if amount >= 1e9 else f"{amount / 1e6:.1f} MB"

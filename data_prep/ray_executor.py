@@ -1,10 +1,10 @@
-"""Parts on a Ray cluster (`data.executor: ray`, requirements-ray.txt).
+"""Runs parts on a Ray cluster (`data.executor: ray`, requirements-ray.txt).
 
-`data.ray_address` names the cluster (`HOST:PORT`, `auto`, `ray://…`); without it one is started on this machine alone.
-Every node needs this code and its requirements under the same paths, and `data.store_dir` and the sources on a file
-system that all nodes share: workers write their shards there and send back counts only. One part is one task of one
-CPU; a task whose worker or node dies is run again, up to three times. Nothing is reported to anybody: usage statistics
-and the dashboard are off.
+`data.ray_address` names the cluster (`HOST:PORT`, `auto`, `ray://…`); without it, a cluster of only this machine is
+started. Every node needs this code and its requirements under the same paths. `data.store_dir` and the sources must be
+on a file system that all nodes share: workers write their shards there, and return only counts. A part is a task that
+uses one CPU. If its worker or node dies, the task runs again, up to three times. Usage statistics and the dashboard are
+off.
 """
 
 import importlib
@@ -25,8 +25,11 @@ R = TypeVar("R")
 
 
 def run_on_ray(function: Callable[[P], R], parts: Sequence[P], address: str | None) -> Iterator[tuple[int, R]]:
-    """Results as parts finish. Raises UserError when there is no Ray, no cluster, or a part's worker died too
-    often, and what `function` raises."""
+    """Yield results as parts finish.
+
+    Raises UserError when Ray is not installed, the cluster cannot be reached, or a part's worker died too often. Also
+    raises what `function` raises.
+    """
     if not parts:
         return
     ray = _connect(address)
@@ -67,7 +70,7 @@ def _connect(address: str | None) -> Any:
 
 
 def _reach(address: str | None) -> None:
-    """Raises OSError or ValueError when nobody answers at HOST:PORT: Ray itself would try for minutes."""
+    """Raises OSError or ValueError when HOST:PORT does not respond. Ray itself would retry for minutes."""
     if address and ":" in address and "://" not in address:
         host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
@@ -82,4 +85,4 @@ def _get(ray: Any, task: Any) -> Any:
         raise
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"a data preparation task on Ray was lost for good ({reason}): run again") from None
+        raise UserError(f"a data preparation task on Ray failed permanently ({reason}): run again") from None

@@ -25,12 +25,12 @@ RECIPES: list[tuple[str | bytes, str]] = [
     ("- a\n", "expected `key: value` lines"),
     ("hello\n", "expected `key: value` lines"),
     ("---\na: 1\n---\nb: 2\n", "another document"),
-    (DEEP, "nested too deep"),
-    (BOMB, "holds more than 20,000 values"),
+    (DEEP, "nested too deeply"),
+    (BOMB, "contains more than 20,000 values"),
     (b"\x00\x01\xff", "is not UTF-8 text"),
     ("model: {path: é}\n".encode("latin-1"), "is not UTF-8 text"),
     ("training: {max_steps: 3}\n".encode("utf-16"), "is not UTF-8 text"),
-    ('{"zero_optimization": {"stage": 2}}', "this is a DeepSpeed JSON, no recipe: name it with --deepspeed"),
+    ('{"zero_optimization": {"stage": 2}}', "this is a DeepSpeed JSON, not a recipe: pass it with --deepspeed"),
     ("extends: nowhere\n", "extends: recipe 'nowhere' is neither a file nor one of"),
 ]
 JSONS: list[tuple[str | bytes, str]] = [

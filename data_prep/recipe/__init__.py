@@ -1,6 +1,6 @@
-"""Layered recipes: YAML files that extend one another, a command line over them, and the origin of every value.
+"""Loads recipes: YAML files that extend each other, overridden by the command line; every value keeps its origin.
 
-Generic over pydantic section models, so that `data_prep` reads its own two sections without knowing `training`;
+The sections are any pydantic models. So `data_prep` reads its two sections without importing `training`, and
 `training.config` adds the others.
 """
 
@@ -64,7 +64,7 @@ DATA_SECTIONS: Sections = {"tokenizer": TokenizerSection, "data": DataSection}
 
 
 def load_data_recipe(argv: Sequence[str]) -> tuple[DataSection, TokenizerSection]:
-    """`--config NAME_OR_PATH` and overrides of `data` and `tokenizer`; other sections of the recipe are not looked at.
+    """Load `--config NAME_OR_PATH` with overrides of `data` and `tokenizer`; ignore other sections of the recipe.
 
     Raises UserError as `load_recipe`, `Grammar.parse` and `check_sections` do.
     """
@@ -80,7 +80,7 @@ def load_data_recipe(argv: Sequence[str]) -> tuple[DataSection, TokenizerSection
 
 
 def expand_home(layer: Layer) -> Layer:
-    """`~` in the places that are written to, as a shell would have it; an empty name is none."""
+    """Expand `~` in the output directories. Raises UserError for an empty directory name."""
     for path in (("training", "output_dir"), ("data", "store_dir")):
         place = layer.get(path)
         if isinstance(place, str) and not place.strip():
@@ -91,7 +91,7 @@ def expand_home(layer: Layer) -> Layer:
 
 
 def with_tokenizer_of_model(layer: Layer) -> Layer:
-    """A pretrained model comes with its tokenizer: `tokenizer.path` is `model.path` unless a layer says otherwise."""
+    """Set `tokenizer.path` to `model.path`, the tokenizer of a pretrained model, unless a layer sets the tokenizer."""
     path, tokenizer = layer.get(("model", "path")), layer.get(("tokenizer",)) or {}
     if path is None or "path" in tokenizer or "vocab_size" in tokenizer:
         return layer

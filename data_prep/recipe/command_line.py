@@ -1,8 +1,8 @@
-"""Command line -> overrides of a recipe.
+"""Parses the command line into overrides of a recipe.
 
-`section.key=value`, `--section.key value`, `--key value` and `--key=value` for a key that only one section has; `-`
-and `_` in keys are the same; a flag of a boolean key needs no value. A value is read as in YAML, except that a key
-that takes text gets it as typed. Of two values for one key the later holds.
+The forms are `section.key=value` and `--section.key value`, and for a key that only one section has, `--key value` and
+`--key=value`. `-` and `_` in keys are the same. A boolean flag needs no value. A value is read as in YAML, but a text
+key gets it as typed. If a key is set twice, the later value counts.
 """
 
 import re
@@ -23,7 +23,7 @@ _OVERRIDE = re.compile(r"([A-Za-z][\w-]*(?:\.[\w-]+)+)=(.*)", re.DOTALL)
 
 @dataclass
 class Arguments:
-    """What was typed: options of the command itself, and assignments to keys in order."""
+    """The parsed command line: options of the command itself, and assignments to keys, in order."""
 
     options: dict[str, str] = field(default_factory=dict)
     assignments: list[tuple[KeyPath, Any]] = field(default_factory=list)
@@ -31,10 +31,11 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a command takes.
+    """The arguments that a command accepts.
 
-    options: flag -> name of the option (several flags may share one). names: foreign flags. refused: dotted key ->
-    reason.
+    options: flag -> name of an option of the command (several flags may share one).
+    names: names of other programs that are also accepted or refused.
+    refused: dotted key -> why it is refused.
     """
 
     sections: Sections
@@ -43,9 +44,12 @@ class Grammar:
     refused: Refused = field(default_factory=dict)
 
     def parse(self, argv: Sequence[str]) -> Arguments:
-        """Raises UserError: unknown or ambiguous key, a value that is missing, anything that is not an override."""
+        """Parse arguments.
+
+        Raises UserError for an unknown or ambiguous key, a missing value, or an argument that is not an override.
+        """
         for token in argv:
-            if any("\ud800" <= character <= "\udfff" for character in token):  # how Python passes on odd bytes
+            if any("\ud800" <= character <= "\udfff" for character in token):  # Python's form of invalid bytes
                 raise UserError(f"command line: {token!r} is not valid UTF-8")
         arguments, rest = Arguments(), list(argv)
         while rest:
@@ -86,7 +90,7 @@ class Grammar:
         arguments.assignments += [(path, given) for path in paths]
 
     def _without_section(self, name: str) -> str:
-        """`training.lr` is `lr`: a foreign name counts in any section that has no key of that name."""
+        """Remove the section of a foreign name (`training.lr` is `lr`), unless the section has a key of that name."""
         section, _, key = name.partition(".")
         foreign = key in self.names.synonyms or key in self.names.refused
         known = section in self.sections and key in self.sections[section].model_fields
@@ -122,12 +126,12 @@ class Grammar:
 
 
 def apply(layer: Layer, arguments: Arguments, sections: Sections) -> Layer:
-    """The command line as one layer, to be merged over `layer`, in which `*` finds its lists."""
+    """Make a layer from the command line, to be merged over `layer`; `*` stands for the entries of its lists."""
     return assign(Layer(), layer, [(path, value, COMMAND_LINE) for path, value in arguments.assignments], sections)
 
 
 def read_value(sections: Sections, path: KeyPath, text: str) -> Any:
-    """A value as in YAML where the key takes that, else the text as typed."""
+    """Read a value as YAML if the key accepts the result, else return the text as typed."""
     try:
         value = parse_value(text)
     except (yaml.YAMLError, UserError):

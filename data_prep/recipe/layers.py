@@ -1,12 +1,13 @@
-"""Layers of a recipe: what it extends < the recipe itself < the command line.
+"""Merges the layers of a recipe. Their order is, from low to high: what it extends, the recipe, the command line.
 
-Mappings merge key by key, anything else is replaced whole (a list too). A layer that sets one key may remove others
-from the layers below (`Replaces`), so that the later word holds: `max_steps` removes `num_train_epochs`, a `model.path`
-the shape of a model from scratch. Two such keys in the same layer stay and are left to the caller to refuse.
+Mappings are merged key by key; any other value, also a list, is replaced as a whole. A layer that sets one key can
+remove other keys from the layers below (`Replaces`), so that the later setting counts: `max_steps` removes
+`num_train_epochs`, and `model.path` removes the shape of a model from scratch. If one layer has both keys, both stay,
+and the caller refuses them.
 
-Two keys are the loader's own: `extends: NAME | [NAMES]`, where later names win, and `alone:`, what a profile brings
-where no recipe beside it has a model. It lies below all other values, and counts when the file is asked for by its
-name and when it is extended, unless another name in the same `extends` sets something of `model`.
+The loader itself handles two keys. `extends: NAME | [NAMES]` lists lower layers; later names have priority. `alone:`
+contains values that a profile sets if no other recipe defines a model. They have the lowest priority. They count if the
+file is loaded by its name, and if it is extended, unless another name in the same `extends` sets a key of `model`.
 """
 
 import copy
@@ -23,12 +24,12 @@ from data_prep.recipe.yaml_file import KeyPath, Layer, Origin, read_yaml, shown_
 RECIPE_DIR = find_shipped("configs")
 PREFIXES = ("", "minigpt_")  # `--config medium` is configs/minigpt_medium.yaml
 
-Replaces = Sequence[tuple[KeyPath, KeyPath]]  # a layer that sets the first removes the second from those below
+Replaces = Sequence[tuple[KeyPath, KeyPath]]  # a layer that sets the first key removes the second from lower layers
 Translate = Callable[[Layer, str], Layer]
 Loaded = tuple[Layer, Path]
-_NOT_SET = (None, False, -1)  # a value that claims nothing; -1 is how HF writes "no max_steps"
+_NOT_SET = (None, False, -1)  # values that do not set a key; HF uses -1 for "no max_steps"
 
-# Weights bring their shape and their tokenizer, another architecture its own shape.
+# Pretrained weights define the shape and the tokenizer of a model, an architecture defines the shape.
 MODEL_REPLACES: Replaces = (
     (("model", "path"), ("model", "kind")),
     (("model", "path"), ("model", "config")),
@@ -39,14 +40,14 @@ MODEL_REPLACES: Replaces = (
 
 
 def either(*keys: KeyPath) -> Replaces:
-    """Keys of which only one holds: each removes the others."""
+    """Make rules by which each of the keys removes the others, so that only one of them counts."""
     return tuple(itertools.permutations(keys, 2))
 
 
 def find_file(name: str, directories: Iterable[Path], suffix: str, what: str) -> Path:
-    """A path as written, or a bare name `NAME[suffix]` in one of the directories.
+    """Find a file by its path, or by a bare name `NAME[suffix]` in one of the directories.
 
-    Raises UserError that names the nearest file there is.
+    Raises UserError that names the existing file with the most similar name.
     """
     if Path(name).is_file():
         return Path(name)
@@ -61,9 +62,10 @@ def find_file(name: str, directories: Iterable[Path], suffix: str, what: str) ->
 
 
 def load_recipe(name: str, replaces: Replaces = MODEL_REPLACES, translate: Translate = lambda own, _: own) -> Loaded:
-    """The merged layers of a recipe and its file. translate: applied to the layer of each file, with the file as shown.
+    """Load a recipe; return its merged layers and its file.
 
-    Raises UserError: no such file, unreadable, an `extends` that closes a circle.
+    translate: is called with the layer of each file and the file's name for messages.
+    Raises UserError when a file is missing or unreadable, and for a cycle of `extends`.
     """
     file = find_file(name, list_places("configs"), ".yaml", "recipe")
     layer, alone = _load(file, (), replaces, translate)
@@ -71,14 +73,14 @@ def load_recipe(name: str, replaces: Replaces = MODEL_REPLACES, translate: Trans
 
 
 def _load(file: Path, chain: tuple[Path, ...], replaces: Replaces, translate: Translate) -> tuple[Layer, Layer]:
-    """A file merged with what it extends, and its `alone`."""
+    """Load a file; return it merged with what it extends, and its `alone` layer."""
     own = read_yaml(file)
     alone = translate(_pop_mapping(own, "alone"), shown_path(file))
     parents = []
     for parent, origin in _parents(own, file):
         if parent.resolve() in (*(c.resolve() for c in chain), file.resolve()):
-            circle = " -> ".join(shown_path(c) for c in (*chain, file, parent))
-            raise UserError(f"{origin}: extends closes a circle: {circle}")
+            cycle = " -> ".join(shown_path(c) for c in (*chain, file, parent))
+            raise UserError(f"{origin}: extends forms a cycle: {cycle}")
         parents.append(_load(parent, (*chain, file), replaces, translate))
     brings_model = [bool(layer.get(("model",))) for layer, _ in parents]
     below = [
@@ -113,12 +115,12 @@ def _parents(own: Layer, file: Path) -> list[tuple[Path, Origin]]:
 def _pop_mapping(layer: Layer, key: str) -> Layer:
     values = layer.values.pop(key, None)
     if values is not None and not isinstance(values, dict):
-        raise UserError(f"{layer.origin((key,))}: {key} = {values!r}: must be sections with keys")
+        raise UserError(f"{layer.origin((key,))}: {key} = {values!r}: must be a mapping of sections")
     return Layer(values or {}, {path[1:]: o for path, o in layer.origins.items() if path[0] == key and len(path) > 1})
 
 
 def merge(lower: Layer, upper: Layer, replaces: Replaces = ()) -> Layer:
-    """A new layer in which `upper` wins."""
+    """Merge two layers into a new one; values of `upper` have priority."""
     result = Layer(copy.deepcopy(lower.values), dict(lower.origins))
     for setter, replaced in replaces:
         if upper.get(setter) not in (*_NOT_SET, lower.get(setter)):
@@ -128,7 +130,7 @@ def merge(lower: Layer, upper: Layer, replaces: Replaces = ()) -> Layer:
 
 
 def set_value(layer: Layer, path: KeyPath, value: Any, origin: Origin) -> Layer:
-    """A new layer with one more value, which replaces or merges as in `merge`."""
+    """Return a new layer with one more value, which is merged as in `merge`."""
     for key in reversed(path):
         value = {key: value}
     return merge(layer, Layer.of(value, origin))
@@ -150,7 +152,7 @@ def _merge_into(result: Layer, into: dict[str, Any], values: dict[str, Any], pat
 
 
 def remove_value(layer: Layer, path: KeyPath) -> Layer:
-    """A new layer without the value at `path`."""
+    """Return a new layer without the value at `path`."""
     result = Layer(copy.deepcopy(layer.values), dict(layer.origins))
     _remove(result, path)
     return result

@@ -1,6 +1,6 @@
-"""Where recipes and DeepSpeed JSONs are: beside the code in a clone, in `share/redline` of an installed Redline.
+"""Finds the directories of recipes and DeepSpeed JSONs: in a clone, or in `share/redline` of an installed Redline.
 
-A file of the user's own `configs/` or `ds_configs/` in the working directory is found first.
+The directories `configs/` and `ds_configs/` in the working directory have priority.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ CLONE = Path(__file__).resolve().parents[2]
 
 
 def find_shipped(folder: str) -> Path:
-    """`configs` or `ds_configs` as they come with Redline."""
+    """Return the directory `configs` or `ds_configs` that belongs to Redline."""
     if (CLONE / "pyproject.toml").is_file():
         return CLONE / folder
     try:
@@ -25,6 +25,6 @@ def find_shipped(folder: str) -> Path:
 
 
 def list_places(folder: str) -> list[Path]:
-    """Directories in which a bare name is looked up, the first that has it wins."""
+    """List the directories that are searched for a bare name, in order of priority."""
     shipped, own = find_shipped(folder), Path.cwd() / folder
     return [shipped] if own == shipped or not own.is_dir() else [own, shipped]

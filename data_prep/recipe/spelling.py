@@ -1,24 +1,24 @@
-"""`did you mean X?`, only where X is nearly what was written.
+"""Suggests a known word for a misspelled one (`did you mean X?`), if the two are very similar.
 
-A suggestion that means something else is worse than none (`--lr` is not `--r`), so the distance is that of slips of
-the pen: one edit from four letters on, two from twelve. An edit inserts, drops or changes a letter, or swaps two
-neighbours (optimal string alignment). A long beginning that only one known word has is taken for a word cut short.
+A wrong suggestion is worse than none (`--lr` does not mean `--r`), so only typing errors are corrected: one edit in
+words of four or more letters, two in words of twelve or more. An edit inserts, deletes or changes a letter, or swaps
+two adjacent ones (optimal string alignment). A long prefix of exactly one known word counts as an abbreviation of it.
 """
 
 from collections.abc import Iterable
 
-LETTERS_FOR_EDITS = (4, 12)  # least length of the longer word for one edit, for two
+LETTERS_FOR_EDITS = (4, 12)  # least length of the longer word for one edit, and for two
 LETTERS_OF_A_BEGINNING = 8
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`: did you mean X?`, or nothing when no known word is nearly this one."""
+    """Return `: did you mean X?`, or "" if no known word is similar."""
     near = find_near(word, known)
     return f": did you mean {near}?" if near else ""
 
 
 def find_near(word: str, known: Iterable[str]) -> str | None:
-    """The known word that differs least, case aside, within the edits that its length allows; ties by alphabet."""
+    """Return the most similar known word within the allowed edits, ignoring case; ties go by alphabet."""
     known = list(known)
     best: tuple[int, str] | None = None
     for candidate in known:
@@ -36,7 +36,7 @@ def find_near(word: str, known: Iterable[str]) -> str | None:
 
 
 def count_edits(a: str, b: str) -> int:
-    """Optimal string alignment distance."""
+    """Return the optimal string alignment distance of two words."""
     before: list[int] = []
     last = list(range(len(b) + 1))
     for i, letter in enumerate(a, 1):

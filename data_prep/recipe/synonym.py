@@ -1,10 +1,10 @@
-"""Names that other programs have for keys of ours: one table for the command line and for the keys of a recipe.
+"""Translates the names that other programs use (foreign names) to our keys, on the command line and in recipes.
 
-`Names.synonyms` maps a foreign name to a dotted key, to several of them that get the one value, or to a `Synonym`,
-whose value has another form. `Names.refused` maps a name that has no key here to the reason and what to use instead.
+`Names.synonyms` maps a foreign name to a dotted key, to several keys that get the same value, or to a `Synonym`, which
+converts the value. `Names.refused` maps a name without a corresponding key to the reason and what to use instead.
 
-In a recipe a foreign name counts in any section, since people put it where their other program has it; a key that the
-section has itself counts as that, unless it does not take the value and a synonym of that name does (`packing: true`).
+In a recipe, a foreign name is accepted in any section, because users write it where the other program has it. A name
+that is also a key of the section means that key, unless only the synonym accepts the value (`packing: true`).
 """
 
 import copy
@@ -22,11 +22,12 @@ from data_prep.recipe.yaml_file import KeyPath, Layer, Origin, walk_paths
 
 @dataclass(frozen=True)
 class Synonym:
-    """A name whose value has another form than that of the keys it stands for.
+    """A name whose value must be converted for our keys.
 
-    takes: `switch` true or false, `one` text, `word` text that may be left out (then "true"), `many` a list of texts.
-    `expand` gets that and returns dotted keys with values: the part `*` of `list.*.key` stands for every entry of the
-    list, `list.+` for one more. It raises ValueError, with what it takes, for a value that it does not take.
+    takes: the form of its value: `switch` true or false, `one` a text, `word` a text that may be missing (then "true"),
+        `many` a list of texts.
+    expand: converts the value to dotted keys with values. `list.*.key` stands for a key of every entry of a list,
+        `list.+` for a new entry. Raises ValueError, with what it accepts, for any other value.
     """
 
     takes: Literal["switch", "one", "word", "many"]
@@ -38,14 +39,14 @@ Target = str | tuple[str, ...] | Synonym
 
 @dataclass(frozen=True)
 class Names:
-    """Foreign names by what becomes of them."""
+    """Foreign names that are translated, and those that are refused."""
 
     synonyms: Mapping[str, Target] = field(default_factory=dict)
     refused: Refused = field(default_factory=dict)
 
 
 def expand(target: Target, value: Any, where: str) -> dict[str, Any]:
-    """Dotted keys and values for `where = value`. Raises UserError when the synonym does not take the value."""
+    """Convert `where = value` to dotted keys with values. Raises UserError for a value that is not accepted."""
     if isinstance(target, str):
         return {target: value}
     if isinstance(target, tuple):
@@ -61,7 +62,7 @@ def _convert(synonym: Synonym, value: Any) -> Any:
     if synonym.takes == "many":
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, dict | list) for item in items):
-            raise ValueError("entries with keys are written as docs/data.md has them: data.sources: [{path: NAME}]")
+            raise ValueError("write entries with keys as in docs/data.md: data.sources: [{path: NAME}]")
         return [str(item) for item in value] if isinstance(value, list) else [str(value)]
     if isinstance(value, list | dict) or value is None:
         raise ValueError("must be a single value")
@@ -73,13 +74,14 @@ def _convert(synonym: Synonym, value: Any) -> Any:
 
 
 def translate(layer: Layer, shown: str, sections: Sections, names: Names) -> Layer:
-    """The layer of a file with foreign names replaced by the keys that they stand for; origins stay.
+    """Replace the foreign names in the layer of a file by our keys; origins stay.
 
-    Raises UserError: a file with all keys at the top level, a refused name, a value that is not taken, two names for
-    one key.
+    shown: the file's name for messages.
+    Raises UserError for a file with keys at the top level, a refused name, a value that is not accepted, and two names
+    for one key.
     """
     if {"zero_optimization", "train_micro_batch_size_per_gpu", "fp16", "bf16"} & layer.values.keys():
-        raise UserError(f"{shown}: this is a DeepSpeed JSON, no recipe: name it with --deepspeed")
+        raise UserError(f"{shown}: this is a DeepSpeed JSON, not a recipe: pass it with --deepspeed")
     refuse_flat(layer, sections, names, shown)
     for name in sections.keys() & layer.values.keys():
         if not isinstance(layer.values[name], dict | None):
@@ -101,14 +103,14 @@ def translate(layer: Layer, shown: str, sections: Sections, names: Names) -> Lay
         result = remove_value(result, path)
         for target, item in expand(names.synonyms[path[1]], value, where).items():
             if layer.get(tuple(target.split("."))) is not None and target != dotted(path):
-                raise UserError(f"{where} and {target} are both set and mean one thing: keep one")
+                raise UserError(f"{where} and {target} are both set, but mean the same: keep one")
             given.append((tuple(target.split(".")), item, origin))
     return assign(result, Layer(), given, sections)
 
 
 def _is_foreign(sections: Sections, path: tuple[str, str], value: Any, names: Names) -> bool:
     section, key = path
-    if section not in sections:  # of a program that reads other sections: what it has is not known
+    if section not in sections:  # the keys of sections that this program does not read are unknown
         return key in names.synonyms
     info = sections[section].model_fields.get(key)
     if info is None:
@@ -117,7 +119,7 @@ def _is_foreign(sections: Sections, path: tuple[str, str], value: Any, names: Na
 
 
 def assign(result: Layer, below: Layer, given: Sequence[tuple[KeyPath, Any, Origin]], sections: Sections) -> Layer:
-    """`result` with the values given, in order, those for entries of a list last; `below` has lists they may change."""
+    """Set values in `result` in order, those of list entries last; lists that only `below` has are copied from it."""
     for path, value, origin in sorted(given, key=lambda item: ("+" in item[0]) + 2 * ("*" in item[0])):
         if {"+", "*"} & set(path):
             result = _set_in_entries(result, below, (path, value, origin), sections)
@@ -127,8 +129,7 @@ def assign(result: Layer, below: Layer, given: Sequence[tuple[KeyPath, Any, Orig
 
 
 def _set_in_entries(result: Layer, below: Layer, given: tuple[KeyPath, Any, Origin], sections: Sections) -> Layer:
-    """Set `list.*.key` in every entry of the list as it stands, or append an entry at `list.+`; what was there keeps
-    its origin."""
+    """Set `list.*.key` in every entry of a list, or append an entry for `list.+`; existing values keep their origin."""
     path, value, origin = given
     star = next(place for place, key in enumerate(path) if key in ("*", "+"))
     owner = next((layer for layer in (result, below) if layer.get(path[:star]) is not None), Layer())
@@ -151,8 +152,10 @@ def _default(sections: Sections, path: KeyPath) -> list[Any]:
 
 
 def refuse_flat(layer: Layer, sections: Sections, names: Names, shown: str) -> None:
-    """Raises UserError for a file whose keys stand at its top level, as other programs have them: one line that names
-    the program and says where each key belongs."""
+    """Raises UserError for a file with keys at the top level, as other programs write them.
+
+    The message names the program and the place of each key.
+    """
     flat = {key: value for key, value in layer.values.items() if _stands_alone(key, value, sections)}
     owners = {key: [f"{name}.{key}" for name, model in sections.items() if key in model.model_fields] for key in flat}
     known = [key for key in flat if key in names.synonyms or key in names.refused or owners[key]]
@@ -160,9 +163,9 @@ def refuse_flat(layer: Layer, sections: Sections, names: Names, shown: str) -> N
         return
     told = [_tell(key, flat[key], owners[key], names) for key in known]
     unknown = [key for key in flat if key not in known]
-    rest = f"; nothing here is called {', '.join(unknown)}" if unknown else ""
+    rest = f"; unknown here: {', '.join(unknown)}" if unknown else ""
     raise UserError(
-        f"{shown}: {name_program(flat)}: keys at the top level, which a recipe has in sections: {'; '.join(told)}{rest}"
+        f"{shown}: {name_program(flat)}: keys at the top level, which belong in sections: {'; '.join(told)}{rest}"
     )
 
 
@@ -173,7 +176,7 @@ def _stands_alone(key: str, value: Any, sections: Sections) -> bool:
 
 
 def name_program(keys: Mapping[str, Any]) -> str:
-    """Whose flat file this is, by keys that only it has."""
+    """Name the program that a flat file belongs to, by keys that only this program has."""
     marks = {
         "a file of axolotl": {"base_model", "sequence_len", "sample_packing", "micro_batch_size", "val_set_size"},
         "a file of LLaMA-Factory": {"finetuning_type", "cutoff_len", "stage", "lora_target", "dataset_dir"},

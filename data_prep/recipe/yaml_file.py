@@ -1,8 +1,8 @@
-"""YAML text -> values, each with the line it stands on.
+"""Reads YAML and records the line of each value.
 
-Guarantees: a key written twice is an error, as are merge keys and keys that are not text. Scalars follow YAML 1.2:
-`1e-5` is a number, `no` and `on` are text (the strategies of `TrainingArguments` have a value `no`), and only `true`
-and `false` are booleans. Dates stay text.
+Duplicate keys, merge keys and keys that are not text are errors. Scalars follow YAML 1.2: `1e-5` is a number, `no` and
+`on` are text (the strategies of `TrainingArguments` have a value `no`), and only `true` and `false` are booleans. Dates
+are text.
 """
 
 import re
@@ -20,7 +20,7 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value was written."""
+    """Where a value was set."""
 
     source: str  # "default", "command line", or a file as the user would type it
     line: int | None = None
@@ -31,29 +31,29 @@ class Origin:
 
 DEFAULT = Origin("default")
 COMMAND_LINE = Origin("command line")
-MOST_VALUES = 20_000  # of a file; aliases of aliases make billions of a few lines
+MOST_VALUES = 20_000  # in a file; nested aliases can turn a few lines into billions of values
 
 
 @dataclass
 class Layer:
-    """Nested values and the origin of every node, by key path; defaults, files and command lines all become one."""
+    """Nested values and the origin of every node by key path; a file and a command line each become a layer."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, Origin] = field(default_factory=dict)
 
     def origin(self, path: KeyPath) -> Origin:
-        """Origin of this very value; a value that no layer names is a default."""
+        """Return the origin of the value at `path`; DEFAULT if no layer sets it."""
         return self.origins.get(path, DEFAULT)
 
     def nearest_origin(self, path: KeyPath) -> Origin:
-        """For messages: the origin of the value, else of what encloses it."""
+        """Return the origin of the value at `path`, else of the innermost value around it, for messages."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.origins:
                 return self.origins[path[:length]]
         return DEFAULT
 
     def get(self, path: KeyPath) -> Any:
-        """The value at `path`, None where there is none."""
+        """Return the value at `path`; None if there is none."""
         node: Any = self.values
         for key in path:
             if isinstance(node, dict):
@@ -66,12 +66,12 @@ class Layer:
 
     @classmethod
     def of(cls, values: dict[str, Any], origin: Origin) -> "Layer":
-        """A layer whose every node has the one origin."""
+        """Make a layer in which every node has the same origin."""
         return cls(values, {path: origin for path in walk_paths(values)})
 
 
 def walk_paths(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
-    """Key paths of all nodes below `value`, parents first."""
+    """Yield the key paths of all nodes below `value`, parents first."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in items:
         yield (*path, key)
@@ -79,7 +79,7 @@ def walk_paths(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2 in place of those of 1.1."""
+    """A SafeLoader with the scalars of YAML 1.2 instead of 1.1."""
 
 
 _FLOAT = re.compile(
@@ -96,7 +96,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, "-+0123456789."
 def read_yaml(file: Path) -> Layer:
     """Read a recipe; an empty file is an empty layer.
 
-    Raises UserError with file and line: unreadable, not YAML, not a mapping, a key twice.
+    Raises UserError with file and line when it is unreadable, not YAML or not a mapping, or has a duplicate key.
     """
     shown = shown_path(file)
     try:
@@ -108,7 +108,7 @@ def read_yaml(file: Path) -> Layer:
 
 
 def parse_yaml(text: str, shown: str) -> Layer:
-    """As `read_yaml`, of text; `shown` names it in messages and origins."""
+    """Parse YAML text as `read_yaml` does; `shown` names it in messages and origins."""
     node, construct = _compose(text, shown)
     layer = Layer()
     if node is None or (isinstance(node, yaml.ScalarNode) and node.value == ""):
@@ -118,18 +118,18 @@ def parse_yaml(text: str, shown: str) -> Layer:
     try:
         layer.values = _Reader(shown, construct, layer.origins).value(node, ())
     except RecursionError:
-        raise UserError(f"{shown}: an anchor contains itself, or values are nested too deep") from None
+        raise UserError(f"{shown}: an anchor contains itself, or values are nested too deeply") from None
     return layer
 
 
 def parse_value(text: str) -> Any:
-    """One value as it would be read after `key: ` in a recipe. Raises yaml.YAMLError."""
+    """Read one value as after `key: ` in a recipe. Raises yaml.YAMLError."""
     node, construct = _compose(text, None)
     return None if node is None else _Reader("value", construct, {}).value(node, ())
 
 
 def shown_path(file: Path) -> str:
-    """Relative to the working directory where it lies below it."""
+    """Return a path for messages: relative if it is below the working directory."""
     file = file.resolve()
     return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else str(file)
 
@@ -146,7 +146,7 @@ def _compose(text: str, shown: str | None) -> tuple[yaml.Node | None, Any]:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{where}: not valid YAML: {problem}") from None
     except RecursionError:
-        raise UserError(f"{shown or 'value'}: values are nested too deep") from None
+        raise UserError(f"{shown or 'value'}: values are nested too deeply") from None
 
 
 @dataclass
@@ -157,7 +157,7 @@ class _Reader:
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         if len(self.origins) > MOST_VALUES:
-            raise UserError(f"{self.shown}: holds more than {MOST_VALUES:,} values: is it a recipe?")
+            raise UserError(f"{self.shown}: contains more than {MOST_VALUES:,} values: is it a recipe?")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -185,7 +185,7 @@ class _Reader:
                 raise UserError(f"{origin}: a key must be text")
             dotted = ".".join(map(str, (*path, key)))
             if key == "<<":
-                raise UserError(f"{origin}: merge keys (`<<`) are not read: use `extends: other_recipe`")
+                raise UserError(f"{origin}: merge keys (`<<`) are not supported: use `extends: other_recipe`")
             if key in lines:
                 raise UserError(f"{origin}: duplicate key {dotted}: first written in line {lines[key]}")
             lines[key] = origin.line or 0

@@ -362,7 +362,7 @@ def test_limit_on_documents_keeps_the_origin_of_the_rest() -> None:
         (["--max_data_size", "10GB"], "--max_data_size = '10GB': must be a number of documents"),
         (["--data_files"], "--data_files needs at least one value"),
         (["--pin_memory=maybe"], "--pin_memory = 'maybe': must be true or false"),
-        (["--dataset", "alpaca_en_demo"], "--dataset = 'alpaca_en_demo': is no file, directory or glob here"),
+        (["--dataset", "alpaca_en_demo"], "--dataset = 'alpaca_en_demo': is not a file, directory or glob here"),
         (["--val_size", "500"], "--val_size = '500': must be a share below 1"),
         (["--val_check_interval", "0.25"], "--val_check_interval = '0.25': must be a whole number of steps"),
         (["--quantization_bit", "8"], "--quantization_bit = '8': must be 4"),
@@ -411,7 +411,7 @@ def test_a_flat_file_of_another_program_is_told_where_its_keys_belong(tmp_path: 
     message = str(error.value)
     assert "\n" not in message
     for part in (
-        "axolotl.yaml: this is a file of axolotl: keys at the top level, which a recipe has in sections: ",
+        "axolotl.yaml: this is a file of axolotl: keys at the top level, which belong in sections: ",
         "base_model -> model.path",
         "data.sources: [{path: NAME}]",
         "sequence_len -> data.seq_len",
@@ -422,7 +422,7 @@ def test_a_flat_file_of_another_program_is_told_where_its_keys_belong(tmp_path: 
         "num_epochs -> training.num_train_epochs",
         "learning_rate -> training.learning_rate",
         "pad_to_sequence_len: packed rows are full",
-        "nothing here is called my_key",
+        "unknown here: my_key",
     ):
         assert part in message
 

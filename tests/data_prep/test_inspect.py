@@ -98,13 +98,13 @@ def test_verify_names_a_shard_with_a_flipped_bit(tmp_path: Path, recipe, capsys)
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     assert main([str(store), "--verify"]) == 2
-    assert f"1 of 2 shards is not what was written ({shard.name})" in capsys.readouterr().err
+    assert f"1 of 2 shards differ from their hash in the manifest ({shard.name})" in capsys.readouterr().err
 
 
 def test_a_number_of_documents_is_not_below_0(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["store", "--documents", "-1"])
-    assert "--documents: '-1' is no number of documents" in capsys.readouterr().err
+    assert "--documents: '-1' is not a number of documents" in capsys.readouterr().err
 
 
 def test_what_is_no_store_is_an_error(tmp_path: Path, capsys):

@@ -52,7 +52,7 @@ def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
         ("a:\n  b: 1\n  c: 2\n  b: 3\n", "r.yaml:4: duplicate key a.b: first written in line 2"),
         ("a: [1,\n", "r.yaml:2: not valid YAML"),
         ("- 1\n", "r.yaml:1: expected `key: value` lines"),
-        ("base: &x\n  a: 1\nb:\n  <<: *x\n", "r.yaml:4: merge keys (`<<`) are not read: use `extends"),
+        ("base: &x\n  a: 1\nb:\n  <<: *x\n", "r.yaml:4: merge keys (`<<`) are not supported: use `extends"),
         ("a: !!python/object:os.system x\n", "r.yaml:1: cannot read 'x'"),
         ("[a, b]: 1\n", "r.yaml:1: a key must be text"),
         ("a: &a [*a]\n", "r.yaml: an anchor contains itself"),
@@ -126,7 +126,7 @@ def test_weights_replace_the_tokenizer_that_a_profile_trains(tmp_path: Path) -> 
 def test_extends_in_a_circle(tmp_path: Path) -> None:
     write(tmp_path, "a.yaml", "extends: b\n")
     write(tmp_path, "b.yaml", "# b\nextends: a\n")
-    with pytest.raises(UserError, match=r"b\.yaml:2: extends closes a circle: .*a\.yaml -> .*b\.yaml -> .*a\.yaml"):
+    with pytest.raises(UserError, match=r"b\.yaml:2: extends forms a cycle: .*a\.yaml -> .*b\.yaml -> .*a\.yaml"):
         load_recipe(str(tmp_path / "a.yaml"))
 
 
@@ -136,7 +136,7 @@ def test_extends_in_a_circle(tmp_path: Path) -> None:
         ("extends: minigpt_smal\n", "r.yaml:1: extends: recipe 'minigpt_smal' is neither a file nor one of"),
         ("extends: minigpt_smal\n", "did you mean minigpt_small?"),
         ("extends: 3\n", "r.yaml:1: extends = 3: must be the name of a recipe"),
-        ("alone: 3\n", "r.yaml:1: alone = 3: must be sections"),
+        ("alone: 3\n", "r.yaml:1: alone = 3: must be a mapping of sections"),
     ],
 )
 def test_bad_extends(tmp_path: Path, text: str, message: str) -> None:

@@ -160,7 +160,7 @@ class Guarded(io.RawIOBase):
 
 
 def guard_output(*, prints: bool) -> None:
-    """Put a `Guarded` stream under stdout (if `prints`, one whose failure ends the process) and under stderr."""
+    """Put a `Guarded` stream under stdout and stderr; if `prints`, a failure of stdout ends the process."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

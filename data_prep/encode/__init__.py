@@ -1,1 +1,1 @@
-"""Text to token ids: tokenizers trained or found, templates chosen, encoders compared."""
+"""Encodes text to token ids: trains or finds the tokenizer, chooses the encoder and the chat template."""

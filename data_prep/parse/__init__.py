@@ -1,1 +1,1 @@
-"""Records to conversations and texts, by the names of their keys. Knows nothing of files."""
+"""Parses records to conversations and texts, by the names of their keys; independent of files."""

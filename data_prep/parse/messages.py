@@ -174,8 +174,8 @@ def parse_hh(text: str) -> Conversation | None:
     if not starts or starts[0].start() or starts[0][1] != "Human" or len({start[1] for start in starts}) < 2:
         return None
     ends = [*(start.start() for start in starts[1:]), len(text)]
-    said = [(start[1], text[start.end() : end].strip()) for start, end in zip(starts, ends, strict=True)]
-    if said[-1] == ("Assistant", ""):
-        del said[-1]
+    turns = [(start[1], text[start.end() : end].strip()) for start, end in zip(starts, ends, strict=True)]
+    if turns[-1] == ("Assistant", ""):
+        del turns[-1]
     roles = {"Human": "user", "Assistant": "assistant"}
-    return Conversation([{"role": roles[who], "content": what} for who, what in said])
+    return Conversation([{"role": roles[who], "content": what} for who, what in turns])

@@ -1,1 +1,1 @@
-"""Sources to records: files of every format, each record with its place of origin, and what is remembered of them."""
+"""Finds the files of sources and reads their records, each with its place of origin."""

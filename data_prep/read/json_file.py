@@ -76,12 +76,12 @@ def _read_object(reading: Reading, offset: int, line: int) -> Iterator[Record | 
             elements = split_elements(read_from(file, found.start))
             frame = Frame(found.path, found.is_object)
             yield from expand(read_elements(reading, elements, found.line, frame), found.within)
-    elif found.behind in (b"{", b"["):
+    elif found.next_byte in (b"{", b"["):
         with open_binary(reading.span.path) as file:
             values = _end_values(split_values(read_from(file, offset - 1)))
             yield from expand(read_elements(reading, values, line, Frame(in_row=True)), ())
-    elif found.behind == b",":
-        yield reading.refuse("objects with commas between them and no brackets around: put [ and ] around all", line)
+    elif found.next_byte == b",":
+        yield reading.refuse("objects separated by commas without brackets: put [ and ] around them", line)
     else:
         yield from _read_value(reading, line)
 
@@ -89,13 +89,14 @@ def _read_object(reading: Reading, offset: int, line: int) -> Iterator[Record | 
 def _find_records(
     reading: Reading, offset: int, line: int, path: tuple[str, ...], wanted: str | None
 ) -> Outline | _Choice | BadRecord:
-    """Where the records of the object behind the bracket at `offset` lie; its outline where it is itself what is read.
+    """Find the records of an object whose content starts at byte `offset`.
 
-    `wanted` is the rest of the recipe's `records_key` below `path`.
+    Returns where they are, the outline of the object if the object itself is read, or a bad record with the reason.
+    path: keys that lead to the object; wanted: the rest of the recipe's `records_key` below `path`.
     """
     with open_binary(reading.span.path) as file:
         outline = outline_object(read_from(file, offset), offset, line)
-    if wanted is None and not path and outline.behind in (b"{", b"["):
+    if wanted is None and not path and outline.next_byte in (b"{", b"["):
         return outline
     chosen = _choose(reading, outline, wanted)
     if isinstance(chosen, str):

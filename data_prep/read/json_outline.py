@@ -42,13 +42,13 @@ class Outline:
 
     members: the first MAX_MEMBERS; count: the number of all.
     all_objects: whether every value is an object.
-    behind: the first byte after the object that is not white space; b"" if there is none.
+    next_byte: the first byte after the object that is not white space; b"" if there is none.
     """
 
     members: list[Member] = field(default_factory=list)
     count: int = 0
     all_objects: bool = True
-    behind: bytes = b""
+    next_byte: bytes = b""
 
     def find(self, test: Callable[[Member], bool]) -> list[str]:
         """Keys of the members that pass the test."""
@@ -61,8 +61,8 @@ def outline_object(blocks: Iterable[bytes], offset: int, line: int) -> Outline:
     head, start, at_line, is_over = b"", offset, line, False
     for piece, end in split_elements(blocks):
         if is_over:
-            outline.behind = outline.behind or piece.lstrip()[:1]
-            if outline.behind:
+            outline.next_byte = outline.next_byte or piece.lstrip()[:1]
+            if outline.next_byte:
                 break
             continue
         head += piece[: HEAD_BYTES - len(head)]

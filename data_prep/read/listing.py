@@ -77,10 +77,10 @@ def _count_bytes(paths: list[str]) -> int:
 
 
 def _log_left_out(place: str, key: str, left_out: dict[str, list[str]]) -> None:
-    said = [f"{len(paths)} {why}: {_show(paths)}" for why, paths in left_out.items() if paths]
-    if said:
+    lines = [f"{len(paths)} {why}: {_show(paths)}" for why, paths in left_out.items() if paths]
+    if lines:
         level = logging.WARNING if left_out.get(BESIDE_RECORDS) or left_out.get(BESIDE_TEXT) else logging.INFO
-        logger.log(level, "%s: %s: files left out: %s", key, show_path(place), "; ".join(said))
+        logger.log(level, "%s: %s: files left out: %s", key, show_path(place), "; ".join(lines))
 
 
 def _show(paths: list[str]) -> str:

@@ -161,11 +161,11 @@ def refuse_flat(layer: Layer, sections: Sections, names: Names, shown: str) -> N
     known = [key for key in flat if key in names.synonyms or key in names.refused or owners[key]]
     if not known:
         return
-    told = [_tell(key, flat[key], owners[key], names) for key in known]
+    places = [_describe_place(key, flat[key], owners[key], names) for key in known]
     unknown = [key for key in flat if key not in known]
     rest = f"; unknown here: {', '.join(unknown)}" if unknown else ""
     raise UserError(
-        f"{shown}: {name_program(flat)}: keys at the top level, which belong in sections: {'; '.join(told)}{rest}"
+        f"{shown}: {name_program(flat)}: keys at the top level, which belong in sections: {'; '.join(places)}{rest}"
     )
 
 
@@ -187,7 +187,7 @@ def name_program(keys: Mapping[str, Any]) -> str:
     return f"this is {best}" if counts[best] else "this is a flat file"
 
 
-def _tell(key: str, value: Any, owners: list[str], names: Names) -> str:
+def _describe_place(key: str, value: Any, owners: list[str], names: Names) -> str:
     target = names.synonyms.get(key)
     if isinstance(target, Synonym):
         try:

@@ -1,1 +1,1 @@
-"""Conversations to text through a chat template, with the exact characters that carry loss."""
+"""Renders conversations with a chat template, and finds the characters that carry loss."""

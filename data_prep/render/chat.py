@@ -100,14 +100,15 @@ class ChatTemplate:
         return replace(rendered, text=text, dropped=dropped, spelled=spelled)
 
     def _find_spelled(self, conversation: Conversation) -> str | None:
+        """The first special token in the texts, calls and tools of a conversation."""
         pattern = self.control.pattern
         if pattern is None:
             return None
-        said = (item for message in conversation.messages for item in message.values() if isinstance(item, str))
-        others = [message["tool_calls"] for message in conversation.messages if message.get("tool_calls")]
-        found = next((found for text in said if (found := pattern.search(text))), None)
-        if found is None and (others or conversation.tools):
-            found = pattern.search(json_text([others, conversation.tools]))
+        texts = (item for message in conversation.messages for item in message.values() if isinstance(item, str))
+        calls = [message["tool_calls"] for message in conversation.messages if message.get("tool_calls")]
+        found = next((found for text in texts if (found := pattern.search(text))), None)
+        if found is None and (calls or conversation.tools):
+            found = pattern.search(json_text([calls, conversation.tools]))
         return found[0] if found else None
 
     def _render(self, conversation: Conversation, train_on: TrainOn) -> Rendered:

@@ -48,16 +48,17 @@ def find_missing_parts(source: Source) -> Iterator[Missing]:
         leaf = source.leaves[number]
         if leaf.kind == LABEL or holds(text, leaf.text):
             continue
-        thought, tag, said = leaf.text.rpartition("</think>") if leaf.kind == "content" else ("", "", leaf.text)
-        if line := _find_missing_line(text, said):
+        reasoning, tag, answer = leaf.text.rpartition("</think>") if leaf.kind == "content" else ("", "", leaf.text)
+        if line := _find_missing_line(text, answer):
             yield leaf.kind, line
-        if tag and (line := _find_missing_line(text, thought)):
+        if tag and (line := _find_missing_line(text, reasoning)):
             alone = source.locate(leaf.message + 1).text
-            yield (EARLIER_REASONING if _find_missing_line(alone, thought) is None else "reasoning"), line
+            yield (EARLIER_REASONING if _find_missing_line(alone, reasoning) is None else "reasoning"), line
 
 
-def _find_missing_line(text: str, said: str) -> str | None:
-    lines = (line.strip() for line in THINK_TAG.sub("\n", said).splitlines())
+def _find_missing_line(text: str, piece: str) -> str | None:
+    """The first line of a piece that a text does not contain."""
+    lines = (line.strip() for line in THINK_TAG.sub("\n", piece).splitlines())
     return next((line for line in lines if line and not holds(text, line)), None)
 
 
@@ -95,8 +96,8 @@ def find_missing_tools(tools: Tools, text: str, are_known: bool) -> Iterator[Mis
             continue
         parameters = function.get("parameters")
         properties = parameters.get("properties") if isinstance(parameters, dict) else None
-        said = [function.get("name"), function.get("description"), *(properties or ())]
-        for piece in said:
+        pieces = [function.get("name"), function.get("description"), *(properties or ())]
+        for piece in pieces:
             if isinstance(piece, str) and not holds(text, piece):
                 yield ("tools" if are_known else UNKNOWN_TOOLS), piece
 

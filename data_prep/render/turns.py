@@ -80,8 +80,8 @@ def find_closing(renderer: Renderer, tokens: Sequence[str]) -> Closing:
     between = whole.text[ends[1].end : ends[2].start]
     # Text that also precedes the first message is a message header, unless `between` has nothing else.
     header = count_common_prefix(between[::-1], whole.text[: ends[0].start][::-1])
-    common, behind = count_common_prefix(last, between), len(between) - header or len(between)
-    shared = [found for found in mark.finditer(last) if found.end() <= common and found.start() < behind]
+    common, header_start = count_common_prefix(last, between), len(between) - header or len(between)
+    shared = [found for found in mark.finditer(last) if found.end() <= common and found.start() < header_start]
     suffix = last[shared[-1].end() :].strip() if shared else ""
     closing = last.rstrip().removesuffix(suffix).rstrip()
     found = [match[0] for match in mark.finditer(closing) if match.end() == len(closing)]
@@ -104,12 +104,12 @@ class Turn:
             raise self._refuse("the chat template writes none of its text")
         begin, end = self._begin, self._find_end()
         for place in self._source.whole().places:
-            is_mine = self._source.message_of(place) == self._number
-            if is_mine and self._source.leaves[place.leaf].kind == LABEL:
+            is_own = self._source.message_of(place) == self._number
+            if is_own and self._source.leaves[place.leaf].kind == LABEL:
                 continue
             # A replaced leaf that starts with a tag of the prompt can seem to begin inside the prompt.
             inside = (begin <= place.start or not self._source.is_exact) and begin <= place.end <= end
-            if (is_mine and not inside) or (not is_mine and place.start < end and place.end > begin):
+            if (is_own and not inside) or (not is_own and place.start < end and place.end > begin):
                 raise self._refuse("the chat template's output does not separate it from the other messages")
         return begin, end
 
@@ -130,12 +130,12 @@ class Turn:
 
     def _check_marks(self, whole: Located, marked: list[CharSpan], spans: list[CharSpan]) -> None:
         begin, end = self.bounds
-        mine = [p for p in whole.places if self._source.message_of(p) == self._number]
-        held = all(any(a <= p.start and p.end <= b for a, b in marked) for p in mine)
+        own = [p for p in whole.places if self._source.message_of(p) == self._number]
+        is_covered = all(any(a <= p.start and p.end <= b for a, b in marked) for p in own)
         first, last = (marked[0][0], marked[-1][1]) if marked else (begin, end)
-        over = whole.text[end:last].strip().removesuffix(self._closing.suffix)
-        foreign = any(first < p.end and p.start < last and p not in mine for p in whole.places)
-        if not spans or not held or spans[-1][1] < end or over or foreign:
+        extra = whole.text[end:last].strip().removesuffix(self._closing.suffix)
+        covers_others = any(first < p.end and p.start < last and p not in own for p in whole.places)
+        if not spans or not is_covered or spans[-1][1] < end or extra or covers_others:
             shown = " and ".join(_show(whole.text[a:b]) for a, b in marked) or "nothing"
             raise self._refuse(
                 f"the chat template's {{% generation %}} block covers {shown}, "

@@ -1,1 +1,1 @@
-"""The token store: its parts built, assembled and summed up, and its documents read by memory map."""
+"""Builds token stores in parts, and reads their documents through memory maps."""

@@ -308,7 +308,9 @@ def _choose_splits(hashes: list[bytes], choice: SplitChoice, validation_share: f
 def build_record_batch(encoded: EncodedBatch, source: int, hashes: list[bytes]) -> pa.RecordBatch:
     """Make an Arrow batch of the store's schema. Raises UserError for more than 2^31 - 1 tokens."""
     if encoded.offsets[-1] > np.iinfo(np.int32).max:
-        raise UserError(f"documents of {encoded.offsets[-1]} tokens in one batch: lower data.max_record_bytes")
+        raise UserError(
+            f"documents of {encoded.offsets[-1]} tokens in one batch, more than 2^31 - 1: lower data.max_record_bytes"
+        )
     run_lengths = [0 if runs is None else len(runs) for runs in encoded.loss_runs]
     run_offsets = np.concatenate([[0], np.cumsum(run_lengths)]).astype(np.int32)
     run_values = [runs for runs in encoded.loss_runs if runs is not None]

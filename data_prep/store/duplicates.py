@@ -111,9 +111,9 @@ def _compared_text(document: Document) -> bytes:
     if not document.is_chat:
         return document.key
     messages, _ = orjson.loads(document.key)
-    said = [message for message in messages if message["role"] != "system"]
+    turns = [message for message in messages if message["role"] != "system"]
     lines = [
-        text for m in said for text in (m["content"], *(str(call["function"]) for call in m.get("tool_calls", ())))
+        text for m in turns for text in (m["content"], *(str(call["function"]) for call in m.get("tool_calls", ())))
     ]
     return "\n".join(lines).encode() + (b"" if document.rejected is None else document.rejected.text.encode())
 

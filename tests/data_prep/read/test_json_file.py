@@ -137,7 +137,7 @@ def test_objects_one_after_the_other(tmp_path: Path, between: str, indent: int |
 def test_objects_with_commas_and_no_brackets_are_refused(tmp_path: Path):
     (tmp_path / "a.json").write_text(",\n".join(map(json.dumps, ROWS)))
     [found] = read(tmp_path / "a.json")
-    assert isinstance(found, BadRecord) and "no brackets around" in found.reason
+    assert isinstance(found, BadRecord) and "without brackets" in found.reason
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ class LeftOut:
 def find_source_shape(item: Input, skip_bad_records: bool = False) -> Shape:
     """Find the kind of a source and its keys from its first good record, and log them.
 
-    If its first SHAPE_RECORDS records are all bad, `skip_bad_records` makes it text, so that each bad record is counted
-    with its reason; otherwise raises UserError that names the first bad record.
+    If its first SHAPE_RECORDS records are all bad and `skip_bad_records`, the kind is that of the recipe, or text. So
+    each bad record is counted with its reason. Without `skip_bad_records`, raises UserError that names the first one.
     """
     section, reasons = item.section, []
     for record in _first_records(item):

@@ -1,4 +1,4 @@
-"""A small tokenizer and recipes over files of the test's own."""
+"""Fixtures: a small tokenizer, and recipes for files that a test writes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +47,7 @@ def tokenizer(tokenizer_dir: Path) -> LoadedTokenizer:
 
 @pytest.fixture
 def recipe(tmp_path: Path, tokenizer_dir: Path) -> Callable[..., tuple[DataSection, TokenizerSection]]:
-    """`recipe(path, source options…, data={…})`: one source, stored below the test's directory."""
+    """Make recipes: `recipe(path, source options…, data={…})` has one source and a store in the test's directory."""
 
     def build(path: Path | str, data: dict[str, Any] | None = None, **source: Any):
         values = {
@@ -63,7 +63,7 @@ def recipe(tmp_path: Path, tokenizer_dir: Path) -> Callable[..., tuple[DataSecti
 
 
 def set_part_bytes(patch: pytest.MonkeyPatch, least: int, most: int) -> None:
-    """Parts of a size that tests can afford many of, and a pool for any input."""
+    """Set the size of parts, so that small inputs have many, and use a pool for any input."""
     patch.setattr(chunks, "MIN_BYTES", least)
     patch.setattr(chunks, "MAX_BYTES", most)
     patch.setattr(executor, "POOL_START_SECONDS", 0)
@@ -75,6 +75,6 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hash_shards(directory: Path) -> list[str]:
-    """Of every byte of every shard, in the order of the manifest."""
+    """Hash all shards, in the order of the manifest."""
     shards = Store.open(directory).manifest.shards
     return [f"{shard.split} {xxhash.xxh3_128_hexdigest((directory / shard.name).read_bytes())}" for shard in shards]

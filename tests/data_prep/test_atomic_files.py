@@ -1,4 +1,4 @@
-"""A file is the old content or the new, and a failed attempt leaves nothing behind."""
+"""Tests that a file has its old or new content, and that a failed attempt leaves no file."""
 
 import pytest
 

@@ -11,7 +11,7 @@ def square(number: int) -> int:
 
 
 class Cluster:
-    """Finishes the part that was submitted last, and fails as `square` does."""
+    """An executor that finishes the last submitted part first, and fails as `square` does."""
 
     def __init__(self):
         self.running: list[int] = []

@@ -1,4 +1,4 @@
-"""A file that changes between the naming of its content and the reading of it poisons no cache."""
+"""Tests that a file that changes between hashing and reading does not damage a cache."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def write(path: Path, texts: list[str]) -> Path:
 
 @pytest.fixture
 def changing(tmp_path: Path, monkeypatch, small_parts):
-    """A source that is written again, with as many bytes, once its content has a name; `stop` ends that."""
+    """A source that is rewritten with the same size after it has been hashed, until `stop`."""
     source = write(tmp_path / "a.jsonl", OLD)
 
     def find(item, root):

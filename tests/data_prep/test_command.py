@@ -1,4 +1,4 @@
-"""Output that is closed, full, or of another encoding; what a machine refuses."""
+"""Tests output that is closed, full or in another encoding, and errors of the operating system."""
 
 import errno
 import subprocess
@@ -26,7 +26,7 @@ sys.exit(run_command(main, prints=sys.argv[2] == "prints"))
 
 
 def run(tmp_path: Path, kind: str, shell: str) -> tuple[int, str, bool]:
-    """Exit code of the command, stderr, and whether it came to its end. `$RUN` in `shell` is the command."""
+    """Run a command, `$RUN` in `shell`; return its exit code, stderr, and whether it ran to its end."""
     done = tmp_path / "done"
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     command = f"{sys.executable} {tmp_path / 'script.py'} {done} {kind}"

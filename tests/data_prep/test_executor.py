@@ -73,7 +73,7 @@ from data_prep import prepare
 from data_prep.executor import run_parts
 from tests.data_prep.test_executor import wait_for_ever
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # processes in the background of a shell ignore SIGINT
     prepare.prepare = lambda *_: list(run_parts(wait_for_ever, [Path(sys.argv[1])] * 2, 2))
     sys.exit(prepare.main([]))
 """
@@ -81,7 +81,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("delay", [None, 0.0, 0.1, 0.3])
 def test_ctrl_c_is_one_line(tmp_path: Path, delay: float | None):
-    """At work, and while the workers start and import; sent to all processes, as a terminal does."""
+    """Ctrl-C goes to all processes, as from a terminal, while workers work, start or import."""
     script = tmp_path / "main.py"
     script.write_text(STOPPED)
     pids = tmp_path / "pids"
@@ -90,7 +90,7 @@ def test_ctrl_c_is_one_line(tmp_path: Path, delay: float | None):
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     process = psutil.Process(parent.pid)
-    while len(list(pids.iterdir())) < 2 if delay is None else len(process.children()) < 3:  # with a resource tracker
+    while len(list(pids.iterdir())) < 2 if delay is None else len(process.children()) < 3:  # incl. resource tracker
         assert parent.poll() is None
         time.sleep(0.01)
     time.sleep(delay or 0.0)
@@ -106,7 +106,7 @@ def test_ctrl_c_is_one_line(tmp_path: Path, delay: float | None):
 
 def test_a_ctrl_c_that_another_thread_takes_waits_for_the_worker_to_be_started():
     end = threading.Event()
-    other = threading.Thread(target=end.wait)  # SIGINT is not blocked in it: the kernel gives it the signal
+    other = threading.Thread(target=end.wait)  # SIGINT is not blocked in this thread, so the kernel sends it there
     other.start()
     reached = False
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,6 +1,6 @@
-"""More than 10,000 damaged files: an answer or a reason for each record, no crash, no hang, no silent loss.
+"""Reads more than 10,000 damaged files: each record gives a result or a reason; nothing crashes, hangs or gets lost.
 
-What should come out is judged by other readers: counting lines, `json`, `csv`, Python's own decompressors.
+Other readers give the expected results: line counts, `json`, `csv`, and Python's decompressors.
 """
 
 import bz2
@@ -46,7 +46,7 @@ SPICE = [b"\0", b"\xff", b"\n", b"\r", b'"', b"\\", b"{", b"}", b"[", b"]", b","
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Iterator[Path]:
-    """A directory in memory where there is one: 10,000 small files cost 10 s on a disk."""
+    """A directory in memory if possible, because 10,000 small files take 10 s on a disk."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK):
         yield tmp_path
@@ -56,7 +56,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
 
 
 def mutate(data: bytes, random_: random.Random) -> bytes:
-    """One to three damages of a file."""
+    """Damage a file in one to three places."""
     for _ in range(random_.choice([1, 1, 2, 3])):
         at = random_.randrange(len(data) + 1)
         end = min(len(data), at + random_.choice([1, 1, 3, 30]))
@@ -85,7 +85,7 @@ def mutants(data: bytes, count: int, seed: str) -> Iterator[bytes]:
 
 
 def read(path: Path, format: str, shape: Shape, column: str | None = None) -> tuple[list[Record], list[BadRecord]]:
-    """Good and bad records of a file; each is parsed, and each refusal has a reason of one line."""
+    """Read and parse a file; return good and bad records, and check that each reason is one line."""
     good, bad = [], []
     for record in read_records(Span(str(path), format), LIMIT, column):  # type: ignore[arg-type]
         if isinstance(record, Record):
@@ -108,12 +108,12 @@ def refuse_constant(text: str) -> None:
 
 
 def load(data: bytes | str) -> Any:
-    """As the json module has it, but for NaN and its like."""
+    """Parse with the json module, without NaN and infinities."""
     return json.loads(data, parse_constant=refuse_constant)
 
 
 def is_plain(data: bytes) -> bool:
-    """Nothing in which json and orjson differ: a lone surrogate, a number out of range, a BOM, deep nesting."""
+    """Whether json and orjson agree on a value: no lone surrogates, large numbers, BOM or deep nesting."""
     return not re.search(rb"\\u[dD][89a-fA-F]|\d{15}|[eE][-+]?\d\d\d|\xef\xbb\xbf|\[{500}|-0", data)
 
 
@@ -154,8 +154,10 @@ def check_json(data: bytes, good: list[Record], bad: list[BadRecord]) -> None:
 
 
 def check_csv(data: bytes, good: list[Record], bad: list[BadRecord], delimiter: str = ",") -> None:
-    """Each line is of a row or refused: against a reader that goes a character at a time; and where the csv module
-    takes the whole file, against that."""
+    """Check that each line belongs to a row or is refused.
+
+    Compares with a reader that works character by character, and with the csv module if it accepts the whole file.
+    """
     expected, refused = parse_csv(data.removeprefix(b"\xef\xbb\xbf"), delimiter)
     assert [(record.number, record.value) for record in good] == expected
     assert [record.number for record in bad] == (refused or [1] * (not expected))
@@ -176,7 +178,7 @@ def check_csv(data: bytes, good: list[Record], bad: list[BadRecord], delimiter: 
 
 
 def parse_csv(data: bytes, delimiter: str) -> tuple[list[tuple[int, Any]], list[int]]:
-    """Numbers and values of the rows, and numbers of what is refused."""
+    """Parse rows; return their numbers and values, and the numbers of refused rows."""
     lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()
@@ -197,7 +199,7 @@ def parse_csv(data: bytes, delimiter: str) -> tuple[list[tuple[int, Any]], list[
 
 
 def is_header(row: list[str]) -> bool:
-    """Not where a column would be lost under the name of another, or a first row of data as names of columns."""
+    """Whether names are a valid header: they are unique, and do not look like a row of data."""
     if len(set(row)) < len(row):
         return False
     ends = (".", "?", "!", "。", "？", "！")
@@ -205,7 +207,7 @@ def is_header(row: list[str]) -> bool:
 
 
 def parse_row(lines: list[bytes], at: int, delimiter: str) -> tuple[list[str] | None, int]:
-    """Fields of the row that begins with a line, None where it breaks, and the line to go on with."""
+    """Parse the row that begins with a line; return its fields (None if it is malformed) and the next line."""
     fields, state, opened, size = [""], "begin", at, 0
     for number in range(at, len(lines)):
         try:
@@ -343,7 +345,7 @@ def test_every_record_of_a_damaged_archive_is_given_or_refused(scratch: Path, su
         except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
             assert bad
             continue
-        if not any("cannot be read" in record.reason for record in bad):  # bz2 takes garbage behind for an end
+        if not any("cannot be read" in record.reason for record in bad):  # bz2 ignores garbage after its end
             check_jsonl(data, good, bad)
 
 
@@ -352,13 +354,13 @@ def test_there_are_enough():
 
 
 def count_lines(data: bytes) -> int:
-    """Records of a file of lines: each that is not blank, and the one that says that there is none."""
+    """Count the records of a file of lines: lines that are not blank, or the bad record of an empty file."""
     return max(1, sum(bool(line.strip()) for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n")))
 
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_documents_in_are_documents_stored_and_documents_reported(tmp_path: Path, recipe, kind: str):
-    """Through the whole build, from damaged JSONL, CSV and TSV files, or text files; several files a part."""
+    """Build a store from damaged JSONL, CSV and TSV files, or text files, with several files per part."""
     folder = tmp_path / "in"
     folder.mkdir()
     whole = dump_lines(RECORDS[kind])

@@ -117,7 +117,7 @@ def test_bad_records_stop_or_are_listed(tmp_path: Path, recipe):
     assert [(bad["path"], bad["number"]) for bad in listed] == [(str(source), n) for n in (11, 21, 31)]
     assert store.manifest.bad_records == 3
     assert store.manifest.num_documents == 47
-    with pytest.raises(UserError, match="records are bad"):  # the limit also holds for what is cached
+    with pytest.raises(UserError, match="records are bad"):  # the limit also applies to a cached store
         prepare(*recipe(source, {"on_bad_record": "skip", "max_bad_share": 0.05}))
 
 

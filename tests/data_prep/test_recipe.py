@@ -93,15 +93,15 @@ SMALL = {"kind": "minigpt", "config": {"hidden_size": 8}}
 @pytest.mark.parametrize(
     ("text", "model", "seq_len"),
     [
-        (None, SMALL, 64),  # asked for by its name
+        (None, SMALL, 64),  # loaded by its name
         ("extends: p\n", SMALL, 64),
         ("extends: [p, q]\n", SMALL, 64),  # q is a profile, too
         ("extends: [q, p]\n", SMALL, 64),
         ("extends: [p, m]\n", {"kind": "minigpt"}, None),  # m is a recipe with a model
         ("extends: [m, p]\n", {"kind": "minigpt"}, None),
-        ("extends: p\ndata: {seq_len: 32}\n", SMALL, 32),  # one's own keys lie over it
+        ("extends: p\ndata: {seq_len: 32}\n", SMALL, 32),  # the recipe's own keys have priority
         ("extends: p\nmodel: {dtype: float32}\n", {**SMALL, "dtype": "float32"}, 64),
-        ("extends: p\nmodel: {path: org/x}\n", {"path": "org/x"}, 64),  # weights bring their shape
+        ("extends: p\nmodel: {path: org/x}\n", {"path": "org/x"}, 64),  # weights define their shape
         ("extends: p\nmodel: {config: {model_type: qwen2}}\n", {"config": {"model_type": "qwen2"}}, 64),
         ("extends: between\n", SMALL, 64),  # between extends p
     ],
@@ -162,7 +162,7 @@ def test_exclusive_keys_replace_each_other_across_layers_only() -> None:
     assert merge(lower, both, group).values == {"t": {"a": 3, "b": 4}}
 
 
-# Sections and leaves have names of their own: a recipe that puts a number where another has a section is not merged.
+# Sections and values have different names, so no recipe has a number where another has a section.
 trees = st.recursive(
     st.dictionaries(st.sampled_from("xyz"), st.integers(0, 3), max_size=2),
     lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
@@ -278,5 +278,5 @@ def test_data_recipe_reads_its_own_sections_only(tmp_path: Path) -> None:
     recipe = write(tmp_path, "r.yaml", "model: {path: org/model}\nnonsense: 1\ndata:\n  seq_len: 64\n")
     data, tokenizer = load_data_recipe(["--config", recipe, "--packing", "none"])
     assert (data.seq_len, data.packing) == (64, "none")
-    assert tokenizer.path == "org/model"  # a pretrained model brings its tokenizer
+    assert tokenizer.path == "org/model"  # a pretrained model defines its tokenizer
     assert load_data_recipe([]) == (DataSection(), TokenizerSection())

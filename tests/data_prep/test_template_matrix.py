@@ -1,7 +1,7 @@
-"""Records x templates: the ranges that carry loss, against spans written by hand.
+"""Compares loss ranges with hand-written spans, for all combinations of records and templates.
 
-The templates are small ones of ours, each with a habit of a family of models. Those of others are looked at where
-they are to be had: a directory of Jinja files in REDLINE_CHAT_TEMPLATES, or an installed TRL.
+The templates are small ones of ours, each with a property of a family of models. Templates of others are tested if they
+are available: a directory of Jinja files in REDLINE_CHAT_TEMPLATES, or an installed TRL.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from data_prep.render.control_tokens import ControlTokens
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CONTROL = ControlTokens(("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>"))
 
-# The last turn ends otherwise than earlier ones, calls otherwise again; reasoning is a message before the last answer.
+# The last turn, earlier turns and calls have different ends; reasoning is a message before the last answer.
 TWO_ENDS = (
     "<|start|>system<|message|>Be kind.<|end|>{% for m in messages %}"
     "{% if m.role == 'assistant' %}{% if m.thinking and loop.last %}<|start|>assistant<|channel|>analysis<|message|>"
@@ -31,17 +31,17 @@ TWO_ENDS = (
     "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
-# A token behind the whole conversation.
+# A token after the conversation.
 TRAILING = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
 )
-# Always a header for the next answer at the end, asked for or not.
+# The header of the next answer is always at the end, with or without a generation prompt.
 ALWAYS_PROMPT = (
     "{{ bos_token }}{% for m in messages %}<|head|>{{ m.role }}<|/head|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}"
     "{{ '<|head|>assistant<|/head|>\n\n' }}"
 )
-# Reasoning of what comes behind the last question alone, and an empty block where the last turn has none.
+# Reasoning only after the last question, and an empty block if the last turn has none.
 LAST_REASONING = (
     "{%- set ns = namespace(last=-1) %}{%- for m in messages %}{%- if m.role == 'user' %}"
     "{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
@@ -55,7 +55,7 @@ LAST_REASONING = (
     "{%- else %}{{- m.content }}{%- endif %}{{- '<|im_end|>\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
-# The system's words go into the first question, contents are trimmed, roles have other names and must alternate.
+# The system prompt is in the first question, contents are trimmed, roles have other names and must alternate.
 SYSTEM_IN_USER = (
     "{{- bos_token }}{%- set first = messages[0].content + '\n\n' if messages[0].role == 'system' else '' %}"
     "{%- for m in (messages[1:] if first else messages) %}{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
@@ -64,7 +64,7 @@ SYSTEM_IN_USER = (
     "{{- m.content | trim + '<end_of_turn>\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<turn>model\n' }}{%- endif %}"
 )
-# No generation prompt; tools and the system's words stand in the last question; ids of calls have nine characters.
+# No generation prompt; tools and system prompt are in the last question; ids of calls have nine characters.
 LAST_QUESTION = (
     "{%- set ns = namespace(last=-1, system='') %}{%- for m in messages %}{%- if m.role == 'user' %}"
     "{%- set ns.last = loop.index0 %}{%- elif m.role == 'system' %}"
@@ -79,7 +79,7 @@ LAST_QUESTION = (
     "{{- '[CALLS]' + c.function | tojson + c.id }}{%- endfor %}{{- eos_token }}"
     "{%- elif m.role == 'assistant' %}{{- ' ' + m.content | trim + eos_token }}{%- endif %}{%- endfor %}"
 )
-# The prompt opens a reasoning block that no turn of the past has; arguments are joined as text; tools are not known.
+# The prompt opens a reasoning block that earlier turns do not have; arguments are text; tools are not supported.
 OPEN_BLOCK = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}"
     "{% elif m.role == 'assistant' %}{% if m.tool_calls %}<|Assistant|>{{ m.content }}{% for c in m.tool_calls %}"
@@ -90,7 +90,7 @@ OPEN_BLOCK = (
     "{% else %}{{ m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt and messages[-1].role != 'tool' %}<|Assistant|><think>\n{% endif %}"
 )
-# Marks what the model writes; the marks begin at its own header and end behind the line.
+# Generation blocks that begin at the header and end after the line.
 MARKED = (
     "{%- for m in messages %}{%- if m.role == 'assistant' %}{%- generation %}{{- '<|im_start|>assistant\n' }}"
     "{%- if m.reasoning_content %}{{- '<think>' + m.reasoning_content + '</think>' }}{%- endif %}{{- m.content }}"
@@ -98,12 +98,12 @@ MARKED = (
     "{%- else %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
-# What stops the model is the header of whoever speaks next.
+# The header of the next message stops the model.
 HEADERS_ALONE = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# Contents are lists of parts; the date and the time stand in front.
+# Contents are lists of parts; the text begins with date and time.
 PARTS = (
     "{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}\n{% for m in messages %}{{ m.role }}: {% for part in m.content %}"
     "{{ part.text }}{% endfor %}</s>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
@@ -169,7 +169,7 @@ RECORDS["number"][0].append(say("assistant", "A1"))
 
 JSON_CALL = '{"name": "find_rain", "arguments": {"city": "Oslo", "days": 3}}'
 OSLO = '{"city": "Oslo", "days": 3}'
-# By template and record: the spans, or the reason for which the record is refused.
+# By template and record: the spans, or the reason why the record is refused.
 EXPECTED: dict[str, dict[str, list[str] | str]] = {
     "CHATML": {
         "plain": ["A1<|im_end|>"],
@@ -274,7 +274,7 @@ def test_spans_are_the_assistants_text_and_its_stop_token(template: str, record:
     assert [rendered.text[start:end] for start, end in rendered.loss or []] == expected
     last = chat.render(Conversation(messages, tools), "last_assistant")
     assert [rendered.text[start:end] for start, end in last.loss or []] == expected[-1:]
-    again = chat.render(Conversation(messages, tools), "assistant")  # now that all frames are known
+    again = chat.render(Conversation(messages, tools), "assistant")  # with all frames in the cache
     assert again == rendered
 
 
@@ -304,7 +304,7 @@ def find_templates() -> list[Path]:
 @pytest.mark.skipif(not find_templates(), reason="no templates in REDLINE_CHAT_TEMPLATES, and TRL is not installed")
 @pytest.mark.parametrize("record", RECORDS)
 def test_templates_of_others_train_the_assistants_words_alone_or_refuse(record: str):
-    """Every word of the assistant that is rendered is in a span, none of others, and a mark ends each."""
+    """Every rendered word of the assistant is in a span, no word of others is, and a stop token ends each span."""
     messages, tools = RECORDS[record]
     wrong, trained, others = [], 0, ("U1", "U2", "SYS", "RESULT")
     for path in find_templates():

@@ -1,4 +1,4 @@
-"""The validation split goes by content, so that it never leaks when data grows."""
+"""Tests that the split depends on content, so that growing data never moves documents between splits."""
 
 import random
 
@@ -10,7 +10,7 @@ from tests.data_prep.conftest import make_texts, write_jsonl
 def test_growing_data_moves_no_document_between_the_splits(recipe, tmp_path):
     texts = make_texts(120)
     before = split_texts(recipe, write_jsonl(tmp_path / "before" / "a.jsonl", [{"text": text} for text in texts]))
-    grown = make_texts(150, salt="new ") + texts + texts[:10]  # the old ones further down, some of them twice
+    grown = make_texts(150, salt="new ") + texts + texts[:10]  # the old texts come later, some of them twice
     random.Random(0).shuffle(grown)
     write_jsonl(tmp_path / "after" / "b.jsonl", [{"text": text} for text in grown[:90]])
     write_jsonl(tmp_path / "after" / "a.jsonl", [{"text": text} for text in grown[90:]])
@@ -38,8 +38,8 @@ def test_documents_on_both_sides_by_the_split_of_their_sources_are_counted(recip
         found = Store.open(directory).manifest.also_in_validation
         return found, f"{found} training documents are also in validation" in caplog.text
 
-    for _ in range(2):  # built, and found
-        assert count("train validation") == (8, True)  # of the five, three stand in the first source twice
+    for _ in range(2):  # first built, then reused
+        assert count("train validation") == (8, True)  # of the five, three occur twice in the first source
     found, warned = count("auto validation", validation_share=0.5)
     assert 0 < found < 8 and warned
     assert count("auto auto") == (0, False)
@@ -48,7 +48,7 @@ def test_documents_on_both_sides_by_the_split_of_their_sources_are_counted(recip
 
 
 def split_texts(recipe, path) -> dict[Split, set[tuple[int, ...]]]:
-    """Documents of each split, as ids: both stores have the same tokenizer."""
+    """Ids of the documents of each split; all stores have the same tokenizer."""
     store_dir = prepare(*recipe(path)).store_dir
     assert store_dir is not None
     found: dict[Split, set[tuple[int, ...]]] = {}

@@ -81,7 +81,7 @@ def test_masks_are_those_of_the_exact_offsets(
 
 @pytest.fixture(scope="module")
 def normalizing(tokenizer: LoadedTokenizer) -> Encoders:
-    """As Qwen's: Unicode is brought into normal form C before anything else."""
+    """A tokenizer that first converts Unicode to normal form C, as that of Qwen does."""
     value = json.loads(tokenizer.backend.to_str())
     return both(replace(tokenizer, backend=Tokenizer.from_str(json.dumps({**value, "normalizer": {"type": "NFC"}}))))
 
@@ -104,7 +104,7 @@ def test_a_vocabulary_without_all_bytes_falls_back_where_one_is_met(gapped: Enco
 
 @pytest.fixture(scope="module")
 def gapped(tokenizer: LoadedTokenizer) -> Encoders:
-    """As SmolLM2's: words for bytes that its training text did not hold are missing."""
+    """A tokenizer without tokens for bytes that its training text did not contain, as that of SmolLM2."""
     value = json.loads(tokenizer.backend.to_str())
     missing = {byte_symbols()[byte] for byte in (4, 0x13, 0xF3, 0xFF)}
     value["model"]["vocab"] = {word: i for word, i in value["model"]["vocab"].items() if word not in missing}
@@ -150,7 +150,7 @@ def test_beginning_token_goes_first(tokenizer: LoadedTokenizer):
 @given(st.data())
 def test_loss_runs_against_a_loop_over_tokens(data: st.DataObject):
     edges = sorted(data.draw(st.lists(st.integers(0, 30), min_size=2, max_size=12)))
-    # Tokens in a row; the bytes of one character share its range.
+    # Tokens are adjacent; all bytes of a character have the range of the character.
     pairs = [(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
     tokens = [pair for pair in pairs for _ in range(data.draw(st.integers(1, 3)))]
     cuts = sorted(data.draw(st.lists(st.integers(0, 30), max_size=6)))

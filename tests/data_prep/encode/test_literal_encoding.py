@@ -1,5 +1,8 @@
-"""Special tokens that a document spells itself. The reference encodes the pieces between a template's own tokens apart,
-with a tokenizer that knows no special token at all."""
+"""Tests special tokens in the text of a document.
+
+The reference encodes the pieces between the template's special tokens separately, with a tokenizer that has no special
+tokens.
+"""
 
 import json
 import logging
@@ -32,7 +35,7 @@ END = "<|im_end|>"
 
 @pytest.fixture(scope="module")
 def naive(tokenizer: LoadedTokenizer) -> Tokenizer:
-    """The same words and merges without any special token."""
+    """A tokenizer with the same vocabulary and merges, but without special tokens."""
     value = json.loads(tokenizer.backend.to_str())
     value["added_tokens"] = []
     return Tokenizer.from_str(json.dumps(value))
@@ -66,7 +69,7 @@ def test_what_is_said_is_text_and_what_the_template_writes_are_tokens(tokenizer,
     start, end = tokenizer.control_tokens["<|im_start|>"], tokenizer.control_tokens[END]
     pieces = [(start, False), ("user\n" + question, False), (end, False), ("\n", False), (start, False)]
     ids, mask = [], []
-    # Behind the header comes what is said, without a token between: the two are one piece to the tokenizer.
+    # No special token separates the header from the content, so the tokenizer splits them as one piece.
     header = naive.encode("assistant\n" + answer)
     loss = [stop > len("assistant\n") for _, stop in header.offsets]
     for piece, _ in pieces:
@@ -103,7 +106,7 @@ def test_a_chat_that_spells_none_is_no_matter(tokenizer: LoadedTokenizer, templa
 
 
 def test_rules_of_a_templates_token_hold_beside_spelled_ones(tokenizer: LoadedTokenizer):
-    """A token that takes the white space behind it, as those of Phi-3 do."""
+    """The special token includes the white space after it, as those of Phi-3 do."""
     backend = Tokenizer.from_str(tokenizer.backend.to_str())
     backend.add_special_tokens([AddedToken("<|stop|>", rstrip=True, special=True, normalized=False)])
     stop = backend.token_to_id("<|stop|>")

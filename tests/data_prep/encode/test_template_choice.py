@@ -69,7 +69,7 @@ PLAIN = (
 
 
 def name_templates(directory: Path, tokenizer_dir: Path, is_list: bool) -> Path:
-    """A tokenizer with two templates, as older files spell them or as transformers writes them."""
+    """A tokenizer with two templates, in the format of older files or of transformers."""
     directory.mkdir()
     config = json.loads((tokenizer_dir / "tokenizer_config.json").read_text())
     (directory / "tokenizer.json").write_bytes((tokenizer_dir / "tokenizer.json").read_bytes())

@@ -144,7 +144,7 @@ def test_an_answer_that_its_label_calls_bad_is_left_out(key: str, good: object, 
                 parse_record(missing, shape)
         with pytest.raises(RecordError, match=f"'{key}' is 7, neither good nor bad: columns: {{label: ''}} ignores it"):
             parse_record({**record, key: 7}, shape)
-    with pytest.raises(RecordError, match="no assistant turn"):  # and it is read all the same
+    with pytest.raises(RecordError, match="no assistant turn"):  # the record is parsed completely even so
         parse_record({"messages": [USER], key: bad}, Shape("messages"))
 
 

@@ -196,7 +196,7 @@ def nodes(value: Any, path: tuple = ()) -> Iterator[tuple]:
     ("record", "kind"), [case[:2] for case in GOOD] + [({"text": "t"}, "text")] + [(p, "preference") for p, _ in PAIRS]
 )
 def test_no_mutation_of_a_record_crashes_a_parser(record: dict, kind: str):
-    """Every value replaced by every oddity, and left out: an answer or a reason, nothing else."""
+    """Replace each value by each oddity, or remove it: parsing gives a result or a RecordError."""
     refused = 0
     for path in nodes(record):
         for oddity in [*ODDITIES, "left out"]:

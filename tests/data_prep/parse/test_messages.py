@@ -123,7 +123,7 @@ def test_a_list_as_python_prints_it_is_told_from_damaged_json():
 
 
 def test_null_arguments_that_the_tool_does_not_know_are_absent():
-    """As JSON that was written from a table has them; a null that the tool declares is one."""
+    """Such nulls come from JSON that was written from a table. A null argument that the tool declares is kept."""
     properties = {"city": {"type": "string", "enum": None}, "to": None}
     schema = {"type": "object", "properties": {**properties, "days": {"type": "integer", "default": None}}}
     tools = [{"type": "function", "function": {"name": "f", "description": None, "parameters": schema}}]

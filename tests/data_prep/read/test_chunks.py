@@ -1,4 +1,4 @@
-"""Cuts hang on content: an edit changes the pieces it touches, and the bytes of a file are all there once."""
+"""Tests that cuts depend on content: an edit changes only the chunks around it, and chunks cover a file exactly."""
 
 from pathlib import Path
 
@@ -165,7 +165,7 @@ def test_arrow_is_cut_behind_record_batches_that_its_content_chooses(tmp_path: P
         for record in read_records(Span(str(path), "arrow", chunk.start, chunk.end, chunk.first_line))
     ]
     assert found == list(enumerate(texts, 1))
-    for changed in (["a new one", *texts[1:]], [*make_texts(5), *texts]):  # a batch is changed, one is added in front
+    for changed in (["a new one", *texts[1:]], [*make_texts(5), *texts]):  # one batch changed, or one added in front
         assert len({chunk.hash for chunk in write(changed).chunks} - {chunk.hash for chunk in first.chunks}) <= 2
     assert write(texts) == first
     assert not {chunk.hash for chunk in write(texts, id=range(600)).chunks} & {chunk.hash for chunk in first.chunks}

@@ -239,7 +239,7 @@ for path, format in zip(sys.argv[1::2], sys.argv[2::2]):
 
 
 def test_memory_is_bounded_by_the_limit_not_by_the_file(tmp_path: Path):
-    """A line, string or quoted field of 120 MB that never ends, in every format of text."""
+    """Read an unterminated line, string or quoted field of 120 MB in every text format."""
     paths = {format: tmp_path / f"a.{format}" for format in ("lines", "jsonl", "json", "csv", "text")}
     heads = {"jsonl": b'{"text": "', "json": b'[{"text": "', "csv": b'text\n"', "lines": b"", "text": b""}
     for format, path in paths.items():
@@ -247,7 +247,7 @@ def test_memory_is_bounded_by_the_limit_not_by_the_file(tmp_path: Path):
             file.write(heads[format])
             if format == "csv":
                 file.write((b"x" * (2**20 - 1) + b"\n") * 60)
-            else:  # a hole in the file: no bytes to write, NULs to read
+            else:  # a hole in the file, which is read as NULs
                 file.truncate(120 * 2**20)
     (tmp_path / "none").write_bytes(b"[1]")
     arguments = [str(item) for format, path in paths.items() for item in (path, format)]
@@ -269,7 +269,7 @@ JSON_VALUES = st.recursive(
 @settings(max_examples=80, deadline=None)
 @given(st.lists(JSON_VALUES, min_size=1), st.sampled_from([None, 0, 1]), st.booleans(), st.integers(1, 40))
 def test_a_streamed_array_is_what_json_reads(tmp_path_factory, values_: list, indent, ascii_: bool, block: int):
-    """Against the json module, with blocks of any size."""
+    """Compare with the json module, for blocks of any size."""
     path = tmp_path_factory.mktemp("arrays") / "a.json"
     text = json.dumps(values_, indent=indent, ensure_ascii=ascii_)
     path.write_text(text, encoding="utf-8")
@@ -295,10 +295,10 @@ def test_rows_of_csv_are_numbered_by_their_first_line_behind_bad_ones_too(tmp_pa
 @pytest.mark.parametrize("fault", [b'2,"two', b'2,"two" x', b'2,"two\n\xff'])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_a_lost_quote_costs_its_row_and_no_other(tmp_path: Path, fault: bytes, suffix: str):
-    """Over many blocks of the file, to its end and to the limit, behind rows of many lines."""
+    """The quoted text spans many blocks, up to the end of the file or to the limit, after rows of many lines."""
     rows = [b'%d,"%s"' % (i, b"many\nlines, " * (i % 5)) if i % 7 == 0 else b"%d,plain" % i for i in range(60_000)]
     path = tmp_path / f"a.csv{suffix}"
-    for begin in (3, 50_001):  # no quote follows the second: up to the end of the file, or a limit
+    for begin in (3, 50_001):  # no quote follows the second one, so it ends at the end of the file or at a limit
         data = b"id,text\n" + b"\n".join(
             [*rows[:begin], fault, *(r for r in rows[begin:] if begin < 9 or b'"' not in r)]
         )
@@ -411,7 +411,7 @@ def test_arrow_in_both_forms_by_record_batch(tmp_path: Path, kind: str):
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "arrow", "csv", "json", "text"])
 def test_a_file_that_cannot_be_opened_is_a_bad_record_of_its_span(tmp_path: Path, format: str):
-    """Of a later piece of the file, too: results keep bad records by their distance from its beginning."""
+    """This includes spans that begin later in the file, because results save bad records relative to their span."""
     span = Span(str(tmp_path / "missing"), format, 5, 9, 40)  # type: ignore[arg-type]
     (bad,) = read_records(span)
     assert isinstance(bad, BadRecord)

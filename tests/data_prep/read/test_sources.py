@@ -59,7 +59,7 @@ def test_a_link_to_a_directory_is_not_followed_and_said(tmp_path: Path, caplog):
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Records with text files beside them."""
+    """A directory of record files and text files."""
     (tmp_path / "in").mkdir()
     for name in ("README.md", "a.txt", "b.txt", "c.rst", "code.py"):
         (tmp_path / "in" / name).write_text("said\nof the data")
@@ -126,7 +126,7 @@ def test_nothing_found_names_the_key(tmp_path: Path, name: str):
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that `load_dataset` takes for a dataset; its cache lies in the test's directory; the hub is off."""
+    """A directory that `load_dataset` can load, with the cache in the test's directory and the hub offline."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()
@@ -152,7 +152,7 @@ def test_a_dataset_by_name_is_the_arrow_files_of_its_cache(hub: Path):
 
 @pytest.fixture
 def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """A hub that serves one dataset of a million records as a stream; how it was asked."""
+    """Simulate a hub that streams a dataset of a million records; return the calls of `load_dataset`."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     asked: list[dict] = []
@@ -249,7 +249,7 @@ def test_a_streamed_dataset_is_read_by_shard_and_kept_nowhere(hub: Path):
 
 
 def test_null_keys_of_objects_are_absent_in_a_streamed_dataset_and_in_what_is_kept_of_one(hub: Path, monkeypatch):
-    """The library gives every object the keys of all."""
+    """The library adds the keys of all objects to each object."""
     rows = [{"call": {"x": 1}, "calls": [{"y": 2}]}, {"call": {"z": 1}, "calls": [{"w": None, "z": [None]}]}]
     write_jsonl(hub / "train.jsonl", rows)
     file = find_inputs([SourceSection(path=f"hf:{hub}")], streaming=True)[0].files[0]

@@ -1,4 +1,4 @@
-"""Columns of Parquet and Arrow as they come from other programs; damage is in `test_records` and `test_mutations`."""
+"""Tests Parquet and Arrow columns from other programs; `test_records` and `test_mutations` test damaged files."""
 
 import datetime
 import decimal

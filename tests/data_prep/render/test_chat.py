@@ -1,5 +1,7 @@
-"""Masks against a reference that knows each format by hand: it writes every turn itself, encodes header, body and tail
-apart, and marks the body. No chat template is involved in the reference."""
+"""Compares loss masks with a hand-written reference for each format.
+
+The reference writes every turn without a chat template, encodes header, body and tail separately, and marks the body.
+"""
 
 from collections.abc import Callable
 
@@ -13,13 +15,13 @@ from data_prep.parse.kinds import Conversation, RecordError
 from data_prep.render.chat import ChatTemplate, Rendered
 from data_prep.render.chatml import CHATML
 
-# The end of each piece is a special token or a word's, so pieces encode apart as they do together.
+# Each piece ends with a special token or a word, so encoding the pieces separately gives the same tokens.
 Piece = tuple[str, bool]
 PLAIN_CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# As Qwen2.5 does it: calls follow the content, tool results are a user's turn, several in a row share one.
+# As in Qwen2.5: calls follow the content; consecutive tool results form one user turn.
 QWEN = (
     "{%- for m in messages %}"
     "{%- if m.role == 'tool' %}"
@@ -33,7 +35,7 @@ QWEN = (
     "{%- else %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endif %}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
-# As Qwen3 does it: reasoning only in the last turn, an empty block in the prompt.
+# As in Qwen3: reasoning only in the last turn, an empty reasoning block in the prompt.
 THINKING = (
     "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' }}"
     "{%- set content = m.content.split('</think>')[-1].lstrip('\n') if m.role == 'assistant' else m.content %}"
@@ -171,7 +173,7 @@ def test_reasoning_carries_loss_and_the_empty_block_of_the_prompt_does_not(token
     thought = Conversation(turns("two?", answers[0], "and?", answers[1]))
     reference = [
         (f"{start}user\ntwo?{end}\n{start}assistant\n", False),
-        ("four" + end, True),  # the template leaves out what was thought before
+        ("four" + end, True),  # the template leaves out earlier reasoning
         (f"\n{start}user\nand?{end}\n{start}assistant\n", False),
         ("<think>\nhello\n\n</think>\n\nfour" + end, True),
         ("\n", False),

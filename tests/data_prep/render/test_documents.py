@@ -103,7 +103,7 @@ def test_the_largest_record_is_a_matter_of_the_recipe(tmp_path: Path, recipe):
 
 
 def test_what_json_cannot_hold_is_a_bad_record(tmp_path: Path, recipe):
-    """orjson reads objects that are nested deeper than it writes."""
+    """orjson can read more deeply nested objects than it can write."""
     chat = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [%s]}'
     deep = '{"a": ' * 300 + "1" + "}" * 300
     (tmp_path / "chats.jsonl").write_text("\n".join([chat % "", chat % deep]) + "\n")
@@ -112,8 +112,8 @@ def test_what_json_cannot_hold_is_a_bad_record(tmp_path: Path, recipe):
 
 
 def test_names_that_are_no_utf8(tmp_path: Path, recipe, monkeypatch):
-    monkeypatch.setattr("data_prep.store.contents.CLOCK_GRAIN_NS", 0)  # remember files at once
-    name = "caf\udce9.jsonl"  # as Python spells the byte 0xE9
+    monkeypatch.setattr("data_prep.store.contents.CLOCK_GRAIN_NS", 0)  # cache the hashes of new files, too
+    name = "caf\udce9.jsonl"  # Python's form of the byte 0xE9
     folder = tmp_path / "texts"
     folder.mkdir()
     write_jsonl(folder / name, [{"text": text} for text in make_texts(30)])

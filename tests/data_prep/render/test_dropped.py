@@ -1,4 +1,4 @@
-"""What templates leave out, by kind, and what becomes of the record."""
+"""Tests which content templates leave out, by kind, and whether the record is refused."""
 
 import logging
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where leaves stand: in marked texts that a record fits, and in records that are looked at by themselves."""
+"""Tests the places of leaves, in marked texts that a record fits and in records that are analysed alone."""
 
 import pytest
 

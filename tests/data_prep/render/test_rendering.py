@@ -1,4 +1,4 @@
-"""What a template is given: arguments, reasoning, contents and the date in the form that it reads."""
+"""Tests that a template gets arguments, reasoning, contents and the date in the form that it expects."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from data_prep.render.rendering import Renderer
 
 
 def call_by(expression: str) -> str:
-    """A template that writes calls so."""
+    """Make a template that writes calls with this expression."""
     return (
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }} "
         + expression.replace("ARGS", "c.function.arguments")

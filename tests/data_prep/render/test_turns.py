@@ -1,4 +1,4 @@
-"""Templates under which a turn cannot be told for sure: each is refused for its own reason, never masked wrongly."""
+"""Tests templates for which a turn cannot be located: each is refused for its own reason, never masked wrongly."""
 
 from typing import Any
 
@@ -109,7 +109,7 @@ REFUSED = {
         "{% for m in messages %}{% generation %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
         "{% endgeneration %}" + TAIL,
         exchange("Q", "A"),
-        None,  # the mark of the question is none of the answer's
+        None,  # the block around the question does not affect the answer
     ),
     "one mark over everything": (
         "{% generation %}" + HEAD + "{{ m.content }}<|im_end|>\n{% endfor %}{% endgeneration %}",
@@ -153,7 +153,7 @@ def test_marks_that_touch_are_one_span_and_those_that_do_not_are_two():
 
 
 def test_other_parts_in_its_place_than_by_itself():
-    """What a call is said with is written as long as its turn is the last."""
+    """The template writes the text of a turn with a call only while that turn is the last."""
     source = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}"
         "{{ m.content if loop.last }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n" + TAIL
@@ -168,7 +168,7 @@ def test_other_parts_in_its_place_than_by_itself():
 
 
 def test_only_turns_that_are_trained_have_to_be_told():
-    """Merged turns stand before the last one, which is whole."""
+    """Earlier turns are merged, but the last one is separate."""
     source, merged, _ = REFUSED["two turns become one"]
     messages = [*merged, *exchange("Q2", "A2")]
     chat = ChatTemplate(source, {})

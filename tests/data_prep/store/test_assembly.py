@@ -1,4 +1,4 @@
-"""What a store takes over from others, and that builds which were stopped go on to the same bytes."""
+"""Tests what a store reuses from others, and that a stopped build resumes with identical results."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def built(monkeypatch) -> list[str]:
-    """Fingerprints of parts that are built and not taken over."""
+    """Fingerprints of the parts that are built instead of reused."""
     names: list[str] = []
 
     def count(part, spec):
@@ -39,13 +39,13 @@ def built(monkeypatch) -> list[str]:
 
 
 def prepare_fresh(sections, directory: Path) -> list[str]:
-    """Hashes of the same store, built from nothing."""
+    """Hashes of the shards of the same store, built from scratch."""
     data, tokenizer = sections
     return hash_shards(prepare(data.model_copy(update={"store_dir": str(directory)}), tokenizer).store_dir)
 
 
 def test_a_new_source_in_front_builds_its_own_parts(tmp_path, recipe, source, small_parts, built, caplog):
-    """What lies behind it is taken over with other source numbers, to the bytes of a fresh build; bad records too."""
+    """Later parts are reused with new source numbers, byte for byte as in a new build, bad records included."""
     caplog.set_level(logging.INFO)
     with open(source, "ab") as file:
         file.write(b'{"text": ""}\n')
@@ -162,7 +162,7 @@ def test_line_numbers_of_bad_records_follow_an_insertion_above_them(tmp_path, re
     assert find_bad() == [(str(source), 303)]
     assert 1 <= len(built) <= 3
     source.rename(source.with_name("b.jsonl"))
-    with pytest.raises(UserError, match=r"b\.jsonl, line 303"):  # known as bad, but not to be skipped now
+    with pytest.raises(UserError, match=r"b\.jsonl, line 303"):  # bad records are saved, but not skipped
         prepare(*recipe(source.with_name("b.jsonl")))
 
 
@@ -195,7 +195,7 @@ def test_a_damaged_sibling_is_not_taken_over(tmp_path, recipe, source, small_par
 
 
 def kill_worker(part, spec):
-    """Builds a part, but in a worker kills that at the fourth."""
+    """Build a part, but kill the worker at the fourth."""
     mark = spec.directory / "killed"
     if part.index == 3 and multiprocessing.parent_process() and not mark.exists():
         mark.write_text("")

@@ -23,7 +23,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def read(monkeypatch) -> list[str]:
-    """Names of the files that are read."""
+    """Names of the files that were read."""
     names: list[str] = []
 
     def count(file):

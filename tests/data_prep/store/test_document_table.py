@@ -1,4 +1,4 @@
-"""Loss of pieces of documents, in whole batches and in slices of them, as a stream cuts its splits."""
+"""Tests the loss of pieces of documents, in batches and in slices of batches, which a stream uses for its splits."""
 
 import numpy as np
 import pyarrow as pa

@@ -56,7 +56,7 @@ def test_bands_find_99_percent_at_the_threshold_by_hand():
 
 
 def make_pairs(words: list[str], joint: str, count: int) -> list[tuple[str, str]]:
-    """Texts of 40 to 300 words, each with a copy in which some words are exchanged."""
+    """Make texts of 40 to 300 words, each with a copy in which some words are replaced."""
     rng = random.Random(0)
     pairs = []
     for _ in range(count):
@@ -180,7 +180,7 @@ def test_limits_say_what_is_read_before_duplicates_are_left_out(tmp_path: Path, 
         store = build(recipe, [path], {"deduplicate": "exact", "validation_share": 0}, **source)
         assert decode(store) == texts[:6]
         assert store.manifest.duplicates == 5
-    # What lies beyond a limit is not there, so it takes nothing from the next source.
+    # Documents beyond a limit are not read, so they do not make documents of the next source duplicates.
     other = write_jsonl(tmp_path / "b.jsonl", [{"text": texts[20]}])
     data, tokenizer = recipe(path)
     sources = [{"path": str(path), "max_tokens": limit}, {"path": str(other)}]

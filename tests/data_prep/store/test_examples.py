@@ -36,7 +36,7 @@ def chats(tmp_path: Path) -> Path:
 
 
 def test_a_record_is_shown_at_each_start_and_by_inspect(chats: Path, recipe, caplog, capsys):
-    """Where the store is built, where it is reused, and without one; the first one is labelled false, and counted."""
+    """This holds for a new store, a reused store and a stream; the first record is labelled false, and counted."""
     caplog.set_level(logging.INFO)
     sections = recipe(chats)
     store = prepare(*sections).store_dir

@@ -1,4 +1,4 @@
-"""Against sets of word tuples, found by a regular expression."""
+"""Compares shingles with sets of word tuples that a regular expression finds."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Full disks, for real: a limit on the size of files, and /dev/full."""
+"""Tests full disks with a limit on the size of files, and with /dev/full."""
 
 import errno
 import os
@@ -52,7 +52,7 @@ def batch():
 
 @contextmanager
 def small_files():
-    """No file may grow over 5 kB, pytest's own output included, so no longer than needed; EFBIG instead of a signal."""
+    """Limit files to 5 kB, with EFBIG instead of a signal; only for a short time, because it also limits pytest."""
     kept = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, kept[0][1]))
     try:
@@ -91,7 +91,7 @@ def test_other_reasons_are_told_apart(tmp_path: Path):
 
 @pytest.mark.parametrize("num_proc", [1, 2])
 def test_a_build_goes_on_when_there_is_space_again(tmp_path: Path, recipe, small_parts, num_proc: int):
-    """Small parts fit, one large line does not."""
+    """The small parts fit, but one large line does not."""
     texts = make_texts(100) + ["a long document " * 1300]
     source = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
     sections = recipe(source, {"num_proc": num_proc})

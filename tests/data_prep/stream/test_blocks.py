@@ -1,4 +1,4 @@
-"""The stream reads what a build would: the same documents, splits and refusals."""
+"""Tests that a stream gives the same documents, splits and errors as a build."""
 
 from collections import Counter
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.data_prep.conftest import make_texts, write_jsonl
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Units and blocks of a few documents."""
+    """Make units and blocks of a few documents."""
     monkeypatch.setattr(stream, "UNIT_BYTES", 4000)
     monkeypatch.setattr(stream, "SHARE_BYTES", 300)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1500)
@@ -49,7 +49,7 @@ def test_the_documents_and_splits_are_those_of_a_store(tmp_path: Path, recipe):
 
 
 def test_answers_that_their_label_calls_bad_are_counted_and_in_no_block(tmp_path: Path, recipe):
-    """Also with duplicates among them, whose numbers are those of the good documents."""
+    """This includes duplicates, whose numbers count good documents only."""
     texts = make_texts(60)
     rows = [{"prompt": text, "completion": "a", "label": i % 3 > 0} for i, text in enumerate(texts)]
     data, tokenizer = recipe(write_jsonl(tmp_path / "a.jsonl", [*rows, *rows[:9]]), {"streaming": True})

@@ -1,4 +1,4 @@
-"""Sources are cut by size and spread over units; what the rows hang on is named."""
+"""Tests that sources are cut by size and spread over units, and that `order` names what the rows depend on."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tests.data_prep.conftest import make_texts, write_jsonl
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch):
-    """Units of a few documents."""
+    """Make units of a few documents."""
     monkeypatch.setattr(stream, "UNIT_BYTES", 4000)
     monkeypatch.setattr(stream, "SHARE_BYTES", 300)
 

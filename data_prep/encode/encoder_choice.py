@@ -49,7 +49,7 @@ def sample_documents(
 
 
 def _sample_part(documents: Iterable[Document | BadRecord | LeftOut], left: int) -> Iterator[Document]:
-    """Yield the first `left` characters, and the first later document that is not ASCII if none of them is not."""
+    """Yield the first `left` characters, and if these are all ASCII, the next document that is not."""
     found = False
     for document in islice(documents, LOOKED_AT):
         if not isinstance(document, Document):

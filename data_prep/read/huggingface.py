@@ -125,7 +125,7 @@ def _open_stream(path: str) -> "IterableDataset":
 
 
 def count_shards(path: str) -> int:
-    """Count the shards of a streamed dataset, the most ranks that can share it. Raises UserError."""
+    """Count the shards of a streamed dataset, the largest number of readers that can share it. Raises UserError."""
     return _open_stream(path).num_shards
 
 

@@ -46,7 +46,7 @@ class ControlTokens:
     def hide(self, value: Any) -> Any:
         """Replace the special tokens in all texts of a JSON value by stand-ins.
 
-        Raises RecordError when a text already contains characters that are used as stand-ins.
+        Raises RecordError when a text already contains characters that could be stand-ins.
         """
         if isinstance(value, str):
             if STAND_INS.search(value):

@@ -79,7 +79,7 @@ def _take_saved(saving: deque[tuple[Part, PartResult, Future[None]]]) -> tuple[P
 
 
 def _order(parts: Iterable[Part]) -> list[Part]:
-    """Put very large parts (files that cannot be cut) first, so that none of them starts last; keep the order else."""
+    """Move very large parts (files that cannot be cut) to the front, so that none of them starts last."""
     return sorted(parts, key=lambda part: -(part.size // (4 * chunks.MAX_BYTES)))
 
 

@@ -1,6 +1,6 @@
 """Reads documents by number through a memory map; token ids are views, without copying or decoding.
 
-Opening a table reads nothing. Its first use loads the lengths of all documents, 4 bytes each.
+Opening a table reads nothing. The first access to `lengths` loads 4 bytes for each document.
 """
 
 from bisect import bisect_right

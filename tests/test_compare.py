@@ -42,7 +42,8 @@ def test_repeats_may_be_named_or_lie_in_a_directory(write_timed, capsys):  # noq
     ],
 )
 def test_what_cannot_be_compared_is_one_line(tmp_path, write_timed, capsys, monkeypatch, arguments, message):  # noqa: F811
-    write_timed("a"), write_timed("b")
+    write_timed("a")
+    write_timed("b")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.yaml").write_text("")
     monkeypatch.chdir(tmp_path)

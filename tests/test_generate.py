@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,12 +28,13 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def generate(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> Iterator:
+def generate(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """`generate(*flags)`: exit code, stdout, stderr; greedy, 5 tokens."""
 
     def run(*flags: str) -> tuple[int, str, str]:
         code = main(["--model", str(model_dir), "--temperature", "0", "--max_new_tokens", "5", *flags])
-        return (code, *capsys.readouterr())
+        out, error = capsys.readouterr()
+        return code, out, error
 
     return run
 

@@ -54,7 +54,8 @@ def holder(run_path):
 def write_holder(run_path, host, pid=1, age_seconds=0.0):
     path = RunLock(run_path).path
     path.write_text(json.dumps({"host": host, "pid": pid, "started": 1.0}))
-    os.utime(path, (time.time() - age_seconds,) * 2)
+    written = time.time() - age_seconds
+    os.utime(path, (written, written))
     return path
 
 
@@ -97,7 +98,12 @@ def test_a_heartbeat_of_another_machine_refuses_and_its_silence_does_not(run_pat
     monkeypatch.setattr(run_lock, "HEARTBEAT_SECONDS", 0.2)
     path = write_holder(run_path, "elsewhere", 77)
     beats = []
-    monkeypatch.setattr(time, "sleep", lambda _: beats.append(os.utime(path, (time.time() + 5,) * 2)))
+
+    def beat(_) -> None:
+        now = time.time() + 5
+        beats.append(os.utime(path, (now, now)))
+
+    monkeypatch.setattr(time, "sleep", beat)
     with pytest.raises(UserError, match="is in use by process 77 on elsewhere"):
         RunLock(run_path).acquire()
     assert beats

@@ -23,7 +23,9 @@ from training.callbacks.gpu_monitor import GpuMonitor
 from training.callbacks.plotting import MAX_SHARE, Plotting
 from training.trainers import Profiled
 
-MACHINE = dict.fromkeys(("cpu_count", "cpu", "platform", "python", "git_commit", "started", "command", "torch"), "x")
+MACHINE: dict[str, Any] = dict.fromkeys(
+    ("cpu_count", "cpu", "platform", "python", "git_commit", "started", "command", "torch"), "x"
+)
 MACHINE["packages"] = ["torch"]
 
 
@@ -196,7 +198,7 @@ def test_what_is_rare_but_dear_shows_untrimmed():
 )
 def test_what_cannot_be_measured_is_refused(perf, words):
     with pytest.raises(UserError, match=words):
-        plan_schedule(SimpleNamespace(perf=SimpleNamespace(**perf)), 100)
+        plan_schedule(cast(Any, SimpleNamespace(perf=SimpleNamespace(**perf))), 100)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import struct
 import time
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 
@@ -44,7 +45,7 @@ def read_wandb_history(run_dir: RunDir) -> list[dict]:
     history = []
     for path in sorted(run_dir.path.rglob("run-*.wandb")):
         for data in read_leveldb_log(path.read_bytes()):
-            record = wandb_internal_pb2.Record()
+            record = cast(Any, wandb_internal_pb2).Record()  # a class made at import
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "history":
                 items = record.history.item

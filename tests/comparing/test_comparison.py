@@ -7,6 +7,7 @@ import pytest
 
 from tests.reporting.conftest import CONFIG, ENV, make_records, to_lines
 from training.comparing.comparison import compare, is_phase
+from training.comparing.intervals import Interval
 from training.comparing.page import describe_verdict, format_page, judge
 from training.comparing.sides import SPEED, STEP_WITHOUT_PERIODIC, find_windows, load_side
 from training.metrics import names
@@ -18,6 +19,11 @@ def compare_paths(*paths, **options):
 
 def write_repeats(write_timed, name, seeds, **options):
     return load_side(name, [write_timed(f"{name}/{seed}", seed=seed, **options) for seed in seeds])
+
+
+def bounds(interval: Interval) -> tuple[float, float]:
+    assert interval.low is not None and interval.high is not None
+    return interval.low, interval.high
 
 
 def test_one_configuration_twice_is_no_difference(write_timed):
@@ -34,8 +40,9 @@ def test_a_slower_side_is_found_with_its_size(write_timed):
     sides = write_repeats(write_timed, "A", range(4)), write_repeats(write_timed, "B", range(4, 8), slower=1.2)
     pair = compare(sides).pairs[0]
     work = pair.find(STEP_WITHOUT_PERIODIC)
-    assert work and work.interval.differs and work.interval.low < 1.2 < work.interval.high
-    assert work.interval.low > 1.15
+    assert work and work.interval.differs
+    low, high = bounds(work.interval)
+    assert low < 1.2 < high and low > 1.15
     rate = pair.find(names.PERF_TOKENS_PER_SECOND)
     assert rate and rate.interval.estimate == pytest.approx(1 / 1.2, rel=0.02)
 
@@ -48,7 +55,8 @@ def test_a_better_loss_is_found_and_equal_losses_are_said_to_be_equal(write_time
     sides = write_repeats(write_timed, "C", range(4)), write_repeats(write_timed, "D", range(4, 8), loss=-0.3)
     loss = compare(sides).pairs[0].losses[0]
     assert not loss.equal and loss.interval and loss.interval.differs
-    assert loss.interval.low < -0.3 < loss.interval.high < -0.2
+    low, high = bounds(loss.interval)
+    assert low < -0.3 < high < -0.2
 
 
 def test_single_runs_show_their_ratio_and_the_command_that_makes_repeats(write_timed):

@@ -1,6 +1,7 @@
 """Every optimizer that transformers names is built and takes a step here, or is refused before torch is imported."""
 
 import importlib.util
+from typing import Any, cast
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_an_optimizer_is_built_or_refused(name, tmp_path):
     model = torch.nn.Linear(64, 64)
     kept = {key: arguments[key] for key in ("optim", "learning_rate", "optim_target_modules") if key in arguments}
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **kept)
-    kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Sequential(model))
+    kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, cast(Any, torch.nn.Sequential(model)))
     optimizer = kind(kwargs.pop("params", None) or model.parameters(), **kwargs)
     before = model.weight.detach().clone()
     model(torch.ones(1, 64)).sum().backward()

@@ -1,5 +1,7 @@
 """Batches by hand, and against a real model: what a row gives is what its documents give alone."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -58,9 +60,10 @@ def test_boundaries_are_what_transformers_would_find_in_the_positions():
 @pytest.fixture(scope="module")
 def model() -> Qwen2ForCausalLM:
     torch.manual_seed(0)
+    attention: dict[str, Any] = {"attn_implementation": "sdpa"}  # its signature has no such keyword
     config = Qwen2Config(
         vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, attn_implementation="sdpa",
+        num_key_value_heads=2, **attention,
     )  # fmt: skip
     return Qwen2ForCausalLM(config).eval()
 

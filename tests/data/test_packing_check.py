@@ -37,8 +37,11 @@ def attend_by_boundaries(module: Any, query: Any, key: Any, value: Any, attentio
     outputs = []
     flat = [tensor.transpose(0, 1).flatten(1, 2)[None] for tensor in (query, key, value)]
     for begin, end in zip(kwargs["cu_seq_lens_q"][:-1].tolist(), kwargs["cu_seq_lens_k"][1:].tolist(), strict=True):
-        pieces = [tensor[:, :, begin:end] for tensor in flat]
-        outputs.append(sdpa_attention_forward(module, *pieces, None, is_causal=True, scaling=kwargs["scaling"])[0])
+        queries, keys, values = (tensor[:, :, begin:end] for tensor in flat)
+        attended = sdpa_attention_forward(
+            module, queries, keys, values, None, is_causal=True, scaling=kwargs["scaling"]
+        )
+        outputs.append(attended[0])
     return torch.cat(outputs, dim=1).reshape(query.shape[0], query.shape[2], *outputs[0].shape[2:]), None
 
 

@@ -1,6 +1,7 @@
 """Bytes of tokens by hand, for each kind of tokenizer, and against the text that ids decode to."""
 
 import math
+from typing import cast
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_byte_level_tokens_sum_to_the_bytes_of_the_text():
     assert counted is not None and len(counted) == len(tokenizer)
     ids = tokenizer(TEXT, add_special_tokens=False).input_ids
     assert len(ids) < len(TEXT.encode()) and counted[ids].sum() == len(TEXT.encode())
-    assert counted[tokenizer.eos_token_id] == 0 and counted[tokenizer.convert_tokens_to_ids("<think>")] == 7
+    assert counted[cast(int, tokenizer.eos_token_id)] == 0 and counted[tokenizer.convert_tokens_to_ids("<think>")] == 7
 
 
 def test_pieces_of_sentencepiece_and_of_wordpiece():

@@ -11,6 +11,7 @@ import xxhash
 from data_prep import executor
 from data_prep.encode.tokenizer import LoadedTokenizer, load_tokenizer, train_tokenizer
 from data_prep.options import DataSection, TokenizerSection
+from data_prep.prepare import prepare
 from data_prep.read import chunks
 from data_prep.store.store import Store
 
@@ -72,6 +73,13 @@ def set_part_bytes(patch: pytest.MonkeyPatch, least: int, most: int) -> None:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     set_part_bytes(monkeypatch, 2000, 6000)
+
+
+def prepare_store(data: DataSection, tokenizer: TokenizerSection) -> Path:
+    """The directory of the store that `prepare` builds or finds."""
+    directory = prepare(data, tokenizer).store_dir
+    assert directory is not None
+    return directory
 
 
 def hash_shards(directory: Path) -> list[str]:

@@ -79,7 +79,7 @@ def test_one_line_and_code_2(capsys: pytest.CaptureFixture[str], error: Exceptio
 def test_a_fault_of_the_code_keeps_its_traceback() -> None:
     assert describe_refusal(FileNotFoundError(errno.ENOENT, "x", "file")) is None
     with pytest.raises(FileNotFoundError):
-        with_exit_code(lambda: open("/none/of/this").close())()
+        with_exit_code(lambda: len(Path("/none/of/this").read_bytes()))()
 
 
 def test_a_missing_package_is_found_behind_the_error_of_another_one() -> None:

@@ -11,7 +11,7 @@ from data_prep.errors import UserError
 from data_prep.inspect import inspect, main, show_document, show_histogram
 from data_prep.prepare import prepare
 from data_prep.store.store import Store
-from tests.data_prep.conftest import make_texts, write_jsonl
+from tests.data_prep.conftest import make_texts, prepare_store, write_jsonl
 
 
 def test_histogram_counts_every_document():
@@ -116,7 +116,7 @@ def test_what_is_no_store_is_an_error(tmp_path: Path, capsys):
 @pytest.mark.parametrize("content", [None, "{broken"])
 def test_a_damaged_list_or_tokenizer_is_one_line(tmp_path: Path, recipe, capsys, name: str, content: str | None):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(20)])
-    store = prepare(*recipe(path)).store_dir
+    store = prepare_store(*recipe(path))
     (store / name).unlink()
     if content is not None:
         (store / name).write_text(content)

@@ -15,7 +15,7 @@ from data_prep.errors import UserError
 from data_prep.options import DataSection, SourceSection, TokenizerSection
 from data_prep.prepare import main, prepare
 from data_prep.store.store import Store
-from tests.data_prep.conftest import make_texts, set_part_bytes, write_jsonl
+from tests.data_prep.conftest import make_texts, prepare_store, set_part_bytes, write_jsonl
 
 
 def decode(store: Store, split: str = "train") -> list[str]:
@@ -26,7 +26,7 @@ def decode(store: Store, split: str = "train") -> list[str]:
 
 def test_every_text_is_stored_once_in_order_and_the_manifest_counts_it(tmp_path: Path, recipe, tokenizer):
     texts = make_texts(100)
-    store = Store.open(prepare(*recipe(write_jsonl(tmp_path / "a.jsonl", [{"text": t} for t in texts]))).store_dir)
+    store = Store.open(prepare_store(*recipe(write_jsonl(tmp_path / "a.jsonl", [{"text": t} for t in texts]))))
     train, validation = decode(store), decode(store, "validation")
     assert sorted(train + validation) == sorted(texts)
     assert train == [text for text in texts if text in set(train)]
@@ -66,9 +66,9 @@ def test_everything_cached_is_said(tmp_path: Path, recipe, caplog):
 
 def test_parts_and_processes_do_not_change_the_documents(tmp_path: Path, recipe, monkeypatch):
     source = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(300)])
-    whole = decode(Store.open(prepare(*recipe(source)).store_dir))
+    whole = decode(Store.open(prepare_store(*recipe(source))))
     set_part_bytes(monkeypatch, 2000, 6000)
-    store = Store.open(prepare(*recipe(source, {"store_dir": str(tmp_path / "other"), "num_proc": 2})).store_dir)
+    store = Store.open(prepare_store(*recipe(source, {"store_dir": str(tmp_path / "other"), "num_proc": 2})))
     assert len({shard.name for shard in store.manifest.shards}) > 4
     assert decode(store) == whole
 
@@ -76,11 +76,11 @@ def test_parts_and_processes_do_not_change_the_documents(tmp_path: Path, recipe,
 def test_limits_take_the_first_documents(tmp_path: Path, recipe):
     texts = make_texts(100)
     source = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
-    few = Store.open(prepare(*recipe(source, {"validation_share": 0}, max_documents=7)).store_dir)
+    few = Store.open(prepare_store(*recipe(source, {"validation_share": 0}, max_documents=7)))
     assert decode(few) == texts[:7]
     limit = int(few.split("train").lengths.sum())
     for max_tokens, count in ((limit, 7), (limit - 1, 6)):
-        store = Store.open(prepare(*recipe(source, {"validation_share": 0}, max_tokens=max_tokens)).store_dir)
+        store = Store.open(prepare_store(*recipe(source, {"validation_share": 0}, max_tokens=max_tokens)))
         assert decode(store) == texts[:count]
 
 
@@ -89,7 +89,7 @@ def test_validation_documents_stay_when_data_grows(tmp_path: Path, recipe):
     held_out = []
     for name, texts in (("a", small), ("b", large)):
         path = write_jsonl(tmp_path / f"{name}.jsonl", [{"text": text} for text in texts])
-        held_out.append(set(decode(Store.open(prepare(*recipe(path)).store_dir), "validation")))
+        held_out.append(set(decode(Store.open(prepare_store(*recipe(path))), "validation")))
     assert held_out[0] == held_out[1] & set(small)
 
 
@@ -98,7 +98,7 @@ def test_splits_by_source(tmp_path: Path, recipe):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"text": text} for text in make_texts(20, name)])
     data, tokenizer = recipe(tmp_path / "a.jsonl")
     chosen = [{"path": str(tmp_path / f"{n}.jsonl"), "split": s} for n, s in (("a", "train"), ("b", "validation"))]
-    store = Store.open(prepare(DataSection(**{**data.model_dump(), "sources": chosen}), tokenizer).store_dir)
+    store = Store.open(prepare_store(DataSection(**{**data.model_dump(), "sources": chosen}), tokenizer))
     assert (decode(store), decode(store, "validation")) == (make_texts(20, "a"), make_texts(20, "b"))
     assert store.split("validation").sources.tolist() == [1] * 20
 
@@ -112,7 +112,7 @@ def test_bad_records_stop_or_are_listed(tmp_path: Path, recipe):
         prepare(*recipe(source))
     with pytest.raises(UserError, match=r"3 of 50 records are bad \(6\.0%, data\.max_bad_share is 5\.0%\)"):
         prepare(*recipe(source, {"on_bad_record": "skip", "max_bad_share": 0.05}))
-    store = Store.open(prepare(*recipe(source, {"on_bad_record": "skip", "max_bad_share": 0.1})).store_dir)
+    store = Store.open(prepare_store(*recipe(source, {"on_bad_record": "skip", "max_bad_share": 0.1})))
     listed = [json.loads(line) for line in (store.path / "bad_records.jsonl").read_text().splitlines()]
     assert [(bad["path"], bad["number"]) for bad in listed] == [(str(source), n) for n in (11, 21, 31)]
     assert store.manifest.bad_records == 3
@@ -132,7 +132,7 @@ def test_a_source_without_a_good_record_is_counted_where_bad_ones_are_skipped(tm
     with pytest.raises(UserError, match=r"data\.sources\.1: .*empty\.jsonl, line 1: the file contains no record"):
         prepare(*recipe(good, {"sources": sources}))
     store = Store.open(
-        prepare(*recipe(good, {"sources": sources, "on_bad_record": "skip", "max_bad_share": 0.2})).store_dir
+        prepare_store(*recipe(good, {"sources": sources, "on_bad_record": "skip", "max_bad_share": 0.2}))
     )
     assert "data.sources.2: none of the first 3 records can be used, read as text" in caplog.text
     assert (store.manifest.num_documents, store.manifest.bad_records) == (50, 7)
@@ -150,21 +150,21 @@ def test_a_conversation_without_loss_is_a_bad_record(tmp_path: Path, recipe):
 
 def test_conversations_store_their_mask(tmp_path: Path, recipe, tokenizer):
     source = write_jsonl(tmp_path / "a.jsonl", [{"question": "the cat", "answer": f"said {i}"} for i in range(5)])
-    store = Store.open(prepare(*recipe(source, {"validation_share": 0})).store_dir)
+    store = Store.open(prepare_store(*recipe(source, {"validation_share": 0})))
     table = store.split("train")
     for i in range(5):
         runs = table.loss_runs(i)
         assert runs is not None
         assert len(runs) == 2
         assert tokenizer.backend.decode(table.ids(i)[runs[0] : runs[1]].tolist(), False) == f"said {i}<|im_end|>"
-    everything = Store.open(prepare(*recipe(source, {"validation_share": 0, "train_on": "all"})).store_dir)
+    everything = Store.open(prepare_store(*recipe(source, {"validation_share": 0, "train_on": "all"})))
     assert everything.split("train").loss_runs(0) is None
     assert everything.split("train").ids(0).tolist() == table.ids(0).tolist()
 
 
 def test_a_damaged_store_is_built_anew(tmp_path: Path, recipe):
     source = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(50)])
-    directory = prepare(*recipe(source)).store_dir
+    directory = prepare_store(*recipe(source))
     shard = next(directory.glob("train-*.arrow"))
     shard.write_bytes(shard.read_bytes()[:100])
     assert not prepare(*recipe(source)).store_cached

@@ -7,16 +7,24 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from data_prep.errors import UserError
-from data_prep.prepare import prepare
 from data_prep.ray_executor import run_on_ray
 from data_prep.store import assembly, build
 from data_prep.store.store import Store
-from tests.data_prep.conftest import hash_shards, make_texts, recipe, small_parts, tokenizer_dir, write_jsonl
+from tests.data_prep.conftest import (
+    hash_shards,
+    make_texts,
+    prepare_store,
+    recipe,
+    small_parts,
+    tokenizer_dir,
+    write_jsonl,
+)
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install -r requirements-ray.txt")
 __all__ = ["recipe", "small_parts", "tokenizer_dir"]
@@ -26,10 +34,9 @@ __all__ = ["recipe", "small_parts", "tokenizer_dir"]
 def address() -> Iterator[str]:
     """Of a cluster of two nodes with one CPU each."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
-
+    cluster_utils = import_module("ray.cluster_utils")
     node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node)
     cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
     yield cluster.address
     ray.shutdown()
@@ -66,8 +73,7 @@ def test_both_nodes_work(address: str):
 
 
 def test_nothing_is_reported(address: str):
-    from ray._common.usage import usage_lib
-
+    usage_lib = import_module("ray._common.usage.usage_lib")
     assert not usage_lib.usage_stats_enabled()
 
 
@@ -77,9 +83,9 @@ def test_the_store_is_that_of_processes(address: str, source, recipe, small_part
     with pytest.MonkeyPatch.context() as patch:
         if killed:
             patch.setattr(assembly, "build_part", kill_worker)
-        found = prepare(*recipe(source, on_ray)).store_dir
+        found = prepare_store(*recipe(source, on_ray))
     assert (found / "killed").exists() == killed
-    expected = prepare(*recipe(source, {"num_proc": 2})).store_dir
+    expected = prepare_store(*recipe(source, {"num_proc": 2}))
     assert len(Store.open(found).manifest.shards) > 10
     assert hash_shards(found) == hash_shards(expected)
     assert found.name == expected.name

@@ -2,7 +2,7 @@
 
 import logging
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -38,7 +38,7 @@ def test_the_prompt_is_what_stands_before_the_first_trained_turn(runs: list[int]
 
 
 def test_a_turn_that_stops_and_one_that_does_not(caplog: pytest.LogCaptureFixture) -> None:
-    model, trainer = tiny_minigpt(max_position_embeddings=16).eval(), Trainer()
+    model, trainer = tiny_minigpt(max_position_embeddings=16).eval(), cast(Any, Trainer())
     model.generation_config.eos_token_id = None
     with caplog.at_level(logging.INFO, logger="redline.train"):
         sample = write_sample(model, trainer, CHATS, table_of(CHAT), None)
@@ -53,7 +53,7 @@ def test_a_turn_that_stops_and_one_that_does_not(caplog: pytest.LogCaptureFixtur
 
 
 def test_a_prompt_of_the_recipe_is_a_user_s_message_or_a_text() -> None:
-    model, trainer = tiny_minigpt().eval(), Trainer()
+    model, trainer = tiny_minigpt().eval(), cast(Any, Trainer())
     model.generation_config.eos_token_id = None
     asked = write_sample(model, trainer, CHATS, table_of(CHAT), "w20")
     assert asked.prompt == "<|im_start|> user w20 <|im_end|> <|im_start|> assistant"

@@ -27,4 +27,8 @@ def step_once(checkpoint: Path, store: Store, learning_rate: float) -> dict[str,
         loss = loss + cross_entropy(logits[[at - 1 for at in predicted]], ids[predicted], reduction="sum")
         count += len(predicted)
     (loss / count).backward()
-    return {name: (weight - learning_rate * weight.grad).detach() for name, weight in model.named_parameters()}
+    stepped = {}
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None, name
+        stepped[name] = (weight - learning_rate * weight.grad).detach()
+    return stepped

@@ -34,7 +34,12 @@ SHAPE: dict[str, Any] = {
     "use_cache": False,
     "pad_token_id": 0,
 }
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
+EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "decoder_sparse_step": 1,
+}
 GPT2 = {
     "vocab_size": 96,
     "bos_token_id": 1,
@@ -58,7 +63,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "gpt2": GPT2Config(**GPT2, resid_pdrop=0.0, embd_pdrop=0.0, use_cache=False),
     "gpt2_dropout": GPT2Config(**GPT2, resid_pdrop=0.1, embd_pdrop=0.1, use_cache=False),
     "qwen2_moe": Qwen2MoeConfig(**SHAPE, **EXPERTS, shared_expert_intermediate_size=40),
-    "qwen3_moe": Qwen3MoeConfig(**SHAPE, **EXPERTS, head_dim=8),
+    "qwen3_moe": Qwen3MoeConfig(**SHAPE, **{**EXPERTS, "head_dim": 8}),
     "mixtral": MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
 }
 EAGER = ("gemma2", "minigpt_gelu")  # Gemma 2 caps its scores, which SDPA cannot; the other: to have eager twice

@@ -1,6 +1,7 @@
 """FLOPs against torch's own counter (corrections in `measure_flops`), and against numbers worked out by hand."""
 
 import logging
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -232,7 +233,7 @@ def test_micro_batches_add_up_and_large_lengths_do_not_overflow():
     flops = ModelFlops.from_model(build_decoder("llama"))
     parts = [flops.count([n], n, n) for n in (5, 9)]
     assert sum(parts, StepFlops()) == flops.count([5, 9], 14, 14)
-    lengths = np.array([100_000, 70_000], dtype=np.int32)
+    lengths = cast(Any, np.array([100_000, 70_000], dtype=np.int32))
     assert flops.count(lengths, 170_000, 0) == flops.count([100_000, 70_000], 170_000, 0)
     assert isinstance(flops.count(lengths, 170_000, 0).model, int)
 

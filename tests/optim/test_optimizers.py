@@ -58,7 +58,7 @@ CASES = [(name, ()) for name in CLASSES] + [
 def test_states_are_those_that_torch_makes(name, extra):
     """For a matrix of 64 x 32; beyond whole tensors of it there are counters and factors, below 100 numbers."""
     optimizer = find_optimizer(name)
-    assert set(extra) <= set(optimizer.adds_state)
+    assert set(extra) <= set(optimizer.adds_state) and optimizer.states is not None
     weight = torch.nn.Parameter(torch.ones(64, 32))
     real = CLASSES[name]([weight], lr=0.1, **{key: 0.9 if key == "momentum" else True for key in extra})
     weight.grad = torch.ones(64, 32)

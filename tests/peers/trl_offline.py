@@ -126,7 +126,7 @@ def load_dataset(
         return _load_dataset(path, name, split=split, streaming=streaming, **rest)
     made = datasets.Dataset.from_list(build_rows(name))
     if split is None:
-        return datasets.DatasetDict(train=made, test=made.select(range(2)))
+        return datasets.DatasetDict({"train": made, "test": made.select(range(2))})
     first = split.partition("[:")[2].rstrip("]")
     found = made.select(range(int(first))) if first else made.select(range(2)) if split == "test" else made
     return found.to_iterable_dataset() if streaming else found

@@ -28,8 +28,10 @@ class Page(HTMLParser):
         self.tags.append(tag)
         values = dict(attrs)
         if tag == "section":
-            self.sections.add(values["id"])
-        self.references += [value for key, value in attrs if key in {"src", "href", "xlink:href", "action", "data"}]
+            self.sections.add(values["id"] or "")
+        self.references += [
+            value or "" for key, value in attrs if key in {"src", "href", "xlink:href", "action", "data"}
+        ]
         if tag not in VOID:
             self._open.append(tag)
 

@@ -86,7 +86,7 @@ def test_long_runs_are_drawn_from_few_points_with_the_spike(write_run):
     (run_dir / "metrics.jsonl").write_text(lines)
     ax = axes()
     assert draw_loss(ax, load_run(run_dir).metrics, 6.0)
-    assert all(len(line.get_xdata()) <= MAX_POINTS for line in ax.lines)
+    assert all(len(np.asarray(line.get_xdata())) <= MAX_POINTS for line in ax.lines)
     assert max(float(np.max(line.get_ydata())) for line in ax.lines) == 500.0
     assert ax.get_ylim()[1] < 10 and "1 point(s) above the axis, highest 500" in ax.get_xlabel()
 
@@ -117,7 +117,7 @@ def test_a_loss_that_is_not_finite_to_the_end_has_its_last_step(write_run):
 def test_recent_shows_only_the_last_1000_steps(write_run):
     ax = axes()
     draw_loss(ax, load_run(write_run(make_records(3000))).metrics, None, recent=True)
-    steps = np.concatenate([line.get_xdata() for line in ax.lines if len(line.get_xdata()) > 2])
+    steps = np.concatenate([line.get_xdata() for line in ax.lines if len(np.asarray(line.get_xdata())) > 2])
     assert steps.min() > 2000 and steps.max() == 3000
 
 
@@ -125,7 +125,7 @@ def test_stacked_phases_add_up(write_run):
     run = load_run(write_run(make_records(600)))
     ax = axes()
     assert draw_phases(ax, run, share=True)
-    top = ax.collections[-1].get_paths()[0].vertices[:, 1].max()
+    top = np.asarray(ax.collections[-1].get_paths()[0].vertices)[:, 1].max()
     assert top == pytest.approx(100)
     assert names.CACHE_CLEAR not in ax.get_legend_handles_labels()[1]  # measured, but always 0
     assert draw_phases(axes(), load_run(write_run([{"step": 1, "perf/forward_ms": 2.0}], name="one")), share=False)

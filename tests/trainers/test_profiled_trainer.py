@@ -298,7 +298,8 @@ def test_a_model_whose_flops_are_not_known_gets_phases_and_one_line(tokenizer, t
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
     )
-    args = TrainingArguments(output_dir=str(tmp_path), **(COMMON | {"max_steps": 1}))
+    options: dict[str, Any] = {**COMMON, "max_steps": 1}
+    args = TrainingArguments(output_dir=str(tmp_path), **options)
     trainer = ProfiledTrainer(BertForMaskedLM(config), args, train_dataset=build_rows(tokenizer))
     with caplog.at_level(logging.WARNING, logger="redline.train"):
         trainer.train()

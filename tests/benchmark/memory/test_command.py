@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,8 @@ def test_two_real_ranks_share_what_zero_shares(tmp_path, monkeypatch):
 def test_of_several_ranks_the_highest_peak_counts():
     calls = []
 
-    def run(function, case, inputs, instrument, rank, port):
+    def run(function, *args: Any, watch: bool = False) -> Outcome[Any]:
+        case, _, _, rank, port = args
         calls.append((rank, port))
         return Outcome(measuring.Measured(case.name, 100, 90 + rank, 1.0))
 

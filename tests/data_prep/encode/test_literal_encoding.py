@@ -110,6 +110,7 @@ def test_rules_of_a_templates_token_hold_beside_spelled_ones(tokenizer: LoadedTo
     backend = Tokenizer.from_str(tokenizer.backend.to_str())
     backend.add_special_tokens([AddedToken("<|stop|>", rstrip=True, special=True, normalized=False)])
     stop = backend.token_to_id("<|stop|>")
+    assert stop is not None
     values = {**vars(tokenizer), "backend": backend, "vocab_size": stop + 1}
     values["control_tokens"] = {**tokenizer.control_tokens, "<|stop|>": stop}
     document = Document(f"a{END}<|stop|> \n b", b"", ORIGIN, is_chat=True, loss=[(1, 21)], spelled=[(1, 11)])

@@ -17,7 +17,7 @@ from data_prep.errors import UserError
 from data_prep.prepare import prepare
 from data_prep.store import assembly, build, results
 from data_prep.store.store import MANIFEST, Store
-from tests.data_prep.conftest import hash_shards, make_texts, write_jsonl
+from tests.data_prep.conftest import hash_shards, make_texts, prepare_store, write_jsonl
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def built(monkeypatch) -> list[str]:
 def prepare_fresh(sections, directory: Path) -> list[str]:
     """Hashes of the shards of the same store, built from scratch."""
     data, tokenizer = sections
-    return hash_shards(prepare(data.model_copy(update={"store_dir": str(directory)}), tokenizer).store_dir)
+    return hash_shards(prepare_store(data.model_copy(update={"store_dir": str(directory)}), tokenizer))
 
 
 def test_a_new_source_in_front_builds_its_own_parts(tmp_path, recipe, source, small_parts, built, caplog):
@@ -61,7 +61,7 @@ def test_a_new_source_in_front_builds_its_own_parts(tmp_path, recipe, source, sm
     count = len(built)
     assert count > 8
     built.clear()
-    store = prepare(*sections(new, source, other)).store_dir
+    store = prepare_store(*sections(new, source, other))
     assert 0 < len(built) < 8
     assert f"{count} of {count + len(built)} parts are unchanged" in caplog.text
     built.clear()
@@ -92,6 +92,7 @@ def test_a_changed_input_builds_the_parts_it_touches(tmp_path, recipe, source, s
     assert second.store_dir != first.store_dir
     assert 1 <= len(built) <= 3
     assert f"{count - len(built)} of {count} parts are unchanged, reused" in caplog.text
+    assert first.store_dir and second.store_dir
     shutil.rmtree(first.store_dir)
     assert hash_shards(second.store_dir) == prepare_fresh(sections, tmp_path / "fresh")
     manifest = Store.open(second.store_dir).manifest
@@ -109,10 +110,10 @@ def test_parts_are_copied_where_there_are_no_hard_links(recipe, source, small_pa
     with open(source, "ab") as file:
         file.write(b'{"text": "one more"}\n')
     built.clear()
-    second = prepare(*sections)
+    second = prepare_store(*sections)
     assert len(built) == 1
-    assert hash_shards(second.store_dir) == prepare_fresh(sections, tmp_path / "fresh")
-    assert not list(second.store_dir.rglob(".*.tmp"))
+    assert hash_shards(second) == prepare_fresh(sections, tmp_path / "fresh")
+    assert not list(second.rglob(".*.tmp"))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_line_numbers_of_bad_records_follow_an_insertion_above_them(tmp_path, re
     source.write_bytes(b"".join(lines))
 
     def find_bad() -> list[tuple[str, int]]:
-        directory = prepare(*recipe(source, lenient)).store_dir
+        directory = prepare_store(*recipe(source, lenient))
         listed = (directory / "bad_records.jsonl").read_text().splitlines()
         return [(bad["path"], bad["number"]) for bad in map(json.loads, listed)]
 
@@ -169,7 +170,7 @@ def test_line_numbers_of_bad_records_follow_an_insertion_above_them(tmp_path, re
 def test_equal_content_is_built_once_and_counted_as_often_as_it_comes(tmp_path, recipe, small_parts, built):
     for name in ("a", "b"):
         write_jsonl(tmp_path / "in" / f"{name}.jsonl", [{"text": text} for text in make_texts(100)])
-    directory = prepare(*recipe(tmp_path / "in")).store_dir
+    directory = prepare_store(*recipe(tmp_path / "in"))
     store = Store.open(directory)
     assert len(built) < len(store.manifest.shards) / 2
     assert store.manifest.num_documents == 200
@@ -179,7 +180,7 @@ def test_equal_content_is_built_once_and_counted_as_often_as_it_comes(tmp_path, 
 
 
 def test_a_damaged_sibling_is_not_taken_over(tmp_path, recipe, source, small_parts, built):
-    first = prepare(*recipe(source)).store_dir
+    first = prepare_store(*recipe(source))
     cut, garbled, flipped = sorted(first.glob("train-*.arrow"))[:3]
     cut.write_bytes(cut.read_bytes()[:100])
     garbled.write_bytes(b"\xff" * garbled.stat().st_size)
@@ -189,7 +190,7 @@ def test_a_damaged_sibling_is_not_taken_over(tmp_path, recipe, source, small_par
     with open(source, "ab") as file:
         file.write(b'{"text": "one more"}\n')
     built.clear()
-    second = prepare(*recipe(source)).store_dir
+    second = prepare_store(*recipe(source))
     assert len(built) == 4
     assert hash_shards(second) == prepare_fresh(recipe(source), tmp_path / "fresh")
 
@@ -211,7 +212,7 @@ def test_a_killed_worker_is_said_and_the_next_run_goes_on(tmp_path, recipe, sour
         patch.setattr(assembly, "build_part", kill_worker)
         with pytest.raises(UserError, match="a data preparation process was killed"):
             prepare(*sections)
-    directory = prepare(*sections).store_dir
+    directory = prepare_store(*sections)
     assert "continuing a stopped build" in caplog.text
     assert hash_shards(directory) == prepare_fresh(recipe(source), tmp_path / "fresh")
     assert not list(directory.rglob(".*.tmp"))

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.options import DataSection
-from data_prep.prepare import prepare
 from data_prep.store import duplicates
 from data_prep.store.duplicates import SignatureTable, choose_band_width, find_equal, find_similar
 from data_prep.store.shingles import SIGNATURE_WORDS, sign_texts
 from data_prep.store.store import SPLITS, Store
-from tests.data_prep.conftest import WORDS, make_texts, write_jsonl
+from tests.data_prep.conftest import WORDS, make_texts, prepare_store, write_jsonl
 from tests.data_prep.store.test_shingles import jaccard
 from tests.data_prep.test_prepare import decode
 
@@ -91,7 +90,7 @@ def build(recipe: Recipe, paths: list[Path], options: dict[str, Any], **source: 
     data, tokenizer = recipe(paths[0])
     sources = [{"path": str(path), **source} for path in paths]
     changed = DataSection.model_validate({**data.model_dump(), "sources": sources, **options})
-    return Store.open(prepare(changed, tokenizer).store_dir)
+    return Store.open(prepare_store(changed, tokenizer))
 
 
 def read_all(store: Store) -> set[str]:
@@ -185,7 +184,7 @@ def test_limits_say_what_is_read_before_duplicates_are_left_out(tmp_path: Path, 
     data, tokenizer = recipe(path)
     sources = [{"path": str(path), "max_tokens": limit}, {"path": str(other)}]
     changed = DataSection.model_validate({**data.model_dump(), "sources": sources, "deduplicate": "minhash"})
-    assert Store.open(prepare(changed, tokenizer).store_dir).manifest.sources[1].documents == 1
+    assert Store.open(prepare_store(changed, tokenizer)).manifest.sources[1].documents == 1
 
 
 def test_what_conversations_have_in_common_does_not_make_them_similar(tmp_path: Path, recipe):

@@ -7,12 +7,11 @@ import pytest
 
 from data_prep.encode.encoding import EncodedBatch
 from data_prep.errors import UserError
-from data_prep.prepare import prepare
 from data_prep.store.build import build_record_batch
 from data_prep.store.document_table import DocumentTable
 from data_prep.store.store import Shard, Store
 from data_prep.store.writing import ShardWriter
-from tests.data_prep.conftest import make_texts, write_jsonl
+from tests.data_prep.conftest import make_texts, prepare_store, write_jsonl
 
 RUNS = [None, np.array([1, 3], np.int32), np.array([0, 1, 2, 4], np.int32)]
 IDS = [[1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
@@ -77,7 +76,7 @@ def test_nothing_is_written_without_documents_and_nothing_left_after_a_failure(t
 @pytest.fixture
 def store(tmp_path: Path, recipe) -> Store:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(50)])
-    return Store.open(prepare(*recipe(path)).store_dir)
+    return Store.open(prepare_store(*recipe(path)))
 
 
 def test_pickles_as_a_path(store: Store):

@@ -24,7 +24,7 @@ from data_prep.store.writing import (
     remove_temporaries,
     write_atomically,
 )  # fmt: skip
-from tests.data_prep.conftest import hash_shards, make_texts, write_jsonl
+from tests.data_prep.conftest import hash_shards, make_texts, prepare_store, write_jsonl
 
 LIMITED = """
 import resource, signal, sys
@@ -106,10 +106,10 @@ def test_a_build_goes_on_when_there_is_space_again(tmp_path: Path, recipe, small
     assert list((directory / "parts").iterdir())
     assert not (directory / "manifest.json").exists()
     again = prepare(*sections)
-    assert not again.store_cached
+    assert not again.store_cached and again.store_dir
     assert Store.open(again.store_dir).manifest.num_documents == 101
     other, tokenizer = recipe(source, {"store_dir": str(tmp_path / "fresh")})
-    assert hash_shards(again.store_dir) == hash_shards(prepare(other, tokenizer).store_dir)
+    assert hash_shards(again.store_dir) == hash_shards(prepare_store(other, tokenizer))
 
 
 def test_a_store_that_cannot_be_made_is_one_error(tmp_path: Path, recipe):

@@ -75,6 +75,7 @@ def test_every_block_has_its_share_of_each_source(tmp_path: Path, recipe, monkey
     paths = [write_jsonl(tmp_path / f"{count}.jsonl", [{"text": t} for t in make_texts(count)]) for count in (300, 100)]
     data, tokenizer = recipe(paths[0], {"sources": [{"path": str(path)} for path in paths], "streaming": True})
     plan = prepare(data, tokenizer).stream
+    assert plan is not None
     [unit] = plan.units
     found = list(read_blocks(unit, plan, "train"))
     assert len(found) > 5
@@ -94,6 +95,7 @@ def test_bad_records_are_named_by_their_line_in_the_file(tmp_path: Path, recipe)
 
     data = data.model_copy(update={"on_bad_record": "skip"})
     skipping = prepare(data, tokenizer).stream
+    assert plan is not None and skipping is not None
     assert skipping.order == plan.order  # a run that was stopped may go on without the record
     _, read = split_of(skipping, "train")
     [bad] = [record for block in read for record in block.bad_records]

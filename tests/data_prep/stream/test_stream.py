@@ -10,7 +10,7 @@ import data_prep.stream.stream as stream
 from data_prep.errors import UserError
 from data_prep.options import DataSection, SourceSection
 from data_prep.prepare import prepare
-from data_prep.read.records import read_records
+from data_prep.read.records import BadRecord, Record, read_records
 from data_prep.read.sources import find_inputs
 from data_prep.render.documents import find_source_shape
 from data_prep.stream.stream import plan_units, sample_texts
@@ -24,9 +24,14 @@ def small_units(monkeypatch):
     monkeypatch.setattr(stream, "SHARE_BYTES", 300)
 
 
+def text_of(record: Record | BadRecord) -> str:
+    assert isinstance(record, Record)
+    return record.value["text"]
+
+
 def texts_of(unit):
     records = [record for share in unit for span in share.part.spans for record in read_records(span)]
-    return [record.value["text"] for record in records]
+    return [text_of(record) for record in records]
 
 
 def plan_of(*sections: SourceSection):
@@ -72,12 +77,14 @@ def test_the_plan_names_what_makes_the_rows(tmp_path: Path, recipe):
 
     def order(path=path, **changes):
         data, tokenizer = recipe(path, {"streaming": True})
-        return prepare(DataSection.model_validate({**data.model_dump(), **changes}), tokenizer).stream.order
+        plan = prepare(DataSection.model_validate({**data.model_dump(), **changes}), tokenizer).stream
+        assert plan is not None
+        return plan.order
 
     base = order()
     assert order(num_proc=2, max_bad_share=0.5) == base
     for key, value in (("seq_len", 64), ("seed", 3), ("validation_share", 0.1)):
-        assert order(**{key: value}) == {**base, f"data.{key}": value}
+        assert order(path, **{key: value}) == {**base, f"data.{key}": value}
     path.rename(tmp_path / "moved.jsonl")
     assert order(tmp_path / "moved.jsonl") == base
 

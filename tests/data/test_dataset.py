@@ -80,11 +80,12 @@ def test_several_rows_at_once_are_the_rows_one_by_one(make_store):
 
 def test_weights_repeat_and_choose_by_content(make_store):
     table = make_store([[i] * 3 for i in range(2000)]).split("train")
-    assert choose_documents(table, [SourceSection(weight=2.0)]).tolist() == np.repeat(np.arange(2000), 2).tolist()
-    quarter = choose_documents(table, [SourceSection(weight=0.25)])
+    twice = choose_documents(table, [SourceSection.model_validate({"weight": 2.0})])
+    assert twice.tolist() == np.repeat(np.arange(2000), 2).tolist()
+    quarter = choose_documents(table, [SourceSection.model_validate({"weight": 0.25})])
     assert 420 < len(quarter) < 580
     assert len(set(quarter.tolist())) == len(quarter)
-    more = choose_documents(table, [SourceSection(weight=1.25)])
+    more = choose_documents(table, [SourceSection.model_validate({"weight": 1.25})])
     values, counts = np.unique(more, return_counts=True)
     assert len(values) == 2000
     assert values[counts == 2].tolist() == quarter.tolist()

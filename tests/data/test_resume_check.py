@@ -31,8 +31,8 @@ def build_data(source: Path, weight: float = 1.0, **options) -> DataSection:
 @pytest.fixture
 def order_of(tmp_path: Path):
     """`order_of(number of texts, …)`: the order of a recipe, as a checkpoint gives it back."""
-    train_tokenizer(make_texts(50), TokenizerSection(vocab_size=400), tmp_path / "tokenizer")
-    tokenizer = TokenizerSection(path=str(tmp_path / "tokenizer"))
+    train_tokenizer(make_texts(50), TokenizerSection.model_validate({"vocab_size": 400}), tmp_path / "tokenizer")
+    tokenizer = TokenizerSection.model_validate({"path": str(tmp_path / "tokenizer")})
 
     def build(count: int = 50, **options):
         data = build_data(write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(count)]), **options)

@@ -37,7 +37,7 @@ def small_units(monkeypatch):
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tokenizer") / "trained"
-    train_tokenizer(make_texts(200), TokenizerSection(vocab_size=400), directory)
+    train_tokenizer(make_texts(200), TokenizerSection.model_validate({"vocab_size": 400}), directory)
     return directory
 
 
@@ -49,7 +49,7 @@ def recipe(tmp_path: Path, tokenizer_dir: Path):
     def build(**options) -> tuple[DataSection, TokenizerSection]:
         values = {"sources": [{"path": str(path)}], "store_dir": str(tmp_path / "stores"), "validation_share": 0.1}
         values |= {"seq_len": 64, "num_proc": 1, "streaming": True, **options}
-        return DataSection.model_validate(values), TokenizerSection(path=str(tokenizer_dir))
+        return DataSection.model_validate(values), TokenizerSection.model_validate({"path": str(tokenizer_dir)})
 
     return build
 

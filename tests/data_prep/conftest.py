@@ -37,7 +37,11 @@ def write_jsonl(path: Path, records: list[Any]) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tokenizer") / "trained"
-    train_tokenizer(make_texts(200), TokenizerSection(vocab_size=500, special_tokens=SPECIAL_TOKENS), directory)
+    train_tokenizer(
+        make_texts(200),
+        TokenizerSection.model_validate({"vocab_size": 500, "special_tokens": SPECIAL_TOKENS}),
+        directory,
+    )
     return directory
 
 
@@ -58,7 +62,7 @@ def recipe(tmp_path: Path, tokenizer_dir: Path) -> Callable[..., tuple[DataSecti
             "validation_share": 0.2,
             **(data or {}),
         }
-        return DataSection.model_validate(values), TokenizerSection(path=str(tokenizer_dir))
+        return DataSection.model_validate(values), TokenizerSection.model_validate({"path": str(tokenizer_dir)})
 
     return build
 

@@ -57,7 +57,7 @@ def test_nor_of_a_source_with_a_limit_that_is_not_read_to_its_end(changing, reci
 def test_nor_a_tokenizer(changing, recipe, tmp_path: Path):
     source, _ = changing
     with pytest.raises(UserError, match="changed while it was read"):
-        prepare(recipe(source)[0], TokenizerSection(vocab_size=400, special_tokens=["<|end|>"]))
+        prepare(recipe(source)[0], TokenizerSection.model_validate({"vocab_size": 400, "special_tokens": ["<|end|>"]}))
     assert not [path for path in (tmp_path / "stores" / "tokenizers").iterdir() if not path.name.startswith(".")]
 
 

@@ -128,7 +128,7 @@ def test_number_of_processes():
 
 
 def test_a_pool_is_started_for_much_work_only():
-    data = DataSection(num_proc=5)
+    data = DataSection.model_validate({"num_proc": 5})
     for seconds, processes in ((0.01, 1), (1.6, 1), (1.7, 5)):  # of 1.6 s five would save 1.28
         chosen = choose_executor(data, seconds)
         assert isinstance(chosen, partial)

@@ -51,7 +51,7 @@ def test_everything_cached_is_said(tmp_path: Path, recipe, caplog):
     caplog.set_level(logging.INFO)
     source = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(50)])
     data = recipe(source)[0]
-    tokenizer = TokenizerSection(vocab_size=400, special_tokens=["<|end|>"])
+    tokenizer = TokenizerSection.model_validate({"vocab_size": 400, "special_tokens": ["<|end|>"]})
     first = prepare(data, tokenizer)
     assert "tokenizer: trained in" in caplog.text
     assert "store: built in" in caplog.text

@@ -279,4 +279,4 @@ def test_data_recipe_reads_its_own_sections_only(tmp_path: Path) -> None:
     data, tokenizer = load_data_recipe(["--config", recipe, "--packing", "none"])
     assert (data.seq_len, data.packing) == (64, "none")
     assert tokenizer.path == "org/model"  # a pretrained model defines its tokenizer
-    assert load_data_recipe([]) == (DataSection(), TokenizerSection())
+    assert load_data_recipe([]) == (DataSection.model_validate({}), TokenizerSection.model_validate({}))

@@ -54,7 +54,7 @@ def test_marks_that_are_no_single_tokens_are_said(tmp_path: Path, tokenizer: Loa
     caplog.set_level(logging.WARNING)
     choose_template("chatml", tokenizer, CHAT)
     assert not caplog.messages
-    options = TokenizerSection(vocab_size=400, special_tokens=["<|end|>", "<|im_start|>"])
+    options = TokenizerSection.model_validate({"vocab_size": 400, "special_tokens": ["<|end|>", "<|im_start|>"]})
     train_tokenizer(make_texts(50), options, tmp_path / "one")
     choose_template("chatml", load_tokenizer(tmp_path / "one"), TEXT)
     assert not caplog.messages

@@ -64,7 +64,7 @@ def test_sample_is_bounded_and_free_of_order():
 
 def test_nothing_to_train_on_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match="no text"):
-        train_tokenizer([], TokenizerSection(), tmp_path / "t")
+        train_tokenizer([], TokenizerSection.model_validate({}), tmp_path / "t")
     assert not (tmp_path / "t").exists()
 
 

@@ -92,10 +92,10 @@ def test_a_key_leads_into_each_line_too(tmp_path: Path):
     assert [record.value for record in found if isinstance(record, Record)] == expected
     assert isinstance(last, BadRecord) and (last.number, last.unit) == (3, "line")
     with pytest.raises(UserError, match=r"sources\.0\.delimiter: ';' applies to csv and tsv files only"):
-        find_inputs([SourceSection(path=str(path), delimiter=";")])
+        find_inputs([SourceSection.model_validate({"path": str(path), "delimiter": ";"})])
     (tmp_path / "b.csv").write_text("text\na\n")
     with pytest.raises(UserError, match=r"sources\.0\.records_key: 'x' applies to json and jsonl files only"):
-        find_inputs([SourceSection(path=str(tmp_path / "b.csv"), records_key="x")])
+        find_inputs([SourceSection.model_validate({"path": str(tmp_path / "b.csv"), "records_key": "x"})])
 
 
 def test_places_of_records_under_a_key(tmp_path: Path):

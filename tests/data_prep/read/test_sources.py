@@ -106,7 +106,7 @@ def test_a_format_chooses_the_files_of_a_directory_and_how_others_are_read(mixed
     with pytest.raises(UserError, match=r"data\.sources\.0\.path: no parquet files in directory"):
         find(mixed, format="parquet")
     with pytest.raises(ValueError, match="embedded has its own"):
-        SourceSection(path="embedded", format="text")
+        SourceSection.model_validate({"path": "embedded", "format": "text"})
 
 
 def test_glob_and_single_file(tmp_path: Path):
@@ -252,7 +252,7 @@ def test_null_keys_of_objects_are_absent_in_a_streamed_dataset_and_in_what_is_ke
     """The library adds the keys of all objects to each object."""
     rows = [{"call": {"x": 1}, "calls": [{"y": 2}]}, {"call": {"z": 1}, "calls": [{"w": None, "z": [None]}]}]
     write_jsonl(hub / "train.jsonl", rows)
-    file = find_inputs([SourceSection(path=f"hf:{hub}")], streaming=True)[0].files[0]
+    file = find_inputs([SourceSection.model_validate({"path": f"hf:{hub}"})], streaming=True)[0].files[0]
     expected = [rows[0], {"call": {"z": 1}, "calls": [{"z": [None]}]}]
     found = list(read_records(Span(file.path, "hf_stream")))
     assert [record.value for record in found if isinstance(record, Record)] == expected

@@ -42,7 +42,7 @@ def write_all(folder: Path, rows: list[dict[str, Any]]) -> list[tuple[str, str]]
         writer.write_table(table)
     datasets.disable_progress_bars()
     datasets.Dataset(table).save_to_disk(str(folder / "saved"))
-    [saved] = find_inputs([SourceSection(path=str(folder / "saved"))])[0].files
+    [saved] = find_inputs([SourceSection.model_validate({"path": str(folder / "saved")})])[0].files
     return [(str(folder / "a.parquet"), "parquet"), (str(folder / "a.arrow"), "arrow"), (saved.path, saved.format)]
 
 

@@ -36,7 +36,7 @@ def read(monkeypatch) -> list[str]:
 
 
 def find(source: Path, store_dir: Path) -> tuple[Content, ...]:
-    return find_contents(find_inputs([SourceSection(path=str(source))])[0], store_dir)
+    return find_contents(find_inputs([SourceSection.model_validate({"path": str(source)})])[0], store_dir)
 
 
 def test_files_are_read_once_until_they_change(source: Path, tmp_path: Path, read: list[str], small_parts):
@@ -79,7 +79,7 @@ def test_what_cannot_be_remembered_is_said_and_does_no_harm(source: Path, tmp_pa
 
 
 def test_a_file_that_cannot_be_read_is_named(source: Path, tmp_path: Path):
-    item = find_inputs([SourceSection(path=str(source))])[0]
+    item = find_inputs([SourceSection.model_validate({"path": str(source)})])[0]
     (source / "b.jsonl").unlink()
     with pytest.raises(UserError, match=r"data\.sources\.0: .*b\.jsonl cannot be read \(No such file"):
         find_contents(item, tmp_path)

@@ -44,7 +44,8 @@ def test_every_line_is_in_one_unit_and_every_source_in_each(tmp_path: Path):
     write_jsonl(tmp_path / "large.jsonl", [{"text": text} for text in large])
     write_jsonl(tmp_path / "small.jsonl", [{"text": text} for text in small])
     units = plan_of(
-        SourceSection(path=str(tmp_path / "large.jsonl")), SourceSection(path=str(tmp_path / "small.jsonl"))
+        SourceSection.model_validate({"path": str(tmp_path / "large.jsonl")}),
+        SourceSection.model_validate({"path": str(tmp_path / "small.jsonl")}),
     )
     found = [texts_of(unit) for unit in units]
     assert sorted(sum(found, [])) == sorted(large + small)
@@ -60,14 +61,17 @@ def test_parquet_is_cut_by_row_groups_and_small_files_are_grouped(tmp_path: Path
     (tmp_path / "files").mkdir()
     for index, text in enumerate(make_texts(40, "file ")):
         write_jsonl(tmp_path / "files" / f"{index:02d}.jsonl", [{"text": text}])
-    units = plan_of(SourceSection(path=str(tmp_path / "rows.parquet")), SourceSection(path=str(tmp_path / "files")))
+    units = plan_of(
+        SourceSection.model_validate({"path": str(tmp_path / "rows.parquet")}),
+        SourceSection.model_validate({"path": str(tmp_path / "files")}),
+    )
     assert sorted(sum(map(texts_of, units), [])) == sorted(texts + make_texts(40, "file "))
     assert len(units) > 1
 
 
 def test_a_source_with_a_limit_is_one_part(tmp_path: Path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in make_texts(300)])
-    units = plan_of(SourceSection(path=str(path), max_documents=250))
+    units = plan_of(SourceSection.model_validate({"path": str(path), "max_documents": 250}))
     assert [len(unit) for unit in units] == [1]
     assert units[0][0].part.max_documents == 250
 
@@ -94,7 +98,7 @@ def test_bytes_that_change_at_the_places_looked_at_are_noticed(tmp_path: Path, m
     monkeypatch.setattr(stream, "UNIT_BYTES", 300_000)
     path = tmp_path / "a.txt"
     path.write_bytes(b"text of a file. " * 2**16)
-    [file] = find_inputs([SourceSection(path=str(path))])[0].files
+    [file] = find_inputs([SourceSection.model_validate({"path": str(path)})])[0].files
     before = stream._sample_content(file)
     data = bytearray(path.read_bytes())
     data[place] ^= 1
@@ -105,7 +109,7 @@ def test_bytes_that_change_at_the_places_looked_at_are_noticed(tmp_path: Path, m
 def test_the_sample_for_a_tokenizer_is_bounded_and_spread(tmp_path: Path):
     texts = make_texts(2000)
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
-    inputs = find_inputs([SourceSection(path=str(path))])
+    inputs = find_inputs([SourceSection.model_validate({"path": str(path)})])
     shapes = [find_source_shape(item) for item in inputs]
     sample = sample_texts(inputs, shapes, 20_000)
     assert 20_000 <= sum(map(len, sample)) < 35_000

@@ -41,7 +41,7 @@ quickstart: $(VENV)/.requirements  ## raw text -> tokenizer -> store -> trained,
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(filter-out 0,$(GPUS)),,DS_ACCELERATOR=cpu) $(BIN)/deepspeed --num_gpus $(RANKS) training/train.py \
 	  --config $(CONFIG) --deepspeed ds_configs/zero2_bf16.json
 
-check: $(VENV)/.requirements-dev  ## lint, types, layers, file sizes: seconds
+check: $(VENV)/.requirements-dev  ## lint, types, layers, file sizes: a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright

@@ -27,7 +27,9 @@ def find_source(text: str) -> str:
         return text
     if _HUB_NAME.fullmatch(text):
         return HUB_PREFIX + text
-    raise ValueError("is no file, directory or glob here; a Hugging Face dataset is written hf:NAME or hf:NAME:CONFIG")
+    raise ValueError(
+        "is not a file, directory or glob here; a Hugging Face dataset is written hf:NAME or hf:NAME:CONFIG"
+    )
 
 
 def _sources(texts: list[str]) -> dict[str, Any]:

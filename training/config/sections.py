@@ -90,7 +90,7 @@ class AdapterSection(Section):
     """LoRA adapters on a pretrained model, whose frozen weights can be quantized to 4 bits."""
 
     method: Literal["none", "lora"] = Field(
-        "none", description="What is trained. none trains all weights; lora trains only low-rank adapters."
+        default="none", description="What is trained. none trains all weights; lora trains only low-rank adapters."
     )
     r: Positive = Field(default=16, description="Rank of the adapters.")
     alpha: Positive = Field(
@@ -98,7 +98,7 @@ class AdapterSection(Section):
         description="Scale of the adapters: an update is multiplied by alpha/r (with rslora, by alpha/sqrt(r)).",
     )
     dropout: float = Field(
-        0.05, ge=0, lt=1, description="Dropout probability of an adapter's inputs, during training only."
+        default=0.05, ge=0, lt=1, description="Dropout probability of an adapter's inputs, during training only."
     )
     target_modules: list[str] | str = Field(
         default="all-linear",

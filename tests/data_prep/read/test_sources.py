@@ -105,7 +105,7 @@ def test_a_format_chooses_the_files_of_a_directory_and_how_others_are_read(mixed
     assert names(find(mixed / "[xy]*", format="text")) == [("x.jsonl", "text"), ("y.csv", "text")]
     with pytest.raises(UserError, match=r"data\.sources\.0\.path: no parquet files in directory"):
         find(mixed, format="parquet")
-    with pytest.raises(ValueError, match="embedded has its own"):
+    with pytest.raises(ValueError, match="applies to files only, not to path: embedded"):
         SourceSection.model_validate({"path": "embedded", "format": "text"})
 
 

@@ -72,4 +72,4 @@ def test_a_training_that_fails_is_one_line_with_its_log(tmp_path, capsys):
     arguments = ["--a", missing, "--b", "", "--repeat", "2", "--work_dir", str(tmp_path / "runs")]
     assert main(arguments) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: warmup-a failed with exit code 2, see ") and "nothing is no file" in error
+    assert error.startswith("error: warmup-a failed with exit code 2, see ") and "nothing is not a file" in error

@@ -18,8 +18,8 @@ help:
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is $$($(PYTHON) -V); Redline needs Python 3.11 or newer (make PYTHON=python3.12 ...)"; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 14))' || \
-	  echo "warning: $$($(PYTHON) -V) is newer than what Redline was tested with (3.11 and 3.13)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 15))' || \
+	  echo "warning: $$($(PYTHON) -V) is newer than what Redline was tested with (3.11 to 3.14)"
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 

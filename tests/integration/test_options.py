@@ -92,7 +92,7 @@ def test_an_evaluation_is_never_smoothed_and_the_first_is_of_step_0(runs):
 def test_noise_is_in_the_training_alone(runs):
     straight, noise = runs["straight"], runs["noise"]
     assert noise.values(names.EVAL_LOSS)[0] == straight.values(names.EVAL_LOSS)[0]
-    assert abs(noise.values(names.TRAIN_LOSS)[0] - straight.values(names.TRAIN_LOSS)[0]) > 1e-2
+    assert abs(noise.values(names.TRAIN_LOSS)[0] - straight.values(names.TRAIN_LOSS)[0]) > 1e-3  # rounding: 1e-5
 
 
 def test_the_best_is_saved(runs):

@@ -249,7 +249,7 @@ class Meter:
         }
 
     def run_totals(self) -> dict[str, float]:
-        """The same metrics over the whole launch but its warm-up steps (over all of it when it was no longer)."""
+        """The same metrics over the whole launch without its warm-up steps; empty when it was no longer."""
         self._collect(wait=True)
         return self._as_metrics(self._of_ranks(self._run))
 

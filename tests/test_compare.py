@@ -14,7 +14,7 @@ def test_two_runs_are_printed_and_written(tmp_path, write_timed, capsys):  # noq
     page = tmp_path / "pages" / "ab.md"
     assert main([str(a), str(b), "--output", str(page)]) == 0
     out = capsys.readouterr().out
-    assert "## B against A" in out and "tokens/s: needs repeats for an interval" in out
+    assert "## B compared with A" in out and "tokens/s: needs repeats for an interval" in out
     assert "![Ratios, losses and phases](ab.png)" in page.read_text()
     assert page.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     assert list(json.loads(page.with_suffix(".json").read_text())["sides"]) == ["A", "B"]

@@ -172,7 +172,7 @@ def _format_work(plan: RunPlan) -> list[str]:
     if plan.step_seconds is not None:
         rate = plan.tokens_per_step / plan.step_seconds
         total = f"about {_duration(plan.seconds)}; " if plan.seconds is not None else ""
-        lines.append(f"time: {total}{1e3 * plan.step_seconds:,.0f} ms a step, {rate:,.0f} tokens/s, at {plan.rate}")
+        lines.append(f"time: {total}{1e3 * plan.step_seconds:,.0f} ms per step, {rate:,.0f} tokens/s, at {plan.rate}")
     disk = ", ".join(f"{name} {_size(size)}" for name, size in plan.disk_bytes.items())
     return [*lines, f"disk: {disk}"]
 

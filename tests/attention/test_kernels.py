@@ -104,7 +104,7 @@ def test_a_new_kernel_is_known_everywhere_without_another_line(made_up):
     loaded = load_config(["--config", "debug", "model.kind=minigpt"])
     planner = Planner(loaded, lambda *given: build_planned_model(loaded.config, *given), 1, on_gpu=False)
     assert planner.attention is made_up.stand_in(masked=True)
-    assert "auto is taken for made_up" in planner.attention_note
+    assert "auto is planned as made_up" in planner.attention_note
 
     model: Any = build_decoder("qwen2")
     before = ModelFlops.from_model(model).count([4, 4], 8, 8, rows=1)

@@ -105,7 +105,7 @@ def test_settings_that_differ_are_named_with_their_origins(write_timed):
     )  # fmt: skip
     paths = [side.runs[0].path for side in comparison.sides]
     mixed = compare([load_side("A", paths), load_side("B", [write_timed("c", seed=2)])])
-    assert any("A is a mixture" in note and "training.learning_rate" in note for note in mixed.notes)
+    assert any("A mixes configurations" in note and "training.learning_rate" in note for note in mixed.notes)
 
 
 def test_json_has_no_nan_and_the_page_says_one_run(write_timed):
@@ -115,7 +115,7 @@ def test_json_has_no_nan_and_the_page_says_one_run(write_timed):
     assert rows["perf/cache_clear_ms"]["interval"]["estimate"] is None  # 0 against 0
     assert rows[names.PERF_STEP_MS]["differs"] is None
     page = format_page(comparison)
-    assert "ratios need repeats for an interval" in page
+    assert "ratios have no interval" in page
     assert rows[names.PERF_MEMORY_PEAK_GIB]["equal"] and rows[names.PERF_MEMORY_ALLOCATED_GIB]["differs"] is None
     assert page.count("needs repeats for an interval") > 10
     assert len({len(line) for line in page.split("### Phases")[0].splitlines() if line.startswith("|")}) == 1

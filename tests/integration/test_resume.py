@@ -209,7 +209,7 @@ def test_two_ranks_resume_a_stream(two_ranks):
     [bad] = [json.loads(line) for line in (straight.path / "bad_records.jsonl").read_text().splitlines()]
     assert (bad["number"], bad["reason"]) == (401, "'text' is a int, not a str")
     report = (straight.path / "report.html").read_text()
-    assert "1 record(s) were left out" in report and "streamed" in report
+    assert "1 record(s) were excluded" in report and "streamed" in report
     check_same(straight, resumed, 2, 4)
     assert resumed.json("summary.json")["bad_records"] == 1
 

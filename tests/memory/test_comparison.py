@@ -45,7 +45,7 @@ def test_a_cpu_process_is_counted_above_its_base(predicted):
 def test_what_cannot_be_compared_is_null_with_its_reason(predicted):
     found = compare(CPU, MemoryBase(1.0, 12.0), 12.0)
     assert (found.measured_gib, found.predicted_pct, found.predicted_gib) == (None, None, 8)
-    assert "had held 12.00 GiB before" in found.note
+    assert "held 12.00 GiB before" in found.note
     assert compare(CPU, MemoryBase(1.0, 1.0), None).note == "no peak was measured"
 
 

@@ -26,11 +26,14 @@ def test_names_and_sizes():
 def test_unknown_names_are_refused_with_those_that_have_their_words(given, names):
     with pytest.raises(UserError) as error:
         find_device_bytes(given)
-    assert str(error.value) == f"--device {given!r}: unknown; did you mean {names}? a size such as 24GiB does as well"
+    assert (
+        str(error.value) == f"--device {given!r}: unknown device; did you mean {names}? "
+        "give an exact name, or a size such as 24GiB"
+    )
 
 
 def test_nothing_is_suggested_for_a_device_of_another_kind():
-    with pytest.raises(UserError, match="'GTX 1080': unknown; a size such as"):
+    with pytest.raises(UserError, match="'GTX 1080': unknown device; give an exact name, or a size such as"):
         find_device_bytes("GTX 1080")
 
 

@@ -67,7 +67,7 @@ def test_zero_3_shards_what_a_rank_holds():
 def test_a_rate_that_a_run_reached_comes_first():
     found = plan(rate=(0.5, "runs/a"))
     assert found.seconds == pytest.approx(10 * 2 * FLOPS_OF_A_ROW / 0.5e12)
-    assert found.rate == "0.5 TFLOP/s a device, as runs/a reached"
+    assert found.rate == "0.5 TFLOP/s per device, as runs/a reached"
 
 
 def test_what_cannot_be_known_is_none_and_noted():
@@ -80,7 +80,7 @@ def test_what_cannot_be_known_is_none_and_noted():
 
 def test_a_device_without_bfloat16_asks_for_fp16():
     notes = plan(device="Tesla T4").notes
-    assert any("Tesla T4 computes no bfloat16" in note and "training.fp16=true" in note for note in notes)
+    assert any("Tesla T4 has no bfloat16" in note and "training.fp16=true" in note for note in notes)
 
 
 def test_an_unknown_device_is_refused():

@@ -65,6 +65,6 @@ def test_what_a_finished_run_did_not_measure_is_not_made_up_from_its_first_steps
 def test_no_share_of_a_ceiling_that_the_run_exceeded():
     peak = {"tflops": 2.0, "source": "measured", "device": "cpu"}
     reached = facts_from_summary(Summary.from_json({"mfu_pct": 10.0, "peak": peak, "ceiling": {**peak, "tflops": 0.5}}))
-    assert reached.ceiling_sentence() == "40.0 % of the 0.5 TFLOP/s that its matmuls reach alone"
+    assert reached.ceiling_sentence() == "40.0 % of the 0.5 TFLOP/s that its matmuls reach on their own"
     slow = Summary(mfu_pct=10.0, peak=peak, ceiling={**peak, "tflops": 0.1})
     assert not facts_from_summary(slow).ceiling_sentence()

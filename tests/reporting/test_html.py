@@ -71,7 +71,7 @@ def test_full_report_says_what_matters(full_run):
     for part in (
         "finished", "9.020 → 3.410", "unigram entropy 6.431", "2.821 nats below", "12,850", "41.3 %",
         "of 1.62 TFLOP/s of AMD EPYC, 2 cores, measured bf16 matmul rate", "315.0 ms", "1.87 GiB", "10.0M",
-        "the loop waits for the loader", "Read at most n bytes", "max_steps: 600", "# command line",
+        "waiting for the next batch", "Read at most n bytes", "max_steps: 600", "# command line",
         "zero_optimization", "abc1234", "checkpoint-200 written", "gradient norm 14.2",
     ):  # fmt: skip
         assert part in text, part
@@ -119,7 +119,7 @@ def test_partial_summaries_and_malformed_inputs(write_run):
 def test_bad_records_have_a_section_only_when_there_are_some(write_run):
     assert "bad-records" not in page_of(write_run(summary={**SUMMARY, "bad_records": 0}, name="a")).sections
     filtered = page_of(write_run(summary={**SUMMARY, "left_out": {"duplicates": 5, "too_short": 0}}, name="c"))
-    assert "5 left out: duplicates" in filtered.text and "too_short" not in filtered.text
+    assert "5 excluded: duplicates" in filtered.text and "too_short" not in filtered.text
     page = page_of(write_run(summary={**SUMMARY, "bad_records": 7}, name="b"))
     assert "bad-records" in page.sections and "7 record(s)" in page.text
 

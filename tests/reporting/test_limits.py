@@ -39,7 +39,7 @@ def test_each_rule_speaks_past_its_limit_only(write_run, rule):
 
 def test_ceiling_is_mfu_over_the_share_of_compute(write_run):
     findings = find(write_run(), phases=shares(forward=30.0, backward=50.0, other=20.0), mfu_pct=40.0)
-    assert "40.0 % / 0.800 = 50.0 %" in findings["The ceiling without any overhead"].arithmetic
+    assert "40.0 % / 0.800 = 50.0 %" in findings["MFU without any overhead"].arithmetic
 
 
 def test_padding_recompute_and_memory(write_run):
@@ -53,15 +53,15 @@ def test_padding_recompute_and_memory(write_run):
     ]
     run_dir = write_run(records, env={"gpus": ["H200"]}, config="training:\n  gradient_checkpointing: true  # x\n")
     findings = find(run_dir, mfu_pct=30.0, hfu_pct=40.0)
-    assert "2.00 tokens computed" in findings["Padding is computed on"].arithmetic
-    recompute = findings["More FLOPs are run than the model needs"]
+    assert "2.00 tokens are computed" in findings["Computation on padding"].arithmetic
+    recompute = findings["More FLOPs are executed than the model needs"]
     assert "(40.0 - 30.0) / 40.0 = 25 %" in recompute.arithmetic and "gradient_checkpointing is on" in recompute.advice
-    assert "10.00 GiB (50 %)" in findings["Reserved memory lies idle"].arithmetic
+    assert "10.00 GiB (50 %)" in findings["Reserved memory is unused"].arithmetic
 
 
 def test_checkpointing_is_not_blamed_when_it_is_off(write_run):
     findings = find(write_run(), mfu_pct=30.0, hfu_pct=40.0)
-    assert findings["More FLOPs are run than the model needs"].advice == ""
+    assert findings["More FLOPs are executed than the model needs"].advice == ""
 
 
 def test_a_run_of_which_most_is_no_training_says_so_and_what_binds_the_training(write_run):
@@ -72,7 +72,7 @@ def test_a_run_of_which_most_is_no_training_says_so_and_what_binds_the_training(
         roofline=Roofline(10.0, None, (forward, backward)), peak=Peak(1.0, "", ""),
     )  # fmt: skip
     rest, training = find_limits(load_run(write_run()), facts)[:2]
-    assert rest.title == "The largest part of the step is no training"
+    assert rest.title == "The largest part of the step is not training"
     assert rest.arithmetic == "51.0 % of the step (eval 40.0, checkpoint 11.0)."
     assert rest.advice == "Raise training.eval_steps (eval); raise training.save_steps (checkpoint)."
     assert training.title == "The training is compute-bound"
@@ -80,7 +80,9 @@ def test_a_run_of_which_most_is_no_training_says_so_and_what_binds_the_training(
     assert training.arithmetic.startswith(
         "Of the 49.0 % of the step that is training: compute 61.2 % (forward 61.2), memory 38.8 % (backward 38.8). "
     )
-    assert training.advice == "Try it:" and training.command.endswith(f"/run/config.yaml --levers {LEVERS['compute']}")
+    assert training.advice == "Measure which settings help:" and training.command.endswith(
+        f"/run/config.yaml --levers {LEVERS['compute']}"
+    )
 
 
 def test_nothing_measured_finds_nothing(write_run):

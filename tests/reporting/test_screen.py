@@ -67,10 +67,10 @@ def test_a_run_of_which_most_is_no_training_names_what_binds_the_training():
     phases = {names.FORWARD: 30.0, names.BACKWARD: 19.0, names.CHECKPOINT: 11.0, names.EVAL: 40.0}
     text = format_summary(Summary(phases_ms=phases, step_ms=100.0, roofline=ROOFLINE), "runs/x")
     flat = " ".join(text.split())
-    assert "no training 51.0 % of the step (eval 40.0, checkpoint 11.0); raise training.eval_steps (eval); " in flat
+    assert "not training 51.0 % of the step (eval 40.0, checkpoint 11.0); raise training.eval_steps (eval); " in flat
     # 30 / 49 and 19 / 49
     assert (
-        "bound by of the 49.0 % of the step that is training: compute 61.2 % (forward 61.2), memory 38.8 % "
+        "bottleneck of the 49.0 % of the step that is training: compute 61.2 % (forward 61.2), memory 38.8 % "
         "(backward 38.8) try python -m training.benchmark advise --config runs/x/config.yaml \\ --levers precision,"
         in flat
     )
@@ -82,13 +82,13 @@ def test_the_screen_names_the_kind_of_the_report_when_a_trace_saw_the_gpu_idle(w
     phases = {names.FORWARD: 60.0, names.BACKWARD: 40.0}
     text = format_summary(Summary(phases_ms=phases, step_ms=100.0, roofline=ROOFLINE), run_dir)
     # compute 60 - 60 x 60/100 = 24, memory 40 - 60 x 40/100 = 16
-    assert "bound by      launch 60.0 % (GPU idle 60.0), compute 24.0 % (forward 24.0)" in text
+    assert "bottleneck    launch 60.0 % (GPU idle 60.0), compute 24.0 % (forward 24.0)" in text
 
 
 def test_what_binds_the_training_comes_with_its_levers():
     phases = {names.FORWARD: 60.0, names.BACKWARD: 40.0}
     flat = " ".join(format_summary(Summary(phases_ms=phases, step_ms=100.0, roofline=ROOFLINE), "runs/x").split())
-    assert "bound by compute 60.0 % (forward 60.0), memory 40.0 % (backward 40.0) try" in flat
+    assert "bottleneck compute 60.0 % (forward 60.0), memory 40.0 % (backward 40.0) try" in flat
 
 
 def test_the_advice_is_one_command_of_a_shell(tmp_path):

@@ -51,7 +51,7 @@ def test_a_step_left_out_is_an_event_and_the_mean_is_of_the_others(tmp_path):
 def test_steps_that_overflow_at_any_scale_end_the_run(tmp_path):
     trainer = build_trainer(tmp_path)
     skipped = SkippedSteps(trainer)
-    with pytest.raises(NotFiniteError, match="17 steps in a row were left out, the loss scale is down to 0.5"):
+    with pytest.raises(NotFiniteError, match="17 steps in a row were skipped, the loss scale is down to 0.5"):
         for _ in range(60):
             take(trainer, skipped, math.inf, True)
     assert trainer.state.global_step == 17  # 2^16 halved 17 times

@@ -7,11 +7,11 @@ from data_prep.command import run_command
 
 # name -> module with `main(argv)`, what it does
 BENCHMARKS = {
-    "advise": ("training.benchmark.advise.command", "what would make a configuration faster: levers tried on it"),
+    "advise": ("training.benchmark.advise.command", "measures which settings make a configuration faster"),
     "compare": ("training.benchmark.compare", "two configurations trained in turn, with intervals"),
-    "data": ("training.benchmark.data.command", "raw text to batches, against datasets, TRL and accelerate"),
-    "memory": ("training.benchmark.memory.command", "the plan's peak of a rank against the peak of real steps"),
-    "overhead": ("training.benchmark.overhead.command", "profiling overhead of a step, on and off in turn"),
+    "data": ("training.benchmark.data.command", "raw text to batches, compared with datasets, TRL and accelerate"),
+    "memory": ("training.benchmark.memory.command", "predicted peak memory of a rank, compared with real steps"),
+    "overhead": ("training.benchmark.overhead.command", "profiling overhead of a step, measured on and off in turn"),
     "text": ("training.benchmark.data.text", "write a directory of files as the JSONL that `data --input` reads"),
 }
 

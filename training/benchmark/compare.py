@@ -83,8 +83,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--max_steps", type=int, metavar="M", help="steps of every run (default: the recipes' own)")
     parser.add_argument("--seeds", action="store_true", help="a seed for each round, the same on both sides")
     parser.add_argument("--no_warmup", action="store_true", help="no uncounted first round")
-    parser.add_argument("--launcher", default=sys.executable, metavar='"CMD"', help="what starts train.py")
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/compare"), help="where the runs go")
+    parser.add_argument("--launcher", default=sys.executable, metavar='"CMD"', help="command that starts train.py")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/compare"), help="directory for the runs")
     parser.add_argument("--output", type=Path, metavar="PAGE.md", help="write the page, its JSON and its picture")
     return parser.parse_args(argv)
 
@@ -93,9 +93,9 @@ def build_settings(options: argparse.Namespace) -> Settings:
     """Raises UserError for too few repeats, a place that holds something already, and arguments of train.py that are
     wrong."""
     if options.repeat < 2:
-        raise UserError(f"--repeat {options.repeat}: name 2 or more, one run cannot show what differs from run to run")
+        raise UserError(f"--repeat {options.repeat}: name 2 or more: one run does not show the variation between runs")
     if options.work_dir.is_dir() and any(options.work_dir.iterdir()):
-        raise UserError(f"--work_dir {options.work_dir}: it is not empty; name another place or remove it")
+        raise UserError(f"--work_dir {options.work_dir}: it is not empty; name another directory, or remove it")
     arguments = {"A": tuple(shlex.split(options.a)), "B": tuple(shlex.split(options.b))}
     for given in arguments.values():
         load_config(given)

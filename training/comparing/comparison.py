@@ -130,8 +130,8 @@ def _find_notes(sides: Sequence[Side]) -> list[str]:
     if alone:
         names_alone = " and ".join(alone)
         notes.append(
-            f"{names_alone}: one run, so what differs from run to run is not known: ratios need repeats for an "
-            f"interval. Make them with: {describe_repeats(sides)}"
+            f"{names_alone}: one run, so the variation from run to run is not known and ratios have no interval. "
+            f"To make repeats: {describe_repeats(sides)}"
         )
     for side in sides:
         notes += describe_mixture(side)

@@ -21,8 +21,9 @@ EQUAL = "equal in every digit"
 NEEDS_REPEATS = "needs repeats for an interval"
 AXIS_UNITS = {"tokens": "tokens", "text_bytes": "bytes of text"}
 HOW_TO_READ = """\
-Ratios are {b} / {a}, each with its interval: all intervals of this page hold together 95 times in 100. "Detectable" is
-the minimum detectable effect: the smallest true change that such runs show 8 times in 10."""
+Ratios are {b} / {a}, each with its interval. With a probability of 95 %, all intervals of this page contain the true
+values. "Detectable" is the minimum detectable effect: the smallest true change that such runs show with a power of
+80 %."""
 
 
 def format_page(comparison: Comparison, picture: str | None = None) -> str:
@@ -41,15 +42,15 @@ def _format_pair(pair: Pair) -> list[str]:
     a, b = pair.a.name, pair.b.name
     metrics = [row for row in pair.rows if not is_phase(row)]
     phases = [row for row in pair.rows if is_phase(row)]
-    lines = [f"## {b} against {a}", "", *(f"- {line}" for line in describe_verdict(pair))]
+    lines = [f"## {b} compared with {a}", "", *(f"- {line}" for line in describe_verdict(pair))]
     if metrics:
         lines += ["", HOW_TO_READ.format(a=a, b=b), "", *_format_metrics(metrics, a, b, share=False)]
     if phases:
-        lines += ["", f"### Phases, {b} against {a}", "", *_format_metrics(phases, a, b, share=True)]
+        lines += ["", f"### Phases, {b} compared with {a}", "", *_format_metrics(phases, a, b, share=True)]
     if pair.losses:
         units = " and ".join(dict.fromkeys(name_unit(loss.key) for loss in pair.losses))
-        lines += ["", f"### Loss, {b} less {a}, {units}", "", *_format_losses(pair.losses, a, b)]
-    lines += ["", f"### Settings, {b} against {a}", "", *_format_settings(pair, a, b)]
+        lines += ["", f"### Loss, {b} minus {a}, {units}", "", *_format_losses(pair.losses, a, b)]
+    lines += ["", f"### Settings, {b} compared with {a}", "", *_format_settings(pair, a, b)]
     return lines
 
 

@@ -48,7 +48,7 @@ def draw_comparison(comparison: Comparison) -> bytes:
 def draw_ratios(ax: Axes, pairs: Sequence[Pair]) -> None:
     """A line a metric: the ratio as a dot, its interval as a bar; grey where it holds 1."""
     rows = [(pair, row) for pair in pairs for row in pair.rows if np.isfinite(row.interval.estimate)]
-    style_axes(ax, xlabel=f"ratio to {pairs[0].a.name}, with its interval (coloured: leaves out 1)")
+    style_axes(ax, xlabel=f"ratio to {pairs[0].a.name}, with its interval (coloured: excludes 1)")
     ends = [abs(np.log(end)) for _, row in rows for end in (row.interval.low, row.interval.high) if end]
     limit = float(np.exp(np.clip(np.median(ends) * 2.5 if ends else 0.1, 0.02, np.log(MAX_RATIO))))
     for place, (pair, row) in enumerate(rows):
@@ -88,7 +88,7 @@ def draw_phases(ax: Axes, comparison: Comparison) -> None:
 
 
 def _say_why_not(ax: Axes) -> None:
-    text = "Losses of other tokenizers cannot be compared:\nno byte count"
+    text = "Losses of different tokenizers cannot be compared\nwithout a byte count"
     ax.text(0.5, 0.5, text, ha="center", va="center", color=light("muted"), transform=ax.transAxes)
     ax.set_axis_off()
 

@@ -67,8 +67,10 @@ def describe_mixture(side: Side) -> list[str]:
     for run in side.runs[1:]:
         keys = [one.key for one in find_differences(side.runs[0], run) if not one.key.endswith("seed")]
         if keys:
-            where = f"{run.path} is set up unlike {side.runs[0].path}"
-            sentences.append(f"{side.name} is a mixture: {where}: {', '.join(keys[:5])}{', …' * (len(keys) > 5)}.")
+            where = f"{run.path} differs from {side.runs[0].path} in"
+            sentences.append(
+                f"{side.name} mixes configurations: {where} {', '.join(keys[:5])}{', …' * (len(keys) > 5)}."
+            )
     return sentences
 
 

@@ -49,12 +49,12 @@ def explain_units(sides: Sequence[Side]) -> str | None:
     named = " and ".join(side.name for side in sides)
     if missing := _without_bytes(sides):
         return (
-            f"The tokenizers of {named} differ, so losses in nats per token cannot be compared, and there is no byte "
-            f"count in {', '.join(missing)} (of an older version?) to compare them in bits per byte."
+            f"The tokenizers of {named} differ, so losses in nats per token cannot be compared. Without a byte count "
+            f"in {', '.join(missing)} (from an older version?), they cannot be compared in bits per byte either."
         )
     return (
-        f"The tokenizers of {named} differ: losses are compared in bits per byte alone, since nats per token are of "
-        "other tokens. Tokens/s are of other tokens, too."
+        f"The tokenizers of {named} differ, so losses are compared only in bits per byte. Tokens/s cannot be compared: "
+        "they count different tokens."
     )
 
 

@@ -82,7 +82,7 @@ def compare_peak(
     if peak_gib is None:
         return PeakComparison(predicted, None, base.resident_gib, None, "no peak was measured")
     if base.peak_gib and peak_gib <= base.peak_gib:
-        note = f"the process had held {base.peak_gib:.2f} GiB before its model was built, training took no more"
+        note = f"the process held {base.peak_gib:.2f} GiB before it built the model, and no more while training"
         return PeakComparison(predicted, None, base.resident_gib, None, note)
     measured = peak_gib - base.resident_gib
     return PeakComparison(predicted, measured, base.resident_gib, 100 * predicted / measured)

@@ -50,7 +50,7 @@ def find_device_bytes(name: str) -> int:
         raise UserError(f"--device {name!r}: the size of its memory is not known; give a size instead, such as 128GiB")
     similar = " or ".join(map(repr, _find_similar(name)))
     hint = f"did you mean {similar}? " if similar else ""
-    raise UserError(f"--device {name!r}: unknown; {hint}a size such as 24GiB does as well")
+    raise UserError(f"--device {name!r}: unknown device; {hint}give an exact name, or a size such as 24GiB")
 
 
 def _find_similar(name: str) -> list[str]:

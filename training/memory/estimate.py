@@ -68,7 +68,7 @@ def estimate_rank(
             "activations after forward", trace.after_forward - before, at="passes", note=_activation_note(shape, trace)
         ),
         Part(
-            "peak of loss and backward beyond them",
+            "further peak of loss and backward",
             trace.peak - trace.after_forward,
             at="passes",
             note=f"logits and their gradient: {trace.logits / 2**30:.2f} GiB",
@@ -99,10 +99,10 @@ def _gradient_parts(shape: StepShape, size: int) -> list[Part]:
     if shape.accumulates and shape.reduction and not shape.keeps_gradients:
         size = shape.reduction.partition
     if shape.accumulates and size:
-        return [Part("gradients", size, at="passes", note="of the micro-batches before")]
+        return [Part("gradients", size, at="passes", note="of earlier micro-batches")]
     if shape.reduction or not size:
         return []
-    return [Part("gradients", size, at="step", note="made in backward, whose peak holds them as they come")]
+    return [Part("gradients", size, at="step", note="made in the backward pass and part of its peak")]
 
 
 def list_allowances(pass_bytes: int, *, on_gpu: bool, world_size: int) -> list[Part]:
@@ -156,4 +156,4 @@ def _sum(parts: list[Part], at: str, place: Place = "device") -> int:
 
 def _activation_note(shape: StepShape, trace: StepTrace) -> str:
     how = "checkpointed" if shape.checkpointing else f"{shape.attention.name} attention"
-    return f"{shape.micro_batch_size} x {shape.seq_len} tokens, {how}, {trace.layer / 2**20:.1f} MiB a layer"
+    return f"{shape.micro_batch_size} x {shape.seq_len} tokens, {how}, {trace.layer / 2**20:.1f} MiB per layer"

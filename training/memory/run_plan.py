@@ -233,7 +233,9 @@ class Planner:
             parts += list_step_temporaries(optimizer, largest, trained, on_gpu=self.on_gpu)
         if self.counts.in_4bit:
             size = 2 * self.counts.largest_linear
-            parts.append(Part("4-bit weight turned to 2 bytes", size, at="passes", note="the largest, one at a time"))
+            parts.append(
+                Part("4-bit weight as 2 bytes", size, at="passes", note="converted one at a time; the largest")
+            )
         return parts
 
     def _find_reduction(self, gradient_bytes: int) -> Reduction | None:
@@ -253,7 +255,7 @@ def _find_kernel(config: Config, compute: Compute, model: Any) -> tuple[Attentio
     if asked != "auto":
         return find_named(asked, model_class), ""
     kernel = find_usable(compute, model_class)[0]
-    return kernel, f"auto is taken for {kernel.name} (FlashAttention, where installed, keeps less)"
+    return kernel, f"auto is planned as {kernel.name} (FlashAttention, if installed, needs less memory)"
 
 
 def _offloads(zero: ZeroSetup) -> dict[str, bool]:
@@ -272,7 +274,7 @@ def _find_rate(
     """Model TFLOP/s of a device to predict with, and where they come from."""
     if reached:
         tflops, run = reached
-        return tflops, f"{tflops:.3g} TFLOP/s a device, as {run} reached"
+        return tflops, f"{tflops:.3g} TFLOP/s per device, as {run} reached"
     peak = find_peak(device, precision.peak_format(tf32=tf32)) if device else None
     if peak is None:
         return None, None
@@ -293,28 +295,28 @@ def _disk_bytes(planner: Planner) -> dict[str, int]:
 
 
 def _notes(config: Config, planner: Planner, device: str | None, steps: int | None, *, has_rate: bool) -> list[str]:
-    notes = ["perf.micro_batch_size: auto chooses when training starts; this is the recipe's own size"]
+    notes = ["perf.micro_batch_size: auto chooses the size when training starts; the plan uses the size in the recipe"]
     notes = notes if config.perf.micro_batch_size == "auto" else []
     notes += ["activations and peak are traced on fake tensors and are estimates; see docs/memory.md"]
     if planner.attention_note:
         notes.append(f"attention: {planner.attention_note}")
     if planner.optimizer.facts.states is None:
         name = planner.optimizer.label
-        notes.append(f"optimizer {name}: its states are taken for Adam's 8 bytes per trained parameter")
+        notes.append(f"optimizer {name}: its states are not known; the plan assumes Adam's 8 bytes per parameter")
     if steps is None:
         notes.append(
             "training.max_steps is not set: steps, tokens and time depend on the data, which a plan does not read"
         )
     if device and planner.dtype == torch.bfloat16 and _lacks_bfloat16(device):
         notes.append(
-            f"{device} computes no bfloat16 in its tensor cores, so there is no datasheet peak to predict a time with: "
-            "name training.fp16=true and training.bf16=false"
+            f"{device} has no bfloat16 in its tensor cores, so there is no datasheet peak to predict a time with: "
+            "set training.fp16=true and training.bf16=false"
         )
     elif not has_rate:
         where = f"{device!r} in {planner.dtype}" if device else "a CPU"
-        notes.append(f"no datasheet peak for {where}: no time is predicted (--like RUN takes what a run reached)")
+        notes.append(f"no datasheet peak for {where}, so no time is predicted; --like RUN takes the rate of a run")
     if config.tokenizer.path is None:
-        notes.append(f"vocabulary: tokenizer.vocab_size = {config.tokenizer.vocab_size}, as it will be trained")
+        notes.append(f"vocabulary: tokenizer.vocab_size = {config.tokenizer.vocab_size}, the size that will be trained")
     return notes
 
 

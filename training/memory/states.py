@@ -222,7 +222,7 @@ def _zero3_buffers(counts: Parameters, setup: ZeroSetup) -> list[Part]:
         return [bucket]
     at_once = max(2 * counts.largest_layer, counts.largest_outside_layers) + setup.prefetch_bucket
     gathered = min(max(at_once, setup.max_reuse_distance // 2), setup.max_live_parameters, counts.total)
-    note = "what is reused within stage3_max_reuse_distance, or two layers or the head, and the prefetch"
+    note = "reused within stage3_max_reuse_distance; at least two layers or the head, and the prefetch"
     return [bucket, Part("gathered parameters", setup.value_bytes * gathered, at="passes", note=note)]
 
 

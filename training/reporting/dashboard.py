@@ -84,7 +84,7 @@ def _describe_status(run: Run, facts: RunFacts) -> str:
     if run.summary:
         state = facts.status
     elif len(run.metrics):
-        state = f"running or killed, last line {_age(run.metrics.path)} ago"
+        state = f"running or killed, last record {_age(run.metrics.path)} ago"
     else:
         state = "started, nothing logged yet"
     parts = [state, f"step {_of_total(run)}"]
@@ -156,9 +156,9 @@ def _speed_panel(run: Run, facts: RunFacts, width: int) -> Panel:
     )  # fmt: skip
     lines: list[RenderableType] = [table]
     if facts.peak:
-        lines.append(Text(f"against {facts.peak.describe()}", style="dim"))
+        lines.append(Text(f"MFU is relative to {facts.peak.describe()}", style="dim"))
     lines.extend(_phase_bar(run, width))
-    return Panel(Group(*lines), title="speed, last line", title_align="left", border_style="dim")
+    return Panel(Group(*lines), title="speed, last record", title_align="left", border_style="dim")
 
 
 def _phase_bar(run: Run, width: int) -> list[Text]:

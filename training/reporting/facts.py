@@ -55,7 +55,7 @@ class MemoryPlan:
             return self.note
         if self.measured_gib is None or self.predicted_pct is None:
             return f"{self.predicted_gib:.2f} GiB predicted, not compared: {self.note}"
-        base = f" above the {self.base_gib:.2f} GiB of the process before its model was built" if self.base_gib else ""
+        base = f", without the {self.base_gib:.2f} GiB held before the model was built" if self.base_gib else ""
         return (
             f"{self.predicted_gib:.2f} GiB predicted, {self.predicted_pct:.0f} % of the {self.measured_gib:.2f} GiB "
             f"measured{base}"
@@ -160,7 +160,7 @@ class RunFacts:
         if self.ceiling is None or self.ceiling_pct is None or self.exceeds_ceiling:
             return ""
         share = format_significant(self.ceiling_pct, "%")
-        return f"{share} of the {self.ceiling.tflops:.3g} TFLOP/s that its matmuls reach alone"
+        return f"{share} of the {self.ceiling.tflops:.3g} TFLOP/s that its matmuls reach on their own"
 
     def entropy_sentence(self) -> str:
         """One sentence on validation loss against the unigram entropy of the validation text."""
@@ -177,7 +177,7 @@ class RunFacts:
             )
         return (
             f"Validation loss {loss:.3f} is not below the unigram entropy {entropy:.3f} ({loss - entropy:+.3f} nats): "
-            "the model knows no more than how often each token occurs."
+            "the model predicts no better than the token frequencies alone."
         )
 
 

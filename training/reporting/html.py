@@ -156,7 +156,9 @@ def _describe_mfu(facts: RunFacts) -> str:
     if facts.mfu_pct is None:
         return ""
     against = f"of {facts.peak.describe()}" if facts.peak else "peak not recorded"
-    palm = f"; {format_significant(facts.mfu_palm_pct, '%')} as PaLM counts" if facts.mfu_palm_pct is not None else ""
+    palm = (
+        f"; {format_significant(facts.mfu_palm_pct, '%')} by PaLM's formula" if facts.mfu_palm_pct is not None else ""
+    )
     alone = facts.ceiling_sentence()
     return against + (f"; {alone}" if alone else "") + palm
 
@@ -227,10 +229,10 @@ def _find_bad_records(run: Run) -> list[str]:
     if isinstance(recorded, list):
         found += [_to_line(item) for item in recorded]
     elif (number := as_number(recorded)) is not None and number > 0:
-        found.insert(0, f"{number:,.0f} record(s) were left out")
+        found.insert(0, f"{number:,.0f} record(s) were excluded")
     left_out = run.summary and run.summary.left_out
     counts = left_out.items() if isinstance(left_out, Mapping) else ()
-    return found + [f"{count:,.0f} left out: {_to_line(why)}" for why, n in counts if (count := as_number(n) or 0) > 0]
+    return found + [f"{count:,.0f} excluded: {_to_line(why)}" for why, n in counts if (count := as_number(n) or 0) > 0]
 
 
 def _describe_event(event: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What stands between a run and the limit: rules over its numbers, each finding with its arithmetic.
+"""What limits a run: rules over its numbers, each finding with its arithmetic.
 
 A rule speaks only when a number of this run is past its threshold, shows that number, and names the key to turn.
 What would be gained is an upper bound: the step without the phase. Nothing here is general advice.
@@ -34,19 +34,19 @@ class PhaseRule:
 PHASE_RULES = (
     PhaseRule(
         names.DATA_WAIT, 10, "The loop waits for batches",
-        "Raise data.num_workers, or training.dataloader_prefetch_factor when it is above 0 already.",
+        "Raise data.num_workers, or training.dataloader_prefetch_factor if there are workers already.",
     ),
     PhaseRule(
-        names.H2D, 5, "Copying batches to the device shows",
+        names.H2D, 5, "Copying batches to the device costs time",
         "Set training.dataloader_pin_memory to true.",
     ),
     PhaseRule(
         names.COMM_EXPOSED, 10, "Exposed communication",
         "Raise training.gradient_accumulation_steps (fewer reductions per token), or reduce_bucket_size in the "
-        "DeepSpeed JSON; when perf/slowest_rank_behind_pct is high, it is that rank which the others wait for.",
+        "DeepSpeed JSON. If perf/slowest_rank_behind_pct is high, the other ranks wait for that rank.",
     ),
     PhaseRule(
-        names.OPTIMIZER, 25, "The optimizer step is a large part",
+        names.OPTIMIZER, 25, "The optimizer step takes a large share",
         "Raise training.gradient_accumulation_steps (fewer optimizer steps per token; the global batch grows with it), "
         "or choose a fused optimizer in training.optim.",
     ),
@@ -64,11 +64,11 @@ PHASE_RULES = (
     ),
     PhaseRule(
         names.CACHE_CLEAR, 2, "Clearing the cache costs time",
-        "Raise perf.empty_cache_every, or set it to 0 when memory does not run out without it.",
+        "Raise perf.empty_cache_every, or set it to 0 if memory suffices without it.",
     ),
     PhaseRule(
-        names.OTHER, 10, "Time that no phase claims",
-        "Ask for a trace of a few steps with perf.profile_steps to see what it is.",
+        names.OTHER, 10, "Time outside all phases",
+        "Trace a few steps with perf.profile_steps to see what it is.",
     ),
 )  # fmt: skip
 
@@ -102,13 +102,13 @@ def _name_bottleneck(run: Run, facts: RunFacts) -> Iterator[Finding]:
     if found is None or facts.roofline is None or facts.peak is None:
         return
     lines = [
-        f"{phase.phase} takes {phase.ms:,.1f} ms and could not take less than {phase.least_ms:,.1f} ms "
+        f"{phase.phase} takes {phase.ms:,.1f} ms and needs at least {phase.least_ms:,.1f} ms "
         f"({phase.bound}): {phase.reached_pct:.0f} %"
         for phase in facts.roofline.phases
     ]
     if found.rest_leads:
         yield Finding(
-            "The largest part of the step is no training",
+            "The largest part of the step is not training",
             f"{found.describe_rest()}.",
             f"{found.thin_rest()}.".capitalize() if found.thin_rest() else "",
         )
@@ -116,7 +116,7 @@ def _name_bottleneck(run: Run, facts: RunFacts) -> Iterator[Finding]:
         f"The training is {found.kind}-bound" if found.rest_leads else f"{found.kind.capitalize()}-bound",
         f"{found.base.capitalize()}: {found.describe()}. Against {facts.peak.tflops:.3g} TFLOP/s and "
         f"{facts.roofline.gigabytes_per_second:,.3g} GB/s, {'; '.join(lines)}.",
-        "Try it:",
+        "Measure which settings help:",
         " ".join(format_advise(run.path, run.env, found.levers)),
     )
 
@@ -143,12 +143,12 @@ def _check_ranks(run: Run, facts: RunFacts) -> Iterator[Finding]:
     ranks, counts = np.unique(slowest.values, return_counts=True)
     rank, times = int(ranks[counts.argmax()]), int(counts.max())
     yield Finding(
-        f"Rank {rank} is waited for",
-        f"It had the most time of its own in {times} of {len(slowest)} records; the slowest rank was "
-        f"{mean_behind:.0f} % behind the median one.",
-        "The keys perf/PHASE_rank_max_ms say in which phase; rank 0 alone draws plots (monitor.plot_every)."
+        f"The other ranks wait for rank {rank}",
+        f"It was the slowest in {times} of {len(slowest)} records. The slowest rank was {mean_behind:.0f} % behind the "
+        "median rank.",
+        "The keys perf/PHASE_rank_max_ms show in which phase. Only rank 0 draws plots (monitor.plot_every)."
         if rank == 0
-        else "The keys perf/PHASE_rank_max_ms say in which phase: its data, its device or what else runs there.",
+        else "The keys perf/PHASE_rank_max_ms show in which phase. Check its data, its device, other programs.",
     )
 
 
@@ -163,10 +163,10 @@ def _check_compute(run: Run, facts: RunFacts) -> Iterator[Finding]:
     inside = facts.mfu_pct * 100 / compute
     peak = f" against {facts.peak.describe()}" if facts.peak else ""
     yield Finding(
-        "The ceiling without any overhead",
-        f"Forward and backward are {compute:.1f} % of the step. With nothing else in it, MFU would be "
+        "MFU without any overhead",
+        f"Forward and backward are {compute:.1f} % of the step. Without the other phases, MFU would be "
         f"{facts.mfu_pct:.1f} % / {compute / 100:.3f} = {inside:.1f} %{peak}; the other "
-        f"{max(100 - inside, 0):.1f} % is lost inside them.",
+        f"{max(100 - inside, 0):.1f} % is lost inside forward and backward.",
         _room_for_batch(run) if inside < 50 else "",
     )
 
@@ -182,8 +182,8 @@ def _check_padding(run: Run, facts: RunFacts) -> Iterator[Finding]:
     useful = mean_per_step(run.series(names.PERF_USEFUL_TOKENS_PCT))
     if useful is not None and 0 < useful < 90:
         yield Finding(
-            "Padding is computed on",
-            f"{useful:.1f} % of the tokens are useful: {100 / useful:.2f} tokens computed for each that counts.",
+            "Computation on padding",
+            f"{useful:.1f} % of the tokens are useful: {100 / useful:.2f} tokens are computed for each useful one.",
             "Set data.packing to best_fit.",
         )
 
@@ -194,9 +194,9 @@ def _check_recompute(run: Run, facts: RunFacts) -> Iterator[Finding]:
     share = 100 * (facts.hfu_pct - facts.mfu_pct) / facts.hfu_pct
     recomputes = re.search(r"^\s*(gradient|activation)_checkpointing: true\b", run.config_text or "", re.MULTILINE)
     yield Finding(
-        "More FLOPs are run than the model needs",
+        "More FLOPs are executed than the model needs",
         f"HFU {facts.hfu_pct:.1f} % against MFU {facts.mfu_pct:.1f} %: "
-        f"({facts.hfu_pct:.1f} - {facts.mfu_pct:.1f}) / {facts.hfu_pct:.1f} = {share:.0f} % of what is run is "
+        f"({facts.hfu_pct:.1f} - {facts.mfu_pct:.1f}) / {facts.hfu_pct:.1f} = {share:.0f} % of the executed FLOPs are "
         "recomputation, padding or masked-out attention.",
         "training.gradient_checkpointing is on: set it to false if memory allows." if recomputes else "",
     )
@@ -206,10 +206,10 @@ def _check_memory(run: Run, facts: RunFacts) -> Iterator[Finding]:
     peak, reserved = run.series(names.PERF_MEMORY_PEAK_GIB).last(), run.series(names.PERF_MEMORY_RESERVED_GIB).last()
     if run.env.get("gpus") and peak and reserved and reserved > 1.3 * peak:
         yield Finding(
-            "Reserved memory lies idle",
+            "Reserved memory is unused",
             f"{reserved:.2f} GiB reserved against a peak of {peak:.2f} GiB allocated: {reserved - peak:.2f} GiB "
             f"({100 * (reserved - peak) / reserved:.0f} %) is fragmentation or a past peak.",
-            "Start it with this in the environment:",
+            "Set this environment variable for the run:",
             "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
         )
 

@@ -18,17 +18,17 @@ from training.reporting.run_reader import Run
 from training.reporting.statistics import step_weights
 
 PHASE_MEANINGS = {
-    names.DATA_WAIT: "the loop waits for the loader",
-    names.H2D: "the batch is copied to the device",
+    names.DATA_WAIT: "waiting for the next batch",
+    names.H2D: "copying the batch to the device",
     names.FORWARD: "forward pass and loss",
-    names.BACKWARD: "gradients, and what is recomputed",
-    names.COMM_EXPOSED: "exposed communication: waits for ranks",
-    names.OPTIMIZER: "clipping and the optimizer step",
-    names.CACHE_CLEAR: "the allocator's cache is emptied",
-    names.CHECKPOINT: "a checkpoint is written",
-    names.EVAL: "the validation set is evaluated",
-    names.LOGGING: "records are written, plots drawn",
-    names.OTHER: "time that no phase above claims",
+    names.BACKWARD: "backward pass, with recomputation",
+    names.COMM_EXPOSED: "exposed communication between ranks",
+    names.OPTIMIZER: "gradient clipping, optimizer step",
+    names.CACHE_CLEAR: "emptying the allocator's cache",
+    names.CHECKPOINT: "writing checkpoints",
+    names.EVAL: "evaluation on the validation set",
+    names.LOGGING: "writing records, drawing plots",
+    names.OTHER: "time outside all phases above",
 }
 
 

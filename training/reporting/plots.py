@@ -41,8 +41,8 @@ DEVICE_KEYS = {
     names.PERF_GPU_UTILIZATION_PCT: ("utilisation", "blue"),
 }
 MFU_KEYS = {
-    names.PERF_HFU_PCT: ("HFU, all that is run", "purple"),
-    names.PERF_MFU_PALM_PCT: ("MFU, PaLM's count", "sky"),
+    names.PERF_HFU_PCT: ("HFU, all FLOPs executed", "purple"),
+    names.PERF_MFU_PALM_PCT: ("MFU, PaLM's formula", "sky"),
     names.PERF_MFU_PCT: ("MFU", "blue"),
 }
 

@@ -132,10 +132,10 @@ class MetricsLog:
         """What was left out, one sentence each."""
         notes = []
         if self.torn:
-            notes.append(f"{self.path.name}: the last line is incomplete (killed, or still writing): left out.")
+            notes.append(f"{self.path.name}: the last line is incomplete (killed, or still writing) and was skipped.")
         if self.num_bad_lines:
             notes.append(
-                f"{self.path.name}: {self.num_bad_lines} unreadable line(s) left out, first line {self.first_bad_line}."
+                f"{self.path.name}: {self.num_bad_lines} unreadable line(s) skipped, first line {self.first_bad_line}."
             )
         if self.num_superseded:
             notes.append(f"{self.path.name}: {self.num_superseded} record(s) replaced by later ones of earlier steps.")
@@ -231,7 +231,7 @@ def load_run(path: Path | str, metrics: MetricsLog | None = None) -> Run:
     metrics = MetricsLog(path / "metrics.jsonl") if metrics is None else metrics
     metrics.poll()
     if not metrics.path.exists():
-        notes.append("metrics.jsonl: not there yet, nothing has been logged.")
+        notes.append("metrics.jsonl does not exist yet: nothing has been logged.")
     notes.extend(metrics.notes())
     return Run(
         path=path,
@@ -264,7 +264,7 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
         return None
     value = parse_object(path.read_bytes())
     if value is None:
-        notes.append(f"{path.name}: not a JSON object, left out.")
+        notes.append(f"{path.name}: not a JSON object, skipped.")
     return value
 
 
@@ -276,4 +276,4 @@ def _read_events(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
         if event:
             yield event
     if num_bad:
-        notes.append(f"{path.name}: {num_bad} unreadable line(s) left out.")
+        notes.append(f"{path.name}: {num_bad} unreadable line(s) skipped.")

@@ -86,10 +86,10 @@ def _format_bottleneck(found: Bottleneck | None, run_dir: Path) -> list[str]:
     first, *others = format_advise(run_dir, env or {}, found.levers)
     command = " \\\n".join([_row("try", first, wrap=False), *(f"{'':<16}{line}" for line in others)])
     if not found.rest_leads:
-        return [_row("bound by", found.describe()), command]
+        return [_row("bottleneck", found.describe()), command]
     return [
-        _row("no training", f"{found.describe_rest()}; {found.thin_rest()}".removesuffix("; ")),
-        _row("bound by", f"{found.base}: {found.describe()}"),
+        _row("not training", f"{found.describe_rest()}; {found.thin_rest()}".removesuffix("; ")),
+        _row("bottleneck", f"{found.base}: {found.describe()}"),
         command,
     ]
 
@@ -112,7 +112,7 @@ def _describe_mfu(facts: RunFacts) -> str:
     against = facts.peak.describe() if facts.peak else "a peak that was not recorded"
     mfu, palm = format_significant(facts.mfu_pct, "%"), format_significant(facts.mfu_palm_pct, "%")
     alone = facts.ceiling_sentence()
-    return f"{mfu} of {against}; {f'{alone}; ' if alone else ''}as PaLM counts: {palm}"
+    return f"{mfu} of {against}; {f'{alone}; ' if alone else ''}by PaLM's formula: {palm}"
 
 
 def _describe_parameters(facts: RunFacts) -> str:

@@ -59,13 +59,13 @@ class SkippedSteps:
         trainer._globalstep_last_logged += 1  # the mean is over one step less
         self._in_a_row += 1
         self._since_record += 1
-        message = f"step {step} was left out: its gradient overflowed at a loss scale above {scale:g}"
+        message = f"step {step} was skipped: its gradient overflowed at a loss scale above {scale:g}"
         if trainer.args.should_save:
             trainer.run_dir.append_event("skipped_step", step, message, loss_scale=scale, in_a_row=self._in_a_row)
             logger.warning("%s", message)
         if self._in_a_row >= MAX_SKIPPED_IN_A_ROW or scale < 1:
             raise NotFiniteError(
-                f"step {step}: {self._in_a_row} steps in a row were left out, the loss scale is down to {scale:g}: the "
+                f"step {step}: {self._in_a_row} steps in a row were skipped, the loss scale is down to {scale:g}: the "
                 "gradient is not finite at any scale; train in bf16, or lower training.learning_rate"
             )
 

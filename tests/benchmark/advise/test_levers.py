@@ -36,10 +36,10 @@ def test_the_rows_of_a_step_stay_the_same():
         ("cpu", "attention", ["eager"]),
         ("cpu", "pinned-memory", "on a CPU batches are not copied"),
         ("cuda", "pinned-memory", ["off"]),
-        ("cuda", "threads", "the GPU computes"),
+        ("cuda", "threads", "threads matter only for training on a CPU"),
         ("cpu", "workers", ["1 a rank", "2 a rank"]),
         ("cpu", "packing", ["wrapped", "none", "none, grouped by length"]),
-        ("cpu", "bucket-size", "one rank reduces nothing"),
+        ("cpu", "bucket-size", "one rank has no gradients to reduce"),
     ],
 )
 def test_levers_fit_the_device(device, lever, expected):

@@ -158,11 +158,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options of this command; the rest are train.py's."""
     parser = build_parser("advise", __doc__)
     parser.allow_abbrev = False
-    parser.add_argument("--levers", metavar="A,B", help="these levers only")
+    parser.add_argument("--levers", metavar="A,B", help="only these levers")
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="optimizer steps of a run (default 10)")
     parser.add_argument("--repeat", type=int, default=4, metavar="N", help="rounds (default 4)")
-    parser.add_argument("--launcher", default=sys.executable, metavar='"CMD"', help="what starts a training script")
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/advise"), help="where the runs go; empty")
+    parser.add_argument("--launcher", default=sys.executable, metavar='"CMD"', help="command that starts a script")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/advise"), help="empty directory for the runs")
     parser.add_argument("--output", type=Path, metavar="PAGE.md", help="default: advice.md in the work_dir")
     return parser.parse_known_args(argv)
 
@@ -174,11 +174,11 @@ def _read_levers(options: argparse.Namespace) -> list[str]:
         if name not in LEVERS:
             raise UserError(f"--levers {name}: unknown, one of {', '.join(LEVERS)}")
     if options.steps < MIN_STEPS:
-        raise UserError(f"--steps {options.steps}: name {MIN_STEPS} or more, the first {WARMUP_STEPS} do not count")
+        raise UserError(f"--steps {options.steps}: name {MIN_STEPS} or more, as the first {WARMUP_STEPS} do not count")
     if options.repeat < 2:
-        raise UserError(f"--repeat {options.repeat}: name 2 or more, one run cannot show what differs from run to run")
+        raise UserError(f"--repeat {options.repeat}: name 2 or more: one run does not show the variation between runs")
     if options.work_dir.is_dir() and any(options.work_dir.iterdir()):
-        raise UserError(f"--work_dir {options.work_dir}: it is not empty; name another place or remove it")
+        raise UserError(f"--work_dir {options.work_dir}: it is not empty; name another directory, or remove it")
     return levers
 
 
@@ -193,7 +193,7 @@ def advise(session: Session, levers: Sequence[str], rounds: int, command: str) -
     confirmed: list[Verdict] = []
     notes: list[str] = []
     left_out: dict[str, str] = {}
-    logger.info("the first run, not counted: it builds the token store")
+    logger.info("first run (not counted): it builds the token store")
     first = runner.run(None, 0)
     base = describe_baseline(runner.arguments, first)
     runner.world_size = base.world_size
@@ -206,12 +206,12 @@ def advise(session: Session, levers: Sequence[str], rounds: int, command: str) -
         variants = _check_arguments(session, found)
         num_runs = (len(variants) + math.ceil(len(variants) / GROUP)) * rounds
         time_left = format_duration(num_runs * seconds)
-        logger.info("%d variants, %d rounds, about %s and the last rounds", len(variants), rounds, time_left)
+        logger.info("%d variants, %d rounds, about %s, then the confirming rounds", len(variants), rounds, time_left)
         session.run_rounds(variants, rounds, seed=0)
         confirmed = _confirm(session, variants, rounds)
     except KeyboardInterrupt:
-        notes.append("Stopped by Ctrl-C: runs that had none of the configuration beside them yet do not count.")
-    notes += [f"The configuration as it is failed, and groups without it do not count: {why}"
+        notes.append("Stopped by Ctrl-C: runs without one of the unchanged configuration beside them do not count.")
+    notes += [f"The unchanged configuration failed, and groups without it do not count: {why}"
               for why in session.lost.values()]  # fmt: skip
     ranks = f"{base.world_size} rank{'s' * (base.world_size > 1)}"
     best = max(confirmed, key=lambda verdict: verdict.speed.estimate, default=None)
@@ -250,7 +250,7 @@ def _confirm(session: Session, variants: Sequence[Variant], rounds: int) -> list
     chosen = [_again(ranked[0].variant)]
     if len(ranked) > 1:
         chosen.append(combine([verdict.variant for verdict in ranked]))
-    logger.info("once more in new rounds: %s", "; ".join(one.label for one in chosen))
+    logger.info("confirming in new rounds: %s", "; ".join(one.label for one in chosen))
     session.run_rounds(chosen, rounds, seed=1)
     return session.judge(chosen)
 
@@ -269,11 +269,11 @@ def _write_json(runner: Runner, variant: Variant) -> str:
 def _describe_baseline(session: Session, steps: int) -> str:
     trials = session.baselines
     if not trials:
-        return "The configuration as it is was not measured."
+        return "The unchanged configuration was not measured."
     rates = sorted(trial.tokens_per_second for trial in trials)
     peaks = [trial.peak_gib for trial in trials if trial.peak_gib]
     memory = f", at most {max(peaks):.2f} GiB" if peaks else ""
     return (
-        f"As it is: {rates[len(rates) // 2]:,.0f} tokens/s (median of {len(rates)} runs of {steps} steps, "
-        f"{rates[0]:,.0f} to {rates[-1]:,.0f}){memory}."
+        f"Unchanged configuration: {rates[len(rates) // 2]:,.0f} tokens/s (median of {len(rates)} runs of "
+        f"{steps} steps, {rates[0]:,.0f} to {rates[-1]:,.0f}){memory}."
     )

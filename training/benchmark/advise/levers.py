@@ -74,9 +74,9 @@ def list_variants(base: Baseline, levers: Sequence[str]) -> tuple[list[Variant],
 
 def _micro_batch(base: Baseline) -> list[Variant]:
     if base.loaded.config.perf.micro_batch_size == "auto":
-        raise NothingToTurnError("perf.micro_batch_size: auto chooses it")
+        raise NothingToTurnError("perf.micro_batch_size: auto already chooses the size")
     if base.loaded.config.data.max_tokens_per_batch:
-        raise NothingToTurnError("data.max_tokens_per_batch says how large a micro-batch is")
+        raise NothingToTurnError("data.max_tokens_per_batch sets the size of a micro-batch")
     micro = int(base.argument("per_device_train_batch_size"))
     rows = micro * int(base.argument("gradient_accumulation_steps") or 1)
     sizes = [size for size in (2 * micro, micro // 2) if size and rows % size == 0]
@@ -133,7 +133,7 @@ def _loss_kernel(base: Baseline) -> list[Variant]:
     if base.device != "cuda" or importlib.util.find_spec("liger_kernel") is None:
         raise NothingToTurnError("the fused loss of liger-kernel needs CUDA and `pip install liger-kernel`")
     if not model.path and not model.config.get("model_type"):
-        raise NothingToTurnError("liger-kernel patches HF architectures only: MiniGPT is none")
+        raise NothingToTurnError("liger-kernel patches Hugging Face architectures only, not MiniGPT")
     return _toggle(base, "loss kernel", "training.use_liger_kernel", "liger-kernel")
 
 
@@ -207,7 +207,7 @@ def _zero_stage(base: Baseline) -> list[Variant]:
         if base.world_size == 1:
             raise NothingToTurnError("one rank has nothing to shard")
         if not base.argument("bf16"):
-            raise NothingToTurnError("the DeepSpeed set-ups that could be tried compute in bf16, this recipe does not")
+            raise NothingToTurnError("the DeepSpeed set-ups to try compute in bf16, and this recipe does not")
         return [
             Variant("ZeRO stage", name, {DEEPSPEED: name}, changes_training="weights in bf16 with float32 masters")
             for name in ("zero1_bf16", "zero2_bf16")
@@ -228,13 +228,15 @@ def _zero_stage(base: Baseline) -> list[Variant]:
                     changes_training="weights in float32 under autocast")
         )  # fmt: skip
     if not variants:
-        raise NothingToTurnError("with offload and an optimizer in the JSON there is no other stage to go to")
+        raise NothingToTurnError(
+            "with an optimizer or scheduler in the JSON, and one rank or offload, no other stage can be tried"
+        )
     return variants
 
 
 def _bucket_size(base: Baseline) -> list[Variant]:
     if base.world_size == 1:
-        raise NothingToTurnError("one rank reduces nothing")
+        raise NothingToTurnError("one rank has no gradients to reduce")
     if base.loaded.deepspeed is None:
         now = int(base.argument("ddp_bucket_cap_mb") or DDP_BUCKET_MB)
         return [
@@ -252,7 +254,7 @@ def _bucket_size(base: Baseline) -> list[Variant]:
 
 def _threads(base: Baseline) -> list[Variant]:
     if base.device != "cpu":
-        raise NothingToTurnError("the GPU computes")
+        raise NothingToTurnError("threads matter only for training on a CPU")
     now, cores = base.num_threads, count_cores()
     numbers = [number for number in (now // 2, 2 * now) if 1 <= number <= cores]
     if not numbers:

@@ -32,10 +32,10 @@ class Advice:
 
 def format_advice(advice: Advice) -> str:
     """The whole page."""
-    lines = ["# Levers that were tried", "", advice.machine, "", advice.baseline, ""]
-    lines += ["## Each alone, against the configuration as it is", "", HOW_TO_READ, ""]
+    lines = ["# Levers tried", "", advice.machine, "", advice.baseline, ""]
+    lines += ["## Each lever alone, compared with the unchanged configuration", "", HOW_TO_READ, ""]
     lines += _format_table(sorted(advice.verdicts, key=lambda verdict: -verdict.speed.estimate))
-    for title, reasons in (("Failed", advice.failed), ("Nothing to turn", advice.left_out)):
+    for title, reasons in (("Failed", advice.failed), ("No variant to try", advice.left_out)):
         if reasons:
             lines += ["", f"## {title}", "", *(f"- {name}: {reason}" for name, reason in reasons.items())]
     lines += ["", "## Advice", "", *_format_confirmed(advice)]
@@ -46,8 +46,9 @@ def format_advice(advice: Advice) -> str:
 
 
 HOW_TO_READ = """\
-Ratios to the runs beside it, each with its 95 % interval; memory is the highest of the process (CPU: resident, GPU:
-allocated). Loss: the largest relative difference at a step; "same" is rounding, "changed" is another training."""
+Each ratio compares a variant with the runs of the unchanged configuration in the same groups, with a 95 % interval.
+Memory is the peak of the process (CPU: resident, GPU: allocated). Loss is the largest relative difference at a step:
+"same" is within rounding, "changed" is another training."""
 
 
 def _format_table(verdicts: Sequence[Verdict]) -> list[str]:
@@ -68,7 +69,7 @@ def _interval(interval: Interval) -> str:
     if interval.low is None or interval.high is None:
         return "(one round)"
     if interval.high > 100 * interval.estimate:
-        return "(anything)"
+        return "(unbounded)"
     return f"({interval.low:.3f} to {interval.high:.3f})"
 
 
@@ -101,18 +102,18 @@ def _format_confirmed(advice: Advice) -> list[str]:
         return ["Nothing was measured."]
     if not advice.confirmed:
         untold = sum(verdict.speed.differs is not True for verdict in advice.verdicts)
-        lines = ["None of these was shown to be faster without changing what is trained."]
+        lines = ["No variant was measurably faster without changing what is trained."]
         return lines + [
-            f"{untold} differed from it by less than these rounds can detect; more rounds (--repeat) detect less."
+            f"{untold} differed by less than these rounds can detect; more rounds (--repeat) detect smaller ones."
         ] * bool(untold)
-    lines = ["What was faster and trains the same, run once more in new rounds against the configuration as it is:", ""]
+    lines = ["What was faster and trains the same, run again in new rounds beside the unchanged configuration:", ""]
     lines += _format_table(advice.confirmed)
     best = max(advice.confirmed, key=lambda verdict: verdict.speed.estimate)
     if not best.is_faster:
-        return [*lines, "", "It did not hold: nothing to change."]
+        return [*lines, "", "The gain did not hold in the new rounds: change nothing."]
     if not best.keeps_training:
-        return [*lines, "", "Together they change the losses: take them one by one."]
-    lines += ["", f"To paste ({describe_gain(best)}):", "", "```yaml", build_yaml(best.variant), "```"]
+        return [*lines, "", "Together they change the losses: apply them one by one."]
+    lines += ["", f"YAML to paste ({describe_gain(best)}):", "", "```yaml", build_yaml(best.variant), "```"]
     if best.variant.json:
         keys = ", ".join(f"{key}: {value}" for key, value in best.variant.json.items())
         lines += ["", f"and in the DeepSpeed JSON {keys} (written as {advice.json_file})."]

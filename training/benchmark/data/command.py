@@ -73,12 +73,12 @@ def main(argv: list[str], run: Runner = run_fresh) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = build_parser("data", __doc__)
     parser.add_argument("--input", nargs="+", type=Path, default=[], metavar="FILE", help="JSONL files with a text key")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes on the embedded corpus: does it work at all")
-    parser.add_argument("--repeats", type=int, help=f"of each side (default {Settings.repeats})")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes on the embedded corpus, as a check")
+    parser.add_argument("--repeats", type=int, help=f"repeats of each side (default {Settings.repeats})")
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), help="measure these rows only")
     parser.add_argument("--output", type=Path, default=Path("docs/results/data.md"), help="the page to write")
     parser.add_argument("--datasets_mb", type=float, help=f"MB for `datasets` (default {Settings.datasets_mb:g})")
-    parser.add_argument("--work_dir", type=Path, help="a directory with 4 GB to spare (default: the system's for such)")
+    parser.add_argument("--work_dir", type=Path, help="directory with 4 GB of free space (default: temporary)")
     parser.add_argument("--render", action="store_true", help="measure nothing: write the page again from its JSON")
     return parser.parse_args(argv)
 

@@ -37,8 +37,8 @@ The text of the full run is Debian's `linux-source-6.1` (GPL-2.0), every file of
     dpkg -x linux-source-6.1_*.deb deb && mkdir tree && tar -xf deb/usr/src/linux-source-6.1.tar.xz -C tree
     python -m training.benchmark text tree linux.jsonl
 
-Any other JSONL with a `text` key will do (`--input FILES`, 1 GB in all). `python -m training.benchmark data --quick`
-runs every row on the embedded corpus, at sizes that prove nothing, in a minute.
+Any other JSONL with a `text` key works (`--input FILES`, 1 GB in all). `python -m training.benchmark data --quick`
+runs every row on the embedded corpus, at sizes too small for conclusions, in a minute.
 """
 
 
@@ -64,7 +64,7 @@ def _write(output: Path, result: dict[str, Any]) -> None:
 def format_markdown(result: dict[str, Any], plot: str | None) -> str:
     """The page: machine, table, a section a row, the plot, how to run it."""
     lines = ["# Data, as measured", "", describe_machine(result["machine"]), "", PROSE]
-    lines += ["| what | against | reach | measured | reached |", "|---|---|---|---|---|"]
+    lines += ["| what | compared with | aim | measured | reached |", "|---|---|---|---|---|"]
     for row in result["rows"]:
         cells = (row["what"], row["against"], row["reach"], row["measured"], VERDICTS[row["reached"]])
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
@@ -78,7 +78,7 @@ def format_markdown(result: dict[str, Any], plot: str | None) -> str:
 def describe_machine(machine: dict[str, Any]) -> str:
     """Two sentences on what the numbers were measured on."""
     loads = f"load average at the start {machine['load_average']:.2f}"
-    warning = f" **It was not idle: {loads}; ratios hold better than speeds.**" if machine["busy"] else f" {loads}."
+    warning = f" **It was not idle: {loads}; trust ratios more than speeds.**" if machine["busy"] else f" {loads}."
     return format_machine(machine, remark=warning)
 
 
@@ -87,7 +87,7 @@ def draw_scaling(values: dict[str, Any]) -> bytes:
     sizes, seconds, line = values["text_mb"], values["seconds"], values["line"]
     figure = Figure(figsize=(8, 4.2), dpi=PNG_DPI, facecolor=light("surface"), layout="constrained")
     ax = figure.add_subplot()
-    style_axes(ax, "seconds of a build", "MB of text")
+    style_axes(ax, "build time (s)", "MB of text")
     ends = (0.0, max(sizes) * 1.05)
     label = f"{line['intercept']:.2f} s + {line['slope'] * 1000:.2f} ms per MB, R² = {line['r_squared']:.4f}"
     ax.plot(ends, [line["intercept"] + line["slope"] * end for end in ends], color=light("sky"), label=label)

@@ -65,11 +65,13 @@ def main(argv: list[str], run: Runner = run_fresh) -> int:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = build_parser("memory", __doc__)
-    parser.add_argument("--quick", action="store_true", help="four small configurations: does it work at all")
-    parser.add_argument("--only", nargs="+", type=int, default=[], metavar="N", help="these of the grid, from 1")
-    parser.add_argument("--cpu", action="store_true", help="on the CPU even where there is a GPU")
+    parser.add_argument("--quick", action="store_true", help="four small configurations, as a check")
+    parser.add_argument(
+        "--only", nargs="+", type=int, default=[], metavar="N", help="only these rows of the grid, from 1"
+    )
+    parser.add_argument("--cpu", action="store_true", help="measure on the CPU even if there is a GPU")
     parser.add_argument("--output", type=Path, default=Path("docs/results/memory.md"), help="the page to write")
-    parser.add_argument("--work_dir", type=Path, help="a directory with 200 MB to spare (default: the system's)")
+    parser.add_argument("--work_dir", type=Path, help="directory with 200 MB of free space (default: temporary)")
     parser.add_argument("--render", action="store_true", help="measure nothing: write the page again from its JSON")
     return parser.parse_args(argv)
 

@@ -7,7 +7,7 @@ from typing import Any
 from training.benchmark.page import format_machine, read_content, write_page
 
 AIMS_PCT = {"CPU": (3.0, 8.0), "GPU": (2.0, 5.0)}
-"""Median and worst absolute error that issue 4 asks for."""
+"""Median and worst absolute error that the plan aims at, in percent."""
 
 HOW = """\
 ## How it was measured
@@ -15,17 +15,18 @@ HOW = """\
 Each configuration is a recipe: data prepared, model built and trained by the code of `training/train.py`, in a process
 of its own, for two optimizer steps, of which the second is measured, from the end of the first to its own end
 (batches, passes, clipping, optimizer). Predicted is the peak of `training.plan` without its allowances. An error above
-0 means that the plan asked for too much.
+0 means that the plan predicted too much.
 
-Of two ranks (gloo, or a GPU each) the one with the higher peak counts. Models that adapters stand on lie in float16, so
-that loading casts them: on a CPU, weights in the type of the run would stay mapped from their file, and no allocator
-would count them.
+Of two ranks (gloo, or a GPU each) the one with the higher peak counts. Base models of adapters are stored in float16,
+so that loading casts them. Otherwise, on a CPU, weights in the type of the run would stay mapped from their file, and
+no allocator would count them.
 
 - CPU: the balance of PyTorch's allocator over all threads, from its own events (`torch.profiler`, `profile_memory`),
-  followed from before the model is built and read at the events of the main thread. One thread computes, since each has
-  workspaces inside kernels. *Resident* is another instrument for some of them: the kernel's high water mark of the
-  process over the measured step, less what was resident before the model was built. It holds what the allocator does
-  not see: libraries that are loaded on first use, kernels' buffers and Python's objects, much the same in each.
+  followed from before the model is built and read at the events of the main thread. One thread computes, because each
+  has workspaces inside kernels. *Resident* is a second measurement for some configurations: the system's peak of
+  resident memory over the measured step, less what was resident before the model was built. It includes what the
+  allocator does not see: libraries that are loaded on first use, kernels' buffers and Python's objects. These are
+  similar in all configurations.
 - CUDA: `torch.cuda.max_memory_allocated`, reset as the step begins.
 
 ## Run it again

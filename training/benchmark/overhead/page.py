@@ -19,8 +19,8 @@ def format_page(result: Result, machine: dict[str, Any]) -> str:
     length = ""
     if result.has_intervals and result.least_step_ms > 0:
         length = (
-            f"reached by steps of {result.least_step_ms:,.0f} ms and more if they cost as much, {PLOTS_PCT} % left for "
-            "plots"
+            f"reached with steps of {result.least_step_ms:,.0f} ms or more at the same cost in ms, {PLOTS_PCT} % "
+            "left for plots"
         )
     lines = [
         "# Profiling overhead",
@@ -28,9 +28,9 @@ def format_page(result: Result, machine: dict[str, Any]) -> str:
         format_machine(machine),
         "",
         f"Recipe `{result.recipe}`, {result.ranks} rank{'s' * (result.ranks > 1)} on {result.device}: "
-        f"{len(result.seconds):,} steps of {step_ms:,.1f} ms (median), a record every {schedule.period}; neighbours "
-        "with everything measured and reported and with nothing, in turn. Means over pairs without the highest and "
-        f"lowest {100 * TRIM:.0f} %; intervals of {100 * LEVEL:.0f} %, bootstrapped over periods.",
+        f"{len(result.seconds):,} steps of {step_ms:,.1f} ms (median), a record every {schedule.period}. "
+        "Measuring and reporting are on and off in turn, and neighbouring steps are compared. Means over pairs without "
+        f"the highest and lowest {100 * TRIM:.0f} %; intervals of {100 * LEVEL:.0f} %, bootstrapped over periods.",
         "",
         "| what | result | aim |",
         "|---|---|---|",
@@ -40,7 +40,7 @@ def format_page(result: Result, machine: dict[str, Any]) -> str:
         f"| plots: share of all time ({plots}) | {result.drawing_pct:.3f} % | |",
         f"| together, over a period of {schedule.period} steps | {pct.together.format(3, '%', **shown)} | "
         f"<= {result.limit_pct} %: {result.verdict} |",
-        "| together, untrimmed: what is rare but dear is in it | "
+        "| together, untrimmed: rare but expensive events included | "
         f"{result.untrimmed_pct.together.format(3, '%', **shown)} | |",
         f"| in ms a step, without plots | {result.ms.together.format(2, 'ms', **shown)} | {length} |",
         f"| accounted: time inside the meter's calls and the sinks / time of the period | "

@@ -1,11 +1,12 @@
-"""Two configurations trained in turn, several times each, and compared with each other.
+"""Trains two configurations in turn, several times each, and compares them.
 
     python -m training.benchmark compare --a "--config debug" --b "--config debug training.learning_rate=1e-3" \\
         --repeat 6 --max_steps 60 [--seeds] [--launcher "torchrun --nproc_per_node=2"] [--output PAGE.md]
 
 Runs take turns (`interleave`), which cancels a drift of the machine, and are compared within rounds. Every run is
-`training/train.py` in a process of its own; it is kept in `--work_dir` with its log. An uncounted first round of a few
-steps (`--no_warmup` leaves it out) builds token stores and fills the page cache, so that no counted run pays for it.
+`training/train.py` in its own process and stays in `--work_dir` with its log. A first round of a few steps is not
+counted: it builds token stores and fills the page cache, so that no counted run includes that time (`--no_warmup` skips
+it).
 """
 
 from __future__ import annotations

@@ -1,19 +1,20 @@
-"""What would make this configuration faster, or smaller? Tried, not guessed: one lever at a time, on this machine.
+"""Which settings make this configuration faster or smaller? Measures them on this machine, one lever at a time.
 
     python -m training.benchmark advise --config minigpt_quickstart [any argument of train.py] \\
         [--launcher "deepspeed --num_gpus 2"] [--levers micro-batch,packing,…] [--steps 10] [--repeat 4] \\
         [--work_dir runs/advise] [--output PAGE.md]
 
 Levers: micro-batch, packing, attention, loss-kernel, compile, precision, checkpointing, workers, pinned-memory,
-optimizer, zero-stage, bucket-size, threads; all of them by default, where they have anything to turn.
+optimizer, zero-stage, bucket-size, threads. By default all of them are tried that have a variant here.
 
-Each run is a short training of its own: the configuration's data, model and launcher, `--steps` steps without
-evaluation, saving or report. A round runs every variant once, in groups of three, each group with a run of the
-configuration as it is; the order is redrawn. A variant that is a fifth slower in two rounds is not run again. At the
-end everything that was faster and trains the same is put together and run against the configuration in new rounds:
-chosen after many tries, a gain may have been luck. What is printed is also written to `--output` with its JSON.
+Each run is a short training with the configuration's data, model and launcher: `--steps` steps without evaluation,
+checkpoints and report. A round runs every variant once, in groups of three, each group with a run of the unchanged
+configuration, in random order. A variant that is slower by a fifth in two rounds is not run again. At the end, all
+variants that were faster and train the same are combined and compared with the unchanged configuration in new rounds,
+because with many variants one may look faster by chance. The page that is printed is also written to `--output`, with
+its JSON.
 
-Costs (variants + a third) x rounds x a start and a few steps; the first run tells how long.
+The time is (variants + a third) x rounds x (a start and a few steps). The first run shows how long that is.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Raw text to batches, each step against its real alternative in the same run.
+"""Raw text to batches, each step compared with its real alternative in the same run.
 
     python -m training.benchmark data --input linux.jsonl [--repeats N] [--only build packing] [--output PAGE.md]
     python -m training.benchmark data --quick
 
-Steps: (1) find the text, and look at the machine; (2) measure the rows, each side in fresh processes, interleaved;
+Steps: (1) find the text and describe the machine; (2) measure the rows, each side in fresh processes, interleaved;
 (3) write PAGE.json with every number, PAGE.md and PAGE.png. A full run takes about 40 minutes on 2 cores and 6 GB of
-disk, and wants the machine to itself: it warns when it does not have it, and says so on the page. TRL comes from
-requirements-dev.txt.
+disk. It needs an idle machine: otherwise it warns, and the page says so. TRL comes from requirements-dev.txt.
 """
 
 import argparse

@@ -1,12 +1,13 @@
-"""Predicted peak of a rank against the tracked peak of real steps, over a grid of configurations.
+"""Predicted peak memory of a rank, compared with the measured peak of real steps, over a grid of configurations.
 
     python -m training.benchmark memory [--output PAGE.md] [--only N …] [--cpu]
     python -m training.benchmark memory --quick
 
-Each configuration trains two real optimizer steps in a process of its own, on a GPU where there is one. The second is
-measured: on CUDA by `torch.cuda.max_memory_allocated`, on a CPU by the events of PyTorch's allocator and, for a few,
-by resident memory as well. Of several ranks the one with the highest peak counts; on GPUs each needs its own. Writes
-PAGE.json with every number, and PAGE.md. The grid takes about 6 minutes on 2 cores.
+Each configuration trains two real optimizer steps in its own process, on a GPU if there is one. The second step is
+measured: on CUDA by `torch.cuda.max_memory_allocated`, on a CPU by the events of PyTorch's allocator, and for some
+configurations by resident memory as well. Of several ranks, the one with the highest peak counts. On GPUs each rank
+needs its own GPU. The command writes PAGE.json with every number, and PAGE.md. The grid takes about 6 minutes on 2
+cores.
 """
 
 import argparse

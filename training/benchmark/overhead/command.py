@@ -1,31 +1,35 @@
-"""Profiling overhead: one training, in which steps are either measured and reported, or not at all.
+"""Profiling overhead: one training whose steps are either measured and reported, or not.
 
     python -m training.benchmark overhead [--config NAME] [--steps N] [--output PAGE.md] [KEY=VALUE ...]
     torchrun --nproc_per_node=2 -m training.benchmark overhead …                      (any launcher of train.py)
 
-On: phases, FLOPs, throughput, memory; every `perf.log_every` steps, the period, a record with GPU utilisation to
-metrics.jsonl, console and TensorBoard (`training.report_to` for others), over several ranks with its gather. Off: the
-same trainer without meter and monitor, hence with nothing to write; what `perf.enabled: false` leaves out besides, the
-wrappers of a step's calls (microseconds), is in both. Only neighbours are compared, since a machine drifts from second
-to second, in orders that are drawn and turned around in the next period. Three kinds of cost:
+On: phases, FLOPs, throughput and memory are measured. Every `perf.log_every` steps (the period), a record with GPU
+utilization goes to metrics.jsonl, console and TensorBoard (or to other trackers by `training.report_to`), with its
+gather over the ranks. Off: the same trainer without meter and monitor, so nothing is written. The wrappers around the
+calls of a step (microseconds), which `perf.enabled: false` removes, are there in both.
 
-- a step without a record: one step on, its neighbour off;
-- a record: the step that ends with it and the next one (a tracker's thread writes on) are on, off are the one before
-  and the one after them. The Trainer's own logging of losses counts as ours here;
-- plots: too rare to compare, so their time is taken out of the steps. What comes after the first one is given as a
-  share of all time, the first (it imports matplotlib) in seconds a run.
+A machine drifts from second to second, so only neighbouring steps are compared. Their order is drawn at random, and
+reversed in the next period. There are three kinds of cost:
 
-Each of the first two is a mean over pairs of neighbours without the highest and lowest `TRIM` of them, where a shared
-machine's disturbances are: of log ratios in per cent, of differences in ms. `together` is their mean over a period, and
-the plots; `untrimmed` is the same of all pairs, with what is rare but dear (garbage collection, a flush) in it. The
-intervals are those of a bootstrap over periods, since neighbouring pairs may be disturbed together. They are only as
-sharp as the machine is quiet. In ms a step's cost grows little with its length (colder caches: docs/metrics.md), so
-short steps (`--config debug`) resolve it where long ones do not. Beside it `accounted`: seconds inside the meter's own
-calls and the sinks, timed around each of them in further periods, all on. Sharp, but blind to the rest (reading memory
-and GPU, caches, the allocator), and over several ranks with the wait for the slowest in it.
+- A step without a record: one step is on, its neighbour is off.
+- A record: the step that ends with it and the next one are on (the thread of a tracker continues to write), the steps
+  before and after these two are off. The Trainer's own logging of losses counts as profiling here.
+- Plots are too rare to compare, so their time is subtracted from the steps. The first plot imports matplotlib and is
+  given in seconds per run, the others as a share of all time.
 
-Not in it: evaluation and checkpoints, which are phases of their own. Rank 0's clock; steps end with a barrier and, on
-CUDA, a synchronize, in both kinds.
+The cost of a step and of a record is the mean over pairs of neighbours without the highest and lowest 20 %, which
+contain the disturbances of a shared machine: of log ratios in percent, of differences in ms. `together` is their mean
+over a period, plus the plots. `untrimmed` is the same over all pairs, so it includes events that are rare but expensive
+(garbage collection, a flush). Intervals come from a bootstrap over periods, because neighbouring pairs may be disturbed
+together. They are narrow only on a quiet machine. The cost in ms hardly depends on the length of a step (see
+docs/metrics.md on cold caches), so short steps (`--config debug`) resolve it where long ones do not.
+
+`accounted` is the time inside the calls of meter and sinks, measured around each call in further periods that are all
+on. It is precise, but it leaves out everything else (reading memory and GPU, caches, the allocator). With several ranks
+it includes the wait for the slowest one.
+
+Evaluation and checkpoints are left out: they are phases of their own. The clock is that of rank 0. In both kinds, steps
+end with a barrier, and on CUDA with a synchronization.
 """
 
 from __future__ import annotations

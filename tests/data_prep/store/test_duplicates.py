@@ -30,6 +30,15 @@ def test_equal_rows_stay_once_where_they_come_first(parts: list[list[int]]):
     assert find_equal(table).tolist() == [n in flat[:i] for i, n in enumerate(flat)]
 
 
+def test_rows_are_taken_from_their_parts_in_the_order_asked_for(tmp_path: Path):
+    rows = np.arange(80, dtype=np.uint32).reshape(20, 4)
+    rows[7:].tofile(tmp_path / "b.bin")
+    mapped = np.memmap(tmp_path / "b.bin", np.uint32, "r").reshape(-1, 4)
+    table = SignatureTable([rows[:7], np.empty((0, 4), np.uint32), mapped])
+    for documents in ([0], [19, 7, 6, 0, 7], range(20)):
+        assert table.take(np.array(documents)).tolist() == rows[list(documents)].tolist()
+
+
 @pytest.mark.parametrize("similarity", [0.6, 0.8, 0.9, 1.0])
 def test_similar_rows_against_comparing_all_pairs(similarity: float):
     rng = np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Iterator
@@ -272,11 +273,76 @@ def test_files_of_the_user_with_such_names_stay(tokenizer, tmp_path):
     assert (tmp_path / "config.yaml").read_text() == "mine\n" and not list(tmp_path.glob("records.old-*"))
 
 
+def test_a_summary_of_the_user_is_moved_and_kept(tokenizer, tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    plain_trainer(ProfiledTrainer, tokenizer, tmp_path, max_steps=1).train()
+    assert (tmp_path / "records.old-1" / "summary.json").read_text() == "{}"
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "finished"
+
+
+class OwnStep(ProfiledTrainer):
+    """A step of its own, which never comes to `compute_loss`."""
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        model.train()
+        loss = model(**self._prepare_inputs(inputs)).loss / self.args.gradient_accumulation_steps
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+def test_a_step_without_compute_loss_is_measured(tokenizer, tmp_path):
+    trainer = plain_trainer(OwnStep, tokenizer, tmp_path)
+    trainer.train()
+    measured = [record for record in read_records(tmp_path) if names.PERF_STEP_MS in record]
+    assert len(measured) == 4
+    for record in measured:
+        assert record[names.phase_key(names.FORWARD)] > record[names.phase_key(names.OTHER)]
+        assert record[names.PERF_MFU_PCT] > 0 and record[names.PERF_TOKENS_PER_SECOND] > 0
+    plain_trainer(ProfiledTrainer, tokenizer, tmp_path / "usual").train()
+    assert [record["tokens"] for record in read_records(tmp_path)] == [
+        record["tokens"] for record in read_records(tmp_path / "usual")
+    ]
+
+
+class Doubles(torch.nn.Module):
+    """A model that has no tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(2, 1)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (self.inner(x).squeeze(-1) - labels).square().mean()}
+
+
+def test_rates_of_a_model_without_tokens_are_absent(tmp_path):
+    rows = Dataset.from_list([{"x": [float(n), 1.0], "labels": 2.0 * n} for n in range(8)])
+    args = TrainingArguments(output_dir=str(tmp_path), **COMMON)
+    ProfiledTrainer(Doubles(), args, train_dataset=rows).train()
+    measured = [record for record in read_records(tmp_path) if names.PERF_STEP_MS in record]
+    assert measured and not any(names.PERF_TOKENS_PER_SECOND in record for record in measured)
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_nothing_warns_of_its_removal(tokenizer, tmp_path):
+    plain_trainer(ProfiledTrainer, tokenizer, tmp_path, max_steps=1).train()
+
+
+@pytest.mark.parametrize(
+    ("mine", "stock"), [(ProfiledTrainer, Trainer), (MySFT, SFTTrainer), (MyDPO, DPOTrainer), (OwnStep, Trainer)]
+)
+def test_the_signature_is_that_of_the_trainer(mine, stock):
+    assert inspect.signature(mine).parameters.keys() == inspect.signature(stock).parameters.keys()
+
+
 def test_a_second_call_of_train_measures_each_phase_once(tokenizer, tmp_path):
     trainer = plain_trainer(ProfiledTrainer, tokenizer, tmp_path, max_steps=2)
     trainer.train()
+    first = read_records(tmp_path)
     trainer.train()
     check_records(tmp_path, trainer)
+    assert [record["tokens"] for record in read_records(tmp_path)] == [record["tokens"] for record in first]
+    assert json.loads((tmp_path / "summary.json").read_text())["tokens"] == first[-1]["tokens"]
 
 
 class Fails(TrainerCallback):

@@ -29,6 +29,7 @@ from training.reporting.run_reader import Run
 from training.run_dir import keep_finite
 
 QUESTIONS = 3
+TRAIN_PROGRAMS = ("train.py", "redline-train")
 OF_ONE_RUN = {"output_dir", "training.output_dir", "resume", "local_rank", "run_name", "training.run_name"}
 LOSS_ROWS = len(NATS.axes) + 1  # bits per byte beside nats per token are the same losses in another unit
 
@@ -142,14 +143,25 @@ def _find_notes(sides: Sequence[Side]) -> list[str]:
 
 def describe_repeats(sides: Sequence[Side]) -> str:
     """The command that trains both configurations in turn, from what the first runs were started with."""
+    if any(is_of_script(side.runs[0]) for side in sides):
+        return (
+            "run each script again a few times, in turn, with an output_dir of its own, then "
+            "`python -m training.compare --paired --a A1 A2 A3 --b B1 B2 B3`"
+        )
     arguments = [f'--{name} "{find_arguments(side.runs[0])}"' for name, side in zip("ab", sides, strict=False)]
     return f"python -m training.benchmark compare {' '.join(arguments)} --repeat 4"
+
+
+def is_of_script(run: Run) -> bool:
+    """Whether a script of the user's trained it (`Profiled`), not `train.py`."""
+    words = str(run.env.get("command") or "").split()
+    return bool(words) and not any(word.endswith(TRAIN_PROGRAMS) for word in words)
 
 
 def find_arguments(run: Run) -> str:
     """Arguments of `train.py` that trained this run, without those that name its place or a checkpoint."""
     words = str(run.env.get("command") or "").split()
-    script = next((number for number, word in enumerate(words) if word.endswith(("train.py", "redline-train"))), None)
+    script = next((number for number, word in enumerate(words) if word.endswith(TRAIN_PROGRAMS)), None)
     if script is None:
         return f"--config {run.path / 'config.yaml'}"
     kept: list[str] = []

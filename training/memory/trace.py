@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from training.attention.stand_ins import StandIn
+from training.metrics.decoder_modules import is_checkpointing
 
 
 @dataclass(frozen=True)
@@ -179,10 +180,14 @@ class StepTracer:
 
     def _set_checkpointing(self, on: bool) -> None:
         model: Any = self._model
-        if on and not model.is_gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        elif not on and model.is_gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+        if on == is_checkpointing(model):
+            return
+        if on:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        else:
+            disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+            disable()
 
 
 def _build_mask(shape: StepShape) -> torch.Tensor | None:

@@ -137,3 +137,15 @@ def find_output_head(model: nn.Module) -> nn.Module | None:
     """The module that computes the logits."""
     find: Any = getattr(model, "get_output_embeddings", None)
     return find() if find else None
+
+
+def is_checkpointing(model: Any, otherwise: bool = False) -> bool:
+    """Whether layers are recomputed in the backward pass; `otherwise`, for a model that is none of transformers'."""
+    for name in ("is_activation_checkpointing", "is_gradient_checkpointing"):  # the older name warns in newer versions
+        if hasattr(type(_find_base(model)), name):
+            return bool(getattr(model, name))
+    return otherwise
+
+
+def _find_base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

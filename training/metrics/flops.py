@@ -38,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.attention.kernels import AttentionKernel, find_kernel
 from training.attention.pairs import Attended, causal_pairs, square_pairs
+from training.metrics.decoder_modules import is_checkpointing
 from training.metrics.matmuls import Matmul, Matmuls, find_matmuls, uses_input_grad_hook
 
 logger = logging.getLogger("redline.metrics")
@@ -116,7 +117,7 @@ class ModelFlops:
             recompute_per_forward=sum(m.forward for m in executed.layers if m.recomputed and m.rows),
             attentions=_attention_costs(found, executed, flash=kernel.recomputes_scores),
             kernel=kernel,
-            checkpointing=bool(getattr(model, "is_gradient_checkpointing", False)),
+            checkpointing=is_checkpointing(model),
             head_on_loss_tokens=head_on_loss_tokens,
         )
 

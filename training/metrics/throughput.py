@@ -299,10 +299,10 @@ class Meter:
         metrics = {
             names.PERF_STEP_MS: 1e3 * seconds / work.steps,
             **{names.phase_key(p): 1e3 * s / work.steps for p, s in totals.seconds.items() if p in self._seen},
-            names.PERF_TOKENS_PER_SECOND: work.useful_tokens / wall_seconds,
-            names.PERF_TOKENS_PER_SECOND_PER_DEVICE: work.useful_tokens / device_seconds,
         }
         if work.tokens:
+            metrics[names.PERF_TOKENS_PER_SECOND] = work.useful_tokens / wall_seconds
+            metrics[names.PERF_TOKENS_PER_SECOND_PER_DEVICE] = work.useful_tokens / device_seconds
             metrics[names.PERF_USEFUL_TOKENS_PCT] = 100.0 * work.useful_tokens / work.tokens
         if work.model_flops:
             metrics[names.PERF_MODEL_TFLOPS_PER_DEVICE] = work.model_flops / device_seconds / 1e12

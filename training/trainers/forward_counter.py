@@ -9,6 +9,7 @@ the host, and counted when the step is over.
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from training.metrics import names
+from training.metrics.decoder_modules import is_checkpointing
 from training.metrics.document_lengths import BatchShape
 from training.metrics.flops import ModelFlops
 from training.metrics.throughput import Forward
@@ -29,6 +31,7 @@ class ForwardCounter:
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self._handles: list[RemovableHandle] = []
+        self._spans: dict[nn.Module, AbstractContextManager[None]] = {}  # of passes under way that nobody else times
 
     def start(self) -> None:
         """After the models were prepared; a second call replaces the hooks of the first."""
@@ -38,6 +41,22 @@ class ForwardCounter:
         for module in find_models(self._trainer):
             hook = self._build_hook(self._trainer.accelerator.unwrap_model(module))
             self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._end_span, always_call=True))
+
+    def _begin_span(self, module: nn.Module, meter: Any) -> bool:
+        """Whether this pass is one of a training step. `compute_loss` is timed as `forward`; a `training_step` without
+        it, as a subclass may have, is timed here."""
+        if meter.timer.phase == names.FORWARD:
+            return True
+        if meter.timer.phase != names.OTHER or not torch.is_grad_enabled():  # an evaluation, or text that is generated
+            return False
+        self._spans[module] = span = self._trainer.span(names.FORWARD)
+        span.__enter__()
+        return True
+
+    def _end_span(self, module: nn.Module, *_: Any) -> None:
+        if (span := self._spans.pop(module, None)) is not None:
+            span.__exit__(None, None, None)
 
     def stop(self) -> None:
         """Take the hooks away."""
@@ -47,11 +66,11 @@ class ForwardCounter:
 
     def _build_hook(self, model: nn.Module) -> Any:
         trainer, flops = self._trainer, find_flops(model)
-        checkpointing = bool(getattr(model, "is_gradient_checkpointing", trainer.args.gradient_checkpointing))
+        checkpointing = is_checkpointing(model, trainer.args.gradient_checkpointing)
 
         def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             meter = trainer.meter
-            if meter is None or not trainer.is_training or meter.timer.phase != names.FORWARD:
+            if meter is None or not trainer.is_training or not self._begin_span(module, meter):
                 return
             if args and isinstance(args[0], torch.Tensor):
                 kwargs = {"input_ids": args[0], **kwargs}

@@ -28,6 +28,7 @@ from training.run_dir import RunDir, write_text_atomic
 
 logger = logging.getLogger("redline.train")
 
+WRITTEN_AT_THE_END = ("summary.json", "report.html")
 RECORDS = ("metrics.jsonl", "events.jsonl", "env.json", "config.yaml", "summary.json", "report.html", "plots")
 
 
@@ -92,16 +93,17 @@ class OwnRun:
         return self._run_dir.metrics.exists() or self._run_dir.events.exists()
 
     def _put_aside(self) -> None:
-        """Keep the records of an earlier training in this directory."""
-        if not self._has_records():
+        """Keep the records of an earlier training in this directory, and files of the user's that would be written."""
+        names = RECORDS if self._has_records() else WRITTEN_AT_THE_END
+        older = [self._run_dir.path / name for name in names if (self._run_dir.path / name).exists()]
+        if not older:
             return
-        older = [self._run_dir.path / name for name in RECORDS if (self._run_dir.path / name).exists()]
         places = (self._run_dir.path / f"records.old-{number}" for number in count(1))
         place = next(place for place in places if not place.exists())
         place.mkdir()
         for file in older:
             file.rename(place / file.name)
-        logger.info("%s: records of an earlier training are kept in %s", self._run_dir.path, place.name)
+        logger.info("%s: records that were here are kept in %s", self._run_dir.path, place.name)
 
 
 class StockTrackers:

@@ -27,6 +27,7 @@ Without a recipe the run directory is `args.output_dir`, and a record is written
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -56,8 +57,18 @@ class Profiled(Base):
         recorder: the record of the step under way and the files and trackers that get it.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the arguments of the trainer that is measured."""
+        super().__init_subclass__(**kwargs)
+        if cls.__init__ is Profiled.__init__:
+            following = next(
+                base for base in cls.__mro__[cls.__mro__.index(Profiled) + 1 :] if "__init__" in vars(base)
+            )
+            cls.__signature__ = inspect.signature(following)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.meter: Meter | None = None
+        self._built_meter: Meter | None = None
         self.recorder = Recorder()
         self.last_measured_step = 0
         self._forwards = ForwardCounter(self)
@@ -97,8 +108,8 @@ class Profiled(Base):
 
     def prepare_measuring(self) -> None:
         """Between the preparation of model and optimizer and the timing of the step."""
-        if self.meter is None:
-            self.meter = build_meter(cast(torch.nn.Module, self.model), self.args)
+        if self.meter is self._built_meter:  # none was set, or that of an earlier call of `train`
+            self._built_meter = self.meter = build_meter(cast(torch.nn.Module, self.model), self.args)
         self._forwards.start()
 
     def setting_up(self) -> AbstractContextManager[None]:

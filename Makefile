@@ -47,7 +47,7 @@ check: $(VENV)/.requirements-dev  ## lint, types, layers, file sizes: a minute
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	$(BIN)/python -m pytest -q tests/test_file_sizes.py tests/test_words.py
+	$(BIN)/python -m pytest -q tests/test_class_names.py tests/test_file_sizes.py tests/test_words.py
 
 test: check  ## lint, types, layers, and the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -19,7 +19,7 @@ from data_prep.parse.content_parts import MEDIA
 from data_prep.parse.conversation import Content, Conversation, LabelledFalse, Preference, RecordError
 from data_prep.parse.known_columns import LABELS, PAIRS, TEXT_COLUMNS
 from data_prep.parse.messages import ROLES, find_turn_keys
-from data_prep.parse.pieces import Pieces, check_text, finish_conversation, read_label
+from data_prep.parse.pieces import RecordValues, check_text, finish_conversation, read_label
 
 __all__ = [
     "Content",
@@ -154,7 +154,7 @@ def _parse_or_refuse(value: Any, shape: Shape) -> Content:
         raise RecordError("empty text")
     _refuse_media(value)
     layout = find_record_layout(value, shape)
-    record = Pieces(value, layout, shape.columns)
+    record = RecordValues(value, layout, shape.columns)
     if shape.kind == "preference":
         return Preference(*(record.parse_ending(target) for target in ("chosen", "rejected")))
     conversation = record.parse_turns() if "messages" in layout.keys else record.parse_pair()

@@ -38,7 +38,7 @@ def check_text(value: Any, record: dict[str, Any], key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class RecordValues:
     """The values of a record by target."""
 
     value: dict[str, Any]

@@ -6,7 +6,7 @@ import pytest
 
 from training.attention.stand_ins import FLASH
 from training.memory.estimate import Estimate, estimate_rank, find_largest_micro_batch
-from training.memory.states import Part
+from training.memory.states import MemoryPart
 from training.memory.trace import StepShape, StepTrace
 
 
@@ -23,10 +23,10 @@ def shape(accumulates):
 
 
 STATES = [
-    Part("parameters", 5000),
-    Part("buckets", 30, at="passes"),
-    Part("fp32 gradients", 200, at="step"),
-    Part("on host", 77, "host"),
+    MemoryPart("parameters", 5000),
+    MemoryPart("buckets", 30, at="passes"),
+    MemoryPart("fp32 gradients", 200, at="step"),
+    MemoryPart("on host", 77, "host"),
 ]
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from training.metrics import names
-from training.reporting.facts import Peak, RunFacts, facts_from_run, facts_from_summary
+from training.reporting.facts import PeakFacts, RunFacts, facts_from_run, facts_from_summary
 from training.reporting.run_reader import load_run
 from training.reporting.summary import Summary
 
@@ -49,11 +49,12 @@ def test_entropy_sentences():
 
 def test_peak_says_what_it_is():
     assert (
-        Peak(989.0, "NVIDIA H200", "vendor, dense bf16").describe() == "989 TFLOP/s of NVIDIA H200, vendor, dense bf16"
+        PeakFacts(989.0, "NVIDIA H200", "vendor, dense bf16").describe()
+        == "989 TFLOP/s of NVIDIA H200, vendor, dense bf16"
     )
-    measured = Peak(0.5, "CPU", "measured", spread_pct=12.4)
+    measured = PeakFacts(0.5, "CPU", "measured", spread_pct=12.4)
     assert measured.describe() == "0.5 TFLOP/s of CPU, measured, spread 12 %"
-    assert "unknown" in Peak(None, "CPU", "").describe()
+    assert "unknown" in PeakFacts(None, "CPU", "").describe()
 
 
 def test_what_a_finished_run_did_not_measure_is_not_made_up_from_its_first_steps(write_run):

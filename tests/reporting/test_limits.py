@@ -2,7 +2,7 @@ import pytest
 
 from training.metrics import names
 from training.reporting.bottleneck import LEVERS
-from training.reporting.facts import Peak, Roofline, RooflinePhase, RunFacts, facts_from_summary
+from training.reporting.facts import PeakFacts, Roofline, RooflinePhase, RunFacts, facts_from_summary
 from training.reporting.limits import PHASE_RULES, find_limits
 from training.reporting.phases import PhaseShare
 from training.reporting.run_reader import load_run
@@ -69,7 +69,7 @@ def test_a_run_of_which_most_is_no_training_says_so_and_what_binds_the_training(
     backward = RooflinePhase("backward", 19.0, 0.02, 0.1, 9.5, "memory", 50.0)
     facts = RunFacts(
         phases=shares(forward=30.0, backward=19.0, checkpoint=11.0, eval=40.0), step_ms=100.0,
-        roofline=Roofline(10.0, None, (forward, backward)), peak=Peak(1.0, "", ""),
+        roofline=Roofline(10.0, None, (forward, backward)), peak=PeakFacts(1.0, "", ""),
     )  # fmt: skip
     rest, training = find_limits(load_run(write_run()), facts)[:2]
     assert rest.title == "The largest part of the step is not training"

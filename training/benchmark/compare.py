@@ -42,7 +42,7 @@ Train = Callable[[Sequence[str], Path], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ComparisonSettings:
     """arguments: of train.py by side. seeds: round i trains both sides with seed i instead of the recipe's."""
 
     arguments: Mapping[str, tuple[str, ...]]
@@ -90,7 +90,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def build_settings(options: argparse.Namespace) -> Settings:
+def build_settings(options: argparse.Namespace) -> ComparisonSettings:
     """Raises UserError for too few repeats, a place that holds something already, and arguments of train.py that are
     wrong."""
     if options.repeat < 2:
@@ -100,12 +100,12 @@ def build_settings(options: argparse.Namespace) -> Settings:
     arguments = {"A": tuple(shlex.split(options.a)), "B": tuple(shlex.split(options.b))}
     for given in arguments.values():
         load_config(given)
-    return Settings(
+    return ComparisonSettings(
         arguments, options.repeat, options.max_steps, options.seeds, not options.no_warmup, options.work_dir
     )
 
 
-def train_in_turn(settings: Settings, train: Train) -> Comparison:
+def train_in_turn(settings: ComparisonSettings, train: Train) -> Comparison:
     """All runs, then the comparison of the counted ones. Raises UserError when one fails."""
     if settings.warmup:
         for side in settings.arguments:
@@ -120,7 +120,7 @@ def train_in_turn(settings: Settings, train: Train) -> Comparison:
     return compare([load_side(side, runs) for side, runs in paths.items()], paired=True)
 
 
-def _train_one(settings: Settings, side: str, name: str, seed: int, train: Train) -> Path:
+def _train_one(settings: ComparisonSettings, side: str, name: str, seed: int, train: Train) -> Path:
     path = settings.work_dir / name
     arguments = [*settings.arguments[side], f"training.output_dir={path}"]
     if settings.max_steps is not None:

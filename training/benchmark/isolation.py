@@ -23,15 +23,15 @@ LOOKS_PER_SECOND = 20
 
 
 @dataclass(frozen=True)
-class Peak:
+class PeakMemory:
     """Most bytes that one process held: resident (with the files it maps) and private (its own allocations)."""
 
     resident: int = 0
     private: int = 0
 
-    def join(self, other: "Peak") -> "Peak":
+    def join(self, other: "PeakMemory") -> "PeakMemory":
         """The larger of both, each on its own."""
-        return Peak(max(self.resident, other.resident), max(self.private, other.private))
+        return PeakMemory(max(self.resident, other.resident), max(self.private, other.private))
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Outcome(Generic[Result]):
     """What a call returned and, where it was watched, the peaks of its process and of those that it started."""
 
     value: Result
-    main: Peak = Peak()
-    workers: list[Peak] = field(default_factory=list)
+    main: PeakMemory = PeakMemory()
+    workers: list[PeakMemory] = field(default_factory=list)
 
 
-class Runner(Protocol):
+class ProcessRunner(Protocol):
     """`run_fresh`, or what stands in for it in tests."""
 
     def __call__(self, function: Callable[..., Result], *args: Any, watch: bool = False) -> Outcome[Result]:
@@ -58,7 +58,7 @@ def run_fresh(function: Callable[..., Result], *args: Any, watch: bool = False) 
     process = context.Process(target=_call, args=(sender, function, args))
     process.start()
     sender.close()
-    peaks: dict[int, Peak] = {}
+    peaks: dict[int, PeakMemory] = {}
     while not receiver.poll(1 / LOOKS_PER_SECOND):
         if watch and process.pid is not None:
             _look(process.pid, peaks)
@@ -85,15 +85,15 @@ def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...
     sender.send((value, error, read_peak(psutil.Process())))
 
 
-def _look(pid: int, peaks: dict[int, Peak]) -> None:
+def _look(pid: int, peaks: dict[int, PeakMemory]) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
         for process in [root, *root.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
-                peaks[process.pid] = read_peak(process).join(peaks.get(process.pid, Peak()))
+                peaks[process.pid] = read_peak(process).join(peaks.get(process.pid, PeakMemory()))
 
 
-def read_peak(process: psutil.Process) -> Peak:
+def read_peak(process: psutil.Process) -> PeakMemory:
     """Most resident memory so far and private memory now; without /proc both are resident memory now."""
     resident = read_resident(process.pid)
-    return Peak(resident.peak, resident.private)
+    return PeakMemory(resident.peak, resident.private)

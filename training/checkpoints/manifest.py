@@ -31,7 +31,7 @@ _CHUNK = 8 << 20
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CheckpointManifest:
     """What a checkpoint said of itself when it was complete. settings: what it was trained with, dotted key -> value;
     None where an older Redline wrote it."""
 
@@ -51,17 +51,17 @@ def write_manifest(checkpoint: Path, *, step: int, world_size: int, settings: Ma
     write_text_atomic(checkpoint / MANIFEST, text + "\n")
 
 
-def read_manifest(checkpoint: Path) -> Manifest:
+def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """Raises UserError when there is none or it cannot be read: the save was interrupted."""
     try:
-        return Manifest(**json.loads((checkpoint / MANIFEST).read_text()))
+        return CheckpointManifest(**json.loads((checkpoint / MANIFEST).read_text()))
     except FileNotFoundError:
         raise UserError(f"{checkpoint}: no {MANIFEST}: the save was interrupted, or it is no checkpoint") from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{checkpoint / MANIFEST}: cannot be read ({error})") from None
 
 
-def verify_checkpoint(checkpoint: Path) -> Manifest:
+def verify_checkpoint(checkpoint: Path) -> CheckpointManifest:
     """Check every file against the manifest.
 
     Raises:
@@ -79,7 +79,7 @@ def verify_checkpoint(checkpoint: Path) -> Manifest:
     return manifest
 
 
-def check_resumable(checkpoint: Path, *, verify: bool = True) -> Manifest:
+def check_resumable(checkpoint: Path, *, verify: bool = True) -> CheckpointManifest:
     """Check that a checkpoint is whole (`verify`: every byte of it, and that its weights are finite) and holds the
     optimizer's state.
 

@@ -35,7 +35,7 @@ LOSS_ROWS = len(NATS.axes) + 1  # bits per byte beside nats per token are the sa
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedRow:
     """One metric: means over the runs of A and of B, and their ratio; equal: to the last digits, in every run."""
 
     key: str
@@ -51,11 +51,11 @@ class Pair:
 
     a: Side
     b: Side
-    rows: tuple[Row, ...]
+    rows: tuple[ComparedRow, ...]
     losses: tuple[LossComparison, ...]
     settings: tuple[Difference, ...]
 
-    def find(self, key: str) -> Row | None:
+    def find(self, key: str) -> ComparedRow | None:
         """The row of a metric; None when it was not measured on both sides."""
         return next((row for row in self.rows if row.key == key), None)
 
@@ -111,7 +111,9 @@ def _compare_pair(a: Side, b: Side, alpha: float, paired: bool, skip_steps: int 
     return Pair(a, b, found, tuple(losses), tuple(settings))
 
 
-def _compare_metric(a: Side, b: Side, key: str, alpha: float, paired: bool, skip_steps: int | None) -> Row | None:
+def _compare_metric(
+    a: Side, b: Side, key: str, alpha: float, paired: bool, skip_steps: int | None
+) -> ComparedRow | None:
     sides = [[find_windows(run, key, skip_steps) for run in side.runs] for side in (a, b)]
     known = [[windows for windows in side if windows is not None] for side in sides]
     if any(len(found) < len(side) for found, side in zip(known, sides, strict=True)):
@@ -121,7 +123,7 @@ def _compare_metric(a: Side, b: Side, key: str, alpha: float, paired: bool, skip
     every = np.concatenate([windows.values for side in known for windows in side])
     equal = bool(np.all(every == every[0]))
     interval = find_interval(*values, alpha=alpha, paired=paired)
-    return Row(key, mean_a, mean_b, interval, equal)
+    return ComparedRow(key, mean_a, mean_b, interval, equal)
 
 
 def _find_notes(sides: Sequence[Side]) -> list[str]:
@@ -180,7 +182,7 @@ def name_unit(loss_key: str) -> str:
     return NATS.name if loss_key in (NATS.train_key, NATS.eval_key) else BITS.name
 
 
-def is_phase(row: Row) -> bool:
+def is_phase(row: ComparedRow) -> bool:
     """Whether the row is a phase of a step."""
     return row.key in PHASE_KEYS
 

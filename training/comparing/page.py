@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from training.comparing.comparison import Comparison, Pair, Row, is_phase, name_unit
+from training.comparing.comparison import ComparedRow, Comparison, Pair, is_phase, name_unit
 from training.comparing.intervals import Interval
 from training.comparing.losses import SHARES, LossComparison
 from training.comparing.sides import SPEED, STEP_WITHOUT_PERIODIC, find_windows
@@ -83,7 +83,7 @@ def _find_why_untimed(pair: Pair) -> str:
     return f"{INCONCLUSIVE}: {', '.join(why)}"
 
 
-def _sum_up(rows: Sequence[Row], b: str) -> str:
+def _sum_up(rows: Sequence[ComparedRow], b: str) -> str:
     """What differs, or that nothing does; how many rows have no answer, and why."""
     verdicts = [judge(row, b) for row in rows]
     is_open = [verdict.startswith((INCONCLUSIVE, NEEDS_REPEATS)) for verdict in verdicts]
@@ -99,12 +99,12 @@ def _sum_up(rows: Sequence[Row], b: str) -> str:
     return f"{found} ({untold} of {len(rows)} rows: {why})" if untold else found
 
 
-def _describe_row(row: Row, b: str) -> str:
+def _describe_row(row: ComparedRow, b: str) -> str:
     verdict = judge(row, b)
     return verdict if row.equal else f"{verdict} ({row.key} {_ratio(row.interval)})"
 
 
-def judge(row: Row, b: str) -> str:
+def judge(row: ComparedRow, b: str) -> str:
     """`no difference`, `B higher`, `B lower`; `inconclusive` without an interval; of a phase, which side has none."""
     if row.equal:
         return EQUAL
@@ -117,7 +117,7 @@ def judge(row: Row, b: str) -> str:
     return f"{b} {'higher' if row.interval.estimate > 1 else 'lower'}"
 
 
-def _format_metrics(rows: Sequence[Row], a: str, b: str, share: bool) -> list[str]:
+def _format_metrics(rows: Sequence[ComparedRow], a: str, b: str, share: bool) -> list[str]:
     cells = [["metric", a, b, f"{b} / {a}", "interval", "detectable", "verdict"]]
     totals = [sum(getattr(row, side) for row in rows) or math.nan for side in ("a", "b")]
     for row in rows:

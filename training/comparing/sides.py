@@ -39,7 +39,7 @@ PHASE_KEYS = tuple(names.phase_key(phase) for phase in names.PHASES)
 
 
 @dataclass(frozen=True)
-class Windows:
+class WindowValues:
     """One quantity of one run: `values` (n,) of its windows, `weights` (n,) that make their mean that of the run."""
 
     values: np.ndarray
@@ -90,7 +90,7 @@ def first_counted_step(run: Run, skip_steps: int | None) -> int:
     return max(WARMUP_STEPS, round(WARMUP_SHARE * run.metrics.last_step))
 
 
-def find_windows(run: Run, key: str, skip_steps: int | None = None) -> Windows | None:
+def find_windows(run: Run, key: str, skip_steps: int | None = None) -> WindowValues | None:
     """The counted windows of `key` in `run`; None when there is none. A window after a resume's first steps is kept
     out as at the start."""
     is_of_step = key == STEP_WITHOUT_PERIODIC or key in PHASE_KEYS
@@ -108,15 +108,15 @@ def find_windows(run: Run, key: str, skip_steps: int | None = None) -> Windows |
             counted &= (begins < event["step"]) | (begins >= event["step"] + WARMUP_STEPS)
     if not counted.any():
         return None
-    windows = Windows(values[counted], weights[counted])
+    windows = WindowValues(values[counted], weights[counted])
     if key == names.PERF_MEMORY_PEAK_GIB:
         return one_value(float(windows.values.max()))
     return one_value(windows.mean()) if key in MEMORY else windows
 
 
-def one_value(value: float) -> Windows:
+def one_value(value: float) -> WindowValues:
     """A quantity that a run has once."""
-    return Windows(np.array([value]), np.ones(1))
+    return WindowValues(np.array([value]), np.ones(1))
 
 
 def _find_longest(run: Run, phase: str, rows: np.ndarray) -> np.ndarray:

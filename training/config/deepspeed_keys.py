@@ -44,7 +44,7 @@ KINDS: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: 
 MAX_DEPTH = 4
 
 
-class Recorder(dict[str, Any]):
+class LookupRecorder(dict[str, Any]):
     """An empty dict that remembers which keys were looked up, and with which default."""
 
     def __init__(self, *args: Any):
@@ -71,12 +71,12 @@ class Recorder(dict[str, Any]):
     def __bool__(self) -> bool:
         return True
 
-    def __copy__(self) -> "Recorder":
+    def __copy__(self) -> "LookupRecorder":
         return self
 
 
 class _Keys:
-    def __init__(self, owner: Recorder):
+    def __init__(self, owner: LookupRecorder):
         self.owner = owner
 
     def __contains__(self, key: object) -> bool:
@@ -240,11 +240,11 @@ def _asked(path: tuple[str, ...]) -> dict[str, Any]:
     """Key -> default, of the block at `path`."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    probe = Recorder()
-    root = Recorder({"train_micro_batch_size_per_gpu": 1})
+    probe = LookupRecorder()
+    root = LookupRecorder({"train_micro_batch_size_per_gpu": 1})
     level = root
     for key in path[:-1]:
-        inner = Recorder()
+        inner = LookupRecorder()
         level[key] = inner
         level = inner
     if path:

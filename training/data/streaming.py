@@ -51,7 +51,7 @@ VALIDATION_BLOCKS = 16  # 256 MiB of text at most are read to find the validatio
 
 
 @dataclass(frozen=True)
-class Progress:
+class ReaderPosition:
     """Where a reader stands after a row: `row` rows of item `item` are done. It is also where `counts` (`COUNTED`,
     `PACKED`) of the records read up to there, and the `bad_records` among them, are told."""
 
@@ -67,7 +67,7 @@ class StreamRow:
     """One packed row of a stream, with the position after it."""
 
     row: Row
-    progress: Progress
+    progress: ReaderPosition
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class _PackedBlock:
         for begin in range(0, len(self.chosen), ROWS_AT_A_TIME):
             rows = self.rows.__getitems__(self.chosen[begin : begin + ROWS_AT_A_TIME].tolist())
             for row, number in zip(rows, self.numbers[begin : begin + ROWS_AT_A_TIME].tolist(), strict=True):
-                progress = Progress(reader, self.item, number + 1)
+                progress = ReaderPosition(reader, self.item, number + 1)
                 if news is not None:
                     progress = replace(progress, counts=news.counts, bad_records=tuple(news.bad_records))
                     news = None
@@ -337,7 +337,7 @@ class StreamBatches:
         self._advance(batch.pop(_PROGRESS))
         return batch
 
-    def _advance(self, progress: Progress) -> None:
+    def _advance(self, progress: ReaderPosition) -> None:
         self._deal = self._deal.with_positions({progress.reader: (progress.item, progress.row)})
         self._turn = (progress.reader + 1) % self._per_rank
         if progress.counts and not self._counts:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training.memory.states import Part, Place
+from training.memory.states import MemoryPart, Place
 from training.memory.trace import StepShape, StepTrace, StepTracer
 
 CUDA_CONTEXT_BYTES = 600 * 2**20  # context and cuBLAS workspaces; 0.4 to 0.7 GiB on data-centre GPUs
@@ -25,7 +25,7 @@ class Estimate:
     """Bytes on one rank. `parts` are what a table lists; `device_peak` is what must fit."""
 
     micro_batch_size: int
-    parts: list[Part]
+    parts: list[MemoryPart]
     trace: StepTrace
     device_peak: int
     host: int
@@ -53,7 +53,13 @@ class Evaluation:
 
 
 def estimate_rank(
-    states: list[Part], tracer: StepTracer, shape: StepShape, *, gradient_bytes: int, on_gpu: bool, world_size: int
+    states: list[MemoryPart],
+    tracer: StepTracer,
+    shape: StepShape,
+    *,
+    gradient_bytes: int,
+    on_gpu: bool,
+    world_size: int,
 ) -> Estimate:
     """Put together what a rank holds.
 
@@ -64,10 +70,10 @@ def estimate_rank(
     before = gradient_bytes if shape.accumulates else 0
     passes = [
         *(part for part in states if part.at == "passes"),
-        Part(
+        MemoryPart(
             "activations after forward", trace.after_forward - before, at="passes", note=_activation_note(shape, trace)
         ),
-        Part(
+        MemoryPart(
             "further peak of loss and backward",
             trace.peak - trace.after_forward,
             at="passes",
@@ -86,7 +92,7 @@ def estimate_rank(
 
 
 def estimate_evaluation(
-    states: list[Part], tracer: StepTracer, shape: StepShape, *, on_gpu: bool, world_size: int
+    states: list[MemoryPart], tracer: StepTracer, shape: StepShape, *, on_gpu: bool, world_size: int
 ) -> Evaluation:
     """`shape.micro_batch_size` rows forward, without gradients; the optimizer's states stay where they are."""
     passes = _sum(states, "passes") + tracer.trace_evaluation(shape)
@@ -94,26 +100,29 @@ def estimate_evaluation(
     return Evaluation(shape.micro_batch_size, _sum(states, "always") + allowances + passes, allowances)
 
 
-def _gradient_parts(shape: StepShape, size: int) -> list[Part]:
+def _gradient_parts(shape: StepShape, size: int) -> list[MemoryPart]:
     """Gradients of the micro-batches before; otherwise they are made in backward, within its traced peak."""
     if shape.accumulates and shape.reduction and not shape.keeps_gradients:
         size = shape.reduction.partition
     if shape.accumulates and size:
-        return [Part("gradients", size, at="passes", note="of earlier micro-batches")]
+        return [MemoryPart("gradients", size, at="passes", note="of earlier micro-batches")]
     if shape.reduction or not size:
         return []
-    return [Part("gradients", size, at="step", note="made in the backward pass and part of its peak")]
+    return [MemoryPart("gradients", size, at="step", note="made in the backward pass and part of its peak")]
 
 
-def list_allowances(pass_bytes: int, *, on_gpu: bool, world_size: int) -> list[Part]:
+def list_allowances(pass_bytes: int, *, on_gpu: bool, world_size: int) -> list[MemoryPart]:
     """What no formula knows: stated, not derived."""
     if not on_gpu:
         return []
-    parts = [Part("CUDA context (allowance)", CUDA_CONTEXT_BYTES)]
+    parts = [MemoryPart("CUDA context (allowance)", CUDA_CONTEXT_BYTES)]
     if world_size > 1:
-        parts.append(Part("NCCL (allowance)", NCCL_BYTES))
+        parts.append(MemoryPart("NCCL (allowance)", NCCL_BYTES))
     share = f"{100 * FRAGMENTATION_SHARE:.0f} % of what the passes allocate"
-    return [*parts, Part("fragmentation, workspaces (allowance)", round(FRAGMENTATION_SHARE * pass_bytes), note=share)]
+    return [
+        *parts,
+        MemoryPart("fragmentation, workspaces (allowance)", round(FRAGMENTATION_SHARE * pass_bytes), note=share),
+    ]
 
 
 def find_largest_micro_batch(estimate: Callable[[int], Estimate], known: Estimate, capacity: int) -> Estimate | None:
@@ -150,7 +159,7 @@ def _guess_size(low: Estimate, other: Estimate, high: Estimate | None, capacity:
     return max(low.micro_batch_size + 1, min(guess, most))
 
 
-def _sum(parts: list[Part], at: str, place: Place = "device") -> int:
+def _sum(parts: list[MemoryPart], at: str, place: Place = "device") -> int:
     return sum(part.bytes for part in parts if part.at == at and part.place == place)
 
 

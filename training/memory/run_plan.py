@@ -22,7 +22,7 @@ from training.memory.estimate import (
     find_largest_micro_batch,
 )
 from training.memory.states import (
-    Part,
+    MemoryPart,
     ZeroSetup,
     count_parameters,
     list_plain_parts,
@@ -58,7 +58,7 @@ class RunPlan:
     trained_parameters: int
     micro_batch_size: int
     seq_len: int
-    parts: list[Part]
+    parts: list[MemoryPart]
     device_peak_bytes: int
     host_bytes: int
     evaluation_rows: int | None
@@ -221,7 +221,7 @@ class Planner:
             model = model.to(self.dtype)
         return StepTracer(model, on_gpu=self.on_gpu)
 
-    def _list_states(self) -> list[Part]:
+    def _list_states(self) -> list[MemoryPart]:
         optimizer = self.optimizer
         trained, largest = self.counts.trained, self.counts.largest_trained
         if self.zero is None:
@@ -234,7 +234,7 @@ class Planner:
         if self.counts.in_4bit:
             size = 2 * self.counts.largest_linear
             parts.append(
-                Part("4-bit weight as 2 bytes", size, at="passes", note="converted one at a time; the largest")
+                MemoryPart("4-bit weight as 2 bytes", size, at="passes", note="converted one at a time; the largest")
             )
         return parts
 

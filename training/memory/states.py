@@ -76,7 +76,7 @@ class ZeroSetup:
 
 
 @dataclass(frozen=True)
-class Part:
+class MemoryPart:
     """One line of the plan. `at`: always there, only while the passes run, or only during the optimizer step."""
 
     name: str
@@ -146,16 +146,16 @@ def read_zero_setup(deepspeed: dict[str, Any], world_size: int, hidden_size: int
     )
 
 
-def list_plain_parts(counts: Parameters, optimizer: ChosenOptimizer, world_size: int) -> list[Part]:
+def list_plain_parts(counts: Parameters, optimizer: ChosenOptimizer, world_size: int) -> list[MemoryPart]:
     """Without DeepSpeed. Gradients are not listed: the traced step makes them."""
     in_fp32 = counts.outside_8bit / 1e6 if optimizer.facts.in_8bit else 0
     note = optimizer.label + (f", {in_fp32:,.1f} M in fp32: embeddings and small tensors" if in_fp32 else "")
     parts = [
-        Part("parameters", counts.bytes, note=_parameter_note(counts)),
-        Part("optimizer states", plain_state_bytes(counts, optimizer), note=note),
+        MemoryPart("parameters", counts.bytes, note=_parameter_note(counts)),
+        MemoryPart("optimizer states", plain_state_bytes(counts, optimizer), note=note),
     ]
     if world_size > 1:
-        parts.append(Part("DDP buckets", counts.trained_bytes, note="a second copy of the gradients"))
+        parts.append(MemoryPart("DDP buckets", counts.trained_bytes, note="a second copy of the gradients"))
     return parts
 
 
@@ -164,51 +164,51 @@ def plain_state_bytes(counts: Parameters, optimizer: ChosenOptimizer) -> int:
     return optimizer.count_state_bytes(counts.trained_bytes / 4, counts.outside_8bit)
 
 
-def list_step_temporaries(optimizer: ChosenOptimizer, largest: int, trained: int, *, on_gpu: bool) -> list[Part]:
+def list_step_temporaries(optimizer: ChosenOptimizer, largest: int, trained: int, *, on_gpu: bool) -> list[MemoryPart]:
     """What the optimizer makes for a moment; largest, trained: elements of one tensor and of all that it sees."""
     made = optimizer.facts.find_temporaries(largest, trained, on_gpu=on_gpu)
-    return [Part("optimizer temporaries", made.bytes, at="step", note=made.note)] if made else []
+    return [MemoryPart("optimizer temporaries", made.bytes, at="step", note=made.note)] if made else []
 
 
-def list_zero_parts(counts: Parameters, setup: ZeroSetup, optimizer: ChosenOptimizer) -> list[Part]:
+def list_zero_parts(counts: Parameters, setup: ZeroSetup, optimizer: ChosenOptimizer) -> list[MemoryPart]:
     """Under DeepSpeed. Gradients and buckets that come and go in backward are not listed: the traced step has them."""
     shard = setup.world_size if setup.stage >= 1 else 1
     trained = -(-counts.trained // shard)
     states_at: Place = "host" if setup.offload_optimizer else "device"
     return [
         _zero_parameters(counts, setup),
-        Part("fp32 master weights", 4 * trained, states_at, note=f"1/{shard} of the trained ones"),
-        Part("optimizer states", round(optimizer.flat_bytes * trained), states_at, note=optimizer.label),
+        MemoryPart("fp32 master weights", 4 * trained, states_at, note=f"1/{shard} of the trained ones"),
+        MemoryPart("optimizer states", round(optimizer.flat_bytes * trained), states_at, note=optimizer.label),
         *_zero_gradients(trained, setup, states_at),
         *_zero3_buffers(counts, setup),
     ]
 
 
-def _zero_gradients(trained: int, setup: ZeroSetup, place: Place) -> list[Part]:
+def _zero_gradients(trained: int, setup: ZeroSetup, place: Place) -> list[MemoryPart]:
     """What a rank has of gradients outside the backward pass. `trained`: its share of the elements."""
     share = setup.value_bytes * trained
     if setup.stage == 0 or setup.offload_optimizer:
-        parts = [Part("fp32 gradients", 4 * trained, place, note="made for the optimizer step")]
-        return [*parts, Part("gradients", share, place)] if setup.stage == 3 else parts
+        parts = [MemoryPart("fp32 gradients", 4 * trained, place, note="made for the optimizer step")]
+        return [*parts, MemoryPart("gradients", share, place)] if setup.stage == 3 else parts
     if setup.stage == 3:
         step = 4 * min(trained, setup.sub_group)
         return [
-            Part("gradients", share, note=f"1/{setup.world_size}, a buffer kept all the time"),
-            Part("fp32 gradients", step, at="step", note="made for the optimizer step"),
+            MemoryPart("gradients", share, note=f"1/{setup.world_size}, a buffer kept all the time"),
+            MemoryPart("fp32 gradients", step, at="step", note="made for the optimizer step"),
         ]
     note = f"1/{setup.world_size}: as reduced, flattened and in fp32"
-    return [Part("gradients at the step", 2 * share + 4 * trained, at="step", note=note)]
+    return [MemoryPart("gradients at the step", 2 * share + 4 * trained, at="step", note=note)]
 
 
-def _zero_parameters(counts: Parameters, setup: ZeroSetup) -> Part:
+def _zero_parameters(counts: Parameters, setup: ZeroSetup) -> MemoryPart:
     other = counts.total - counts.in_4bit
     shard = setup.world_size if setup.stage == 3 else 1
     place: Place = "host" if setup.offload_param else "device"
     size = setup.value_bytes * other + counts.bytes_in_4bit
-    return Part("parameters", -(-size // shard), place, note=_parameter_note(counts))
+    return MemoryPart("parameters", -(-size // shard), place, note=_parameter_note(counts))
 
 
-def _zero3_buffers(counts: Parameters, setup: ZeroSetup) -> list[Part]:
+def _zero3_buffers(counts: Parameters, setup: ZeroSetup) -> list[MemoryPart]:
     """The bucket, which ZeRO-3 makes once, and what it has gathered at the end of the forward pass.
 
     A module's parameters stay gathered when they are used again within `stage3_max_reuse_distance` elements. Forward
@@ -217,13 +217,13 @@ def _zero3_buffers(counts: Parameters, setup: ZeroSetup) -> list[Part]:
     """
     if setup.stage < 3:
         return []
-    bucket = Part("reduce bucket", setup.value_bytes * setup.reduce_bucket)
+    bucket = MemoryPart("reduce bucket", setup.value_bytes * setup.reduce_bucket)
     if setup.world_size == 1 and not setup.offload_param:
         return [bucket]
     at_once = max(2 * counts.largest_layer, counts.largest_outside_layers) + setup.prefetch_bucket
     gathered = min(max(at_once, setup.max_reuse_distance // 2), setup.max_live_parameters, counts.total)
     note = "reused within stage3_max_reuse_distance; at least two layers or the head, and the prefetch"
-    return [bucket, Part("gathered parameters", setup.value_bytes * gathered, at="passes", note=note)]
+    return [bucket, MemoryPart("gathered parameters", setup.value_bytes * gathered, at="passes", note=note)]
 
 
 def _parameter_note(counts: Parameters) -> str:

@@ -20,7 +20,7 @@ from training.reporting.summary import Summary
 
 
 @dataclass(frozen=True)
-class Peak:
+class PeakFacts:
     """What MFU is against: peak TFLOP/s per device, the device, and where the figure comes from."""
 
     tflops: float | None
@@ -119,8 +119,8 @@ class RunFacts:
     parameters: float | None = None
     trainable_parameters: float | None = None
     attn_implementation: str | None = None
-    peak: Peak | None = None
-    ceiling: Peak | None = None
+    peak: PeakFacts | None = None
+    ceiling: PeakFacts | None = None
     """What the model's matmuls reach alone, each at its own shape."""
     phases: tuple[PhaseShare, ...] = ()
     roofline: Roofline | None = None
@@ -256,12 +256,12 @@ def _maximum(run: Run, key: str) -> float | None:
     return float(values.max()) if len(values) else None
 
 
-def _peak(value: Any) -> Peak | None:
+def _peak(value: Any) -> PeakFacts | None:
     peak = _mapping(value)
     if not peak:
         return None
     device, source = (_text(peak.get(key)) or "" for key in ("device", "source"))
-    return Peak(as_number(peak.get("tflops")), device, source, as_number(peak.get("spread_pct")))
+    return PeakFacts(as_number(peak.get("tflops")), device, source, as_number(peak.get("spread_pct")))
 
 
 def _roofline(value: Any) -> Roofline | None:

@@ -18,7 +18,13 @@ from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import UserError
 from data_prep.prepare import Prepared, prepare
-from training.checkpoints.manifest import Manifest, check_resumable, find_checkpoints, find_resumable, read_manifest
+from training.checkpoints.manifest import (
+    CheckpointManifest,
+    check_resumable,
+    find_checkpoints,
+    find_resumable,
+    read_manifest,
+)
 from training.config import LoadedConfig
 from training.config.resume_changes import Change, describe_settings, find_changes
 from training.data.held_out import warn_of_warmup, without_empty_evaluation
@@ -152,7 +158,7 @@ def find_changes_since(checkpoint: Path | None, settings: Mapping[str, Any]) -> 
     return find_changes(checkpoint, manifest.step, manifest.settings, settings)
 
 
-def _check_world(checkpoint: Path, manifest: Manifest, loaded: LoadedConfig, world: World) -> None:
+def _check_world(checkpoint: Path, manifest: CheckpointManifest, loaded: LoadedConfig, world: World) -> None:
     """ZeRO shards are cut for one world size; without DeepSpeed another one only changes the order of the data."""
     if manifest.world_size == world.size:
         return

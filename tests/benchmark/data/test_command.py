@@ -7,12 +7,12 @@ import pytest
 from training.benchmark.__main__ import main as dispatch
 from training.benchmark.data import command, packing
 from training.benchmark.data.command import ROWS, main
-from training.benchmark.isolation import Outcome, Peak
+from training.benchmark.isolation import Outcome, PeakMemory
 
 
 def run_here(function, *args, watch=False):
     """Instead of a fresh process: quicker by the imports."""
-    return Outcome(function(*args), Peak(300 * 10**6, 200 * 10**6))
+    return Outcome(function(*args), PeakMemory(300 * 10**6, 200 * 10**6))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from training import launch
 from training.benchmark.isolation import Outcome
 from training.benchmark.memory import command, measuring
 from training.benchmark.memory.command import main
-from training.benchmark.memory.grid import GRID, QUICK, RESIDENT, Inputs
+from training.benchmark.memory.grid import GRID, QUICK, RESIDENT, GridInputs
 from training.benchmark.memory.report import format_markdown
 
 
@@ -81,13 +81,13 @@ def test_of_several_ranks_the_highest_peak_counts():
     def run(function, *args: Any, watch: bool = False) -> Outcome[Any]:
         case, _, _, rank, port = args
         calls.append((rank, port))
-        return Outcome(measuring.Measured(case.name, 100, 90 + rank, 1.0))
+        return Outcome(measuring.MeasuredCase(case.name, 100, 90 + rank, 1.0))
 
     case = next(case for case in GRID if case.ranks == 2)
-    row = command.measure(case, Inputs(Path(), use_cpu=True), run, 0)
+    row = command.measure(case, GridInputs(Path(), use_cpu=True), run, 0)
     assert row["measured"] == 91
     assert {rank for rank, _ in calls} == {0, 1} and len({port for _, port in calls}) == 1
-    row = command.measure(case, Inputs(Path(), use_cpu=False), run, 1)
+    row = command.measure(case, GridInputs(Path(), use_cpu=False), run, 1)
     assert row["reason"] == "needs 2 GPUs, here is 1"
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from training.benchmark.data.builders import Build, build_store, evict, map_with_datasets, read_whole
 from training.benchmark.data.inputs import MB, Inputs
-from training.benchmark.data.row import Row
+from training.benchmark.data.row import BenchmarkRow
 from training.benchmark.interleave import find_median, find_ratio, fit_line, interleave
-from training.benchmark.isolation import Outcome, Peak
+from training.benchmark.isolation import Outcome, PeakMemory
 
 Side = Callable[[Path, Path, Path, int], Build]
 CACHE_STATES: dict[str, Callable[[Path], None]] = {"warm": read_whole, "cold": evict}
@@ -26,7 +26,7 @@ def run_side(inputs: Inputs, side: Side, text: Path, cache: str = "warm", watch:
     return outcome
 
 
-def measure_build(inputs: Inputs) -> Row:
+def measure_build(inputs: Inputs) -> BenchmarkRow:
     """JSONL to store against `datasets.map`, in MB of text a second."""
     settings = inputs.settings
     ours, theirs = settings.build_mb, settings.datasets_mb
@@ -50,7 +50,7 @@ def measure_build(inputs: Inputs) -> Row:
     costs = {name: find_median(values) for name, values in cpu_costs.items()}
     cpu = find_ratio(cpu_costs["datasets"], cpu_costs["redline"])
     what = f"{settings.vocab_size} words, {settings.num_proc} cores, {sizes['redline']:.0f} MB of text"
-    return Row(
+    return BenchmarkRow(
         name="build",
         what=f"JSONL to store, {what}",
         against=f"`datasets.map` + HF fast tokenizer, `num_proc={settings.num_proc}`",
@@ -87,7 +87,7 @@ def _compare_work(ours: Build, theirs: Build) -> str:
     )
 
 
-def measure_cached(inputs: Inputs) -> Row:
+def measure_cached(inputs: Inputs) -> BenchmarkRow:
     """Opening a store, and a whole `prepare` that finds one, against building it; smallest and largest size."""
     settings = inputs.settings
     values, worst, notes = {}, [], []
@@ -111,7 +111,7 @@ def measure_cached(inputs: Inputs) -> Row:
         )
     ratio = min(ratio for ratio, _ in worst)
     slowest = max((opened for _, opened in worst), key=lambda opened: opened.median)
-    return Row(
+    return BenchmarkRow(
         name="cached",
         what="opening a cached store of any size",
         against="building it",
@@ -148,7 +148,7 @@ def prepare_cached(text: Path, tokenizer: Path, root: Path, num_proc: int) -> fl
     return prepared.seconds
 
 
-def measure_memory(inputs: Inputs) -> Row:
+def measure_memory(inputs: Inputs) -> BenchmarkRow:
     """Peak memory of the largest process of a build, and of its main process, of a small and of a large input."""
     settings = inputs.settings
     small, large = (f"{size:g} MB" for size in settings.memory_mb)
@@ -170,7 +170,7 @@ def measure_memory(inputs: Inputs) -> Row:
         )
         notes.append(f"{role.capitalize()}: {shown}. {ratio.format(2)} times.")
     judged = values["largest process"]["ratio"]
-    return Row(
+    return BenchmarkRow(
         name="memory",
         what=f"peak memory of a build, {settings.num_proc} processes",
         against=f"input of {small} and of {large}",
@@ -186,12 +186,12 @@ def measure_memory(inputs: Inputs) -> Row:
     )
 
 
-def _find_largest(outcome: Outcome[Build]) -> Peak:
+def _find_largest(outcome: Outcome[Build]) -> PeakMemory:
     """Of the main process, which builds a small input alone, and of the workers."""
     return max((outcome.main, *outcome.workers), key=lambda peak: peak.resident)
 
 
-def measure_scaling(inputs: Inputs) -> Row:
+def measure_scaling(inputs: Inputs) -> BenchmarkRow:
     """Seconds of a build against the size of its input, of like texts, and the line through the medians."""
     settings = inputs.settings
     sides = {
@@ -203,7 +203,7 @@ def measure_scaling(inputs: Inputs) -> Row:
     seconds = [[build.seconds for build in done] for done in builds.values()]
     medians = [find_median(values) for values in seconds]
     line = fit_line(sizes, [value.median for value in medians])
-    return Row(
+    return BenchmarkRow(
         name="scaling",
         what=f"cost of a build from {min(settings.scaling_mb):g} to {max(settings.scaling_mb):g} MB of JSONL",
         against="a straight line",

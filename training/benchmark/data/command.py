@@ -29,14 +29,14 @@ from training.benchmark.data.inputs import MB, QUICK, Inputs, Settings
 from training.benchmark.data.loading import measure_reading, measure_resume
 from training.benchmark.data.packing import measure_packing
 from training.benchmark.data.report import render, write_result
-from training.benchmark.data.row import Row
+from training.benchmark.data.row import BenchmarkRow
 from training.benchmark.data.text import read_corpus, write_jsonl
-from training.benchmark.isolation import Runner, run_fresh
+from training.benchmark.isolation import ProcessRunner, run_fresh
 from training.launch import count_cores
 
 logger = logging.getLogger("redline.benchmark")
 
-ROWS: dict[str, Callable[[Inputs], Row]] = {
+ROWS: dict[str, Callable[[Inputs], BenchmarkRow]] = {
     "build": measure_build,
     "packing": measure_packing,
     "cached": measure_cached,
@@ -49,7 +49,7 @@ PACKAGES = ("datasets", "tokenizers", "transformers", "gigatoken", "pyarrow", "t
 NEEDED = "--input: name JSONL files with a `text` key, {needed:,.0f} MB in all (docs/results/data.md says where from)"
 
 
-def main(argv: list[str], run: Runner = run_fresh) -> int:
+def main(argv: list[str], run: ProcessRunner = run_fresh) -> int:
     """Measure the rows and write the page; the exit code."""
     options = _parse(argv)
     logging.basicConfig(level=logging.INFO, format="benchmark | %(message)s", stream=sys.stderr)
@@ -82,7 +82,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def build_settings(options: argparse.Namespace, work_dir: Path, run: Runner) -> Settings:
+def build_settings(options: argparse.Namespace, work_dir: Path, run: ProcessRunner) -> Settings:
     """Raises UserError when the text is missing, too short or no JSONL with a `text` key."""
     given = {name: value for name in ("repeats", "datasets_mb") if (value := getattr(options, name)) is not None}
     text = tuple(options.input)
@@ -126,7 +126,7 @@ def look_at_machine(argv: list[str]) -> dict[str, Any]:
     return page.look_at_machine(command, PACKAGES, memory_gb=memory_gb, load_average=load, busy=busy)
 
 
-def measure(name: str, inputs: Inputs) -> Row:
+def measure(name: str, inputs: Inputs) -> BenchmarkRow:
     """One row, logged."""
     started = time.perf_counter()
     logger.info("%s ...", name)

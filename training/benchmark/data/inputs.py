@@ -16,7 +16,7 @@ import numpy as np
 from data_prep.encode.tokenizer import train_tokenizer
 from data_prep.options import TokenizerSection
 from training.benchmark.data.text import cut_prefix
-from training.benchmark.isolation import Runner, run_fresh
+from training.benchmark.isolation import ProcessRunner, run_fresh
 
 logger = logging.getLogger("redline.benchmark")
 
@@ -44,7 +44,7 @@ class Settings:
     read_seconds: float = 2.0
     skipped_rows: int = 10_000_000
     quick: bool = False
-    run: Runner = run_fresh
+    run: ProcessRunner = run_fresh
 
     @property
     def needed_mb(self) -> float:

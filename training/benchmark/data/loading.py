@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from training.benchmark.data.inputs import Inputs
-from training.benchmark.data.row import Row
+from training.benchmark.data.row import BenchmarkRow
 from training.benchmark.interleave import find_median, find_ratio, interleave
 
 TOKENS_PER_BATCH = 65536
@@ -16,7 +16,7 @@ RESUMED_SEQ_LEN = 64
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadingRate:
     """Tokens a second as rows, and as batches of tensors, padding included; `useful`: the share that is not padding."""
 
     tokens_per_second: float
@@ -24,7 +24,7 @@ class Reading:
     useful: float
 
 
-def measure_reading(inputs: Inputs) -> Row:
+def measure_reading(inputs: Inputs) -> BenchmarkRow:
     """Random packed rows of RowDataset, and batches of them through the Collator, in the process that would train."""
     settings = inputs.settings
     store = inputs.store(settings.build_mb)
@@ -42,7 +42,7 @@ def measure_reading(inputs: Inputs) -> Row:
         f"{batches[name].format(1)} M tokens/s, {readings[name][0].useful:.2%} of them not padding."
         for name, one in speeds.items()
     ]
-    return Row(
+    return BenchmarkRow(
         name="reading",
         what=f"random packed rows of {seq_len} tokens from the store, 1 process",
         against="-",
@@ -80,7 +80,7 @@ def build_batches(rows: Any, collator: Any, rows_per_batch: int) -> Any:
     return StoreBatches(rows, batching, collator, LoaderOptions())
 
 
-def read_rows(store_dir: Path, seq_len: int, seconds: float) -> Reading:
+def read_rows(store_dir: Path, seq_len: int, seconds: float) -> ReadingRate:
     """Read batches in the order of training for `seconds`, after one epoch to warm up; for a fresh process."""
     from training.data.batch import BATCH_INFO
 
@@ -101,7 +101,9 @@ def read_rows(store_dir: Path, seq_len: int, seconds: float) -> Reading:
     def read_plain() -> int:
         return sum(len(row.input_ids) for row in rows.__getitems__(next(chosen).rows))
 
-    return Reading(_measure_rate(read_plain, seconds), _measure_rate(read_batch, seconds), sum(useful) / len(useful))
+    return ReadingRate(
+        _measure_rate(read_plain, seconds), _measure_rate(read_batch, seconds), sum(useful) / len(useful)
+    )
 
 
 def _measure_rate(read: Callable[[], int], seconds: float) -> float:
@@ -112,7 +114,7 @@ def _measure_rate(read: Callable[[], int], seconds: float) -> float:
     return tokens / elapsed
 
 
-def measure_resume(inputs: Inputs) -> Row:
+def measure_resume(inputs: Inputs) -> BenchmarkRow:
     """The first batch after a start deep in an epoch of a store of tiny documents, against accelerate's skipping."""
     settings = inputs.settings
     depth = settings.skipped_rows
@@ -127,7 +129,7 @@ def measure_resume(inputs: Inputs) -> Row:
     shown = {name: find_median([1000 * value for value in values]) for name, values in seconds.items()}
     ratio = find_ratio(seconds["skip_first_batches"], seconds["redline"])
     planning = find_median([one.planning_seconds for one in starts["redline"]])
-    return Row(
+    return BenchmarkRow(
         name="resume",
         what=f"resume at row {depth:,} of a synthetic store",
         against="`skip_first_batches`",

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.benchmark.data.inputs import Inputs
-from training.benchmark.data.row import Row
+from training.benchmark.data.row import BenchmarkRow
 from training.benchmark.interleave import find_median, find_ratio, interleave
 
 CALLS = 5
@@ -31,7 +31,7 @@ class Packed:
     num_rows: int
 
 
-def measure_packing(inputs: Inputs) -> Row:
+def measure_packing(inputs: Inputs) -> BenchmarkRow:
     """Time and number of rows for the lengths of the text's documents."""
     settings = inputs.settings
     capacity = settings.packed_seq_len
@@ -68,8 +68,8 @@ def measure_packing(inputs: Inputs) -> Row:
     return _row(settings.num_lengths, measured, None if settings.quick else reached, notes, values)
 
 
-def _row(num_lengths: int, measured: str, reached: bool | None, notes: list[str], values: dict) -> Row:
-    return Row(
+def _row(num_lengths: int, measured: str, reached: bool | None, notes: list[str], values: dict) -> BenchmarkRow:
+    return BenchmarkRow(
         name="packing",
         what=f"packing {num_lengths:,} real lengths",
         against='TRL `pack_dataset(strategy="bfd")`',

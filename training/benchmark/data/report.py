@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from data_prep.atomic_files import write_atomically
-from training.benchmark.data.row import Row
+from training.benchmark.data.row import BenchmarkRow
 from training.benchmark.page import format_machine, read_content, write_page
 from training.reporting.charts import style_axes
 from training.reporting.palette import light
@@ -42,7 +42,7 @@ runs every row on the embedded corpus, at sizes too small for conclusions, in a 
 """
 
 
-def write_result(rows: list[Row], machine: dict[str, Any], output: Path) -> None:
+def write_result(rows: list[BenchmarkRow], machine: dict[str, Any], output: Path) -> None:
     """Write `output` (a .md), and the JSON and the plot beside it."""
     result = {"machine": machine, "rows": [asdict(row) for row in rows]}
     _write(output, result)

@@ -5,7 +5,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """`reached` is None where `reach` could not be judged: something was not installed, or the run was a quick one.
 
     `notes` are sentences for the reader; `values` holds every raw number, for the JSON.

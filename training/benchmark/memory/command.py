@@ -24,9 +24,9 @@ from typing import Any
 
 from data_prep.errors import UserError
 from training.benchmark.command_line import build_parser
-from training.benchmark.isolation import Runner, run_fresh
-from training.benchmark.memory.grid import GRID, QUICK, RESIDENT, Case, Inputs
-from training.benchmark.memory.measuring import Measured, find_gpus, measure_case, write_inputs
+from training.benchmark.isolation import ProcessRunner, run_fresh
+from training.benchmark.memory.grid import GRID, QUICK, RESIDENT, Case, GridInputs
+from training.benchmark.memory.measuring import MeasuredCase, find_gpus, measure_case, write_inputs
 from training.benchmark.memory.report import render, write_result
 from training.benchmark.page import look_at_machine
 from training.launch import count_cores, find_free_port
@@ -37,7 +37,7 @@ logger = logging.getLogger("redline.benchmark")
 RESIDENT_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def main(argv: list[str], run: Runner = run_fresh) -> int:
+def main(argv: list[str], run: ProcessRunner = run_fresh) -> int:
     """Measure the grid and write the page; the exit code."""
     options = _parse(argv)
     logging.basicConfig(level=logging.INFO, format="benchmark | %(message)s", stream=sys.stderr)
@@ -52,7 +52,7 @@ def main(argv: list[str], run: Runner = run_fresh) -> int:
         machine = look_at_machine(" ".join(["python -m training.benchmark memory", *argv]))
         gpus = [] if options.cpu else run(find_gpus).value
         with tempfile.TemporaryDirectory(prefix="redline-benchmark-", dir=options.work_dir) as work_dir:
-            inputs = Inputs(Path(work_dir), use_cpu=not gpus)
+            inputs = GridInputs(Path(work_dir), use_cpu=not gpus)
             run(write_inputs, inputs)
             rows = measure_all(cases, inputs, run, len(gpus))
     except UserError as error:
@@ -77,7 +77,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure_all(cases: list[Case], inputs: Inputs, run: Runner, num_gpus: int) -> list[dict[str, Any]]:
+def measure_all(cases: list[Case], inputs: GridInputs, run: ProcessRunner, num_gpus: int) -> list[dict[str, Any]]:
     """Rows in the order of the cases; as many at once as a CPU has cores, since nothing here is timed."""
     with ThreadPoolExecutor(count_cores() if inputs.use_cpu else 1) as pool:
         rows = list(pool.map(lambda case: measure(case, inputs, run, num_gpus), cases))
@@ -92,7 +92,7 @@ def measure_all(cases: list[Case], inputs: Inputs, run: Runner, num_gpus: int) -
     return rows
 
 
-def measure(case: Case, inputs: Inputs, run: Runner, num_gpus: int) -> dict[str, Any]:
+def measure(case: Case, inputs: GridInputs, run: ProcessRunner, num_gpus: int) -> dict[str, Any]:
     """One row. A configuration that cannot run here says why instead of a number."""
     try:
         if not inputs.use_cpu and case.ranks > num_gpus:
@@ -108,7 +108,7 @@ def measure(case: Case, inputs: Inputs, run: Runner, num_gpus: int) -> dict[str,
     return row
 
 
-def measure_ranks(case: Case, inputs: Inputs, run: Runner) -> Measured:
+def measure_ranks(case: Case, inputs: GridInputs, run: ProcessRunner) -> MeasuredCase:
     """All ranks at once, each in a process of its own; the one with the highest peak."""
     if case.ranks == 1:
         return run(measure_case, case, inputs).value

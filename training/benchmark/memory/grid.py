@@ -72,7 +72,7 @@ class Case:
         ]
         return ", ".join(word for word in words if word)
 
-    def recipe(self, inputs: "Inputs") -> dict[str, Any]:
+    def recipe(self, inputs: "GridInputs") -> dict[str, Any]:
         """The recipe that trains it for as many steps as are needed to measure one."""
         if self.method == "dense":
             model: dict[str, Any] = {"config": {**FAMILIES[self.family], **dict(self.changes)}}
@@ -113,7 +113,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class GridInputs:
     """Where the files lie that the recipes name."""
 
     work_dir: Path

@@ -18,14 +18,14 @@ from typing import Any, Literal
 
 import yaml
 
-from training.benchmark.memory.grid import FAMILIES, MEASURED_STEP, PRETRAINED, Case, Inputs
+from training.benchmark.memory.grid import FAMILIES, MEASURED_STEP, PRETRAINED, Case, GridInputs
 
 REDUCE_BUCKET = 2_000_000  # elements
 Instrument = Literal["allocator", "resident"]
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCase:
     """Bytes on the device."""
 
     name: str
@@ -40,7 +40,7 @@ class Measured:
         return 100 * (self.predicted - self.measured) / self.measured
 
 
-def write_inputs(inputs: Inputs, families: tuple[str, ...] = PRETRAINED) -> None:
+def write_inputs(inputs: GridInputs, families: tuple[str, ...] = PRETRAINED) -> None:
     """Text, its tokenizer, and the models that adapters stand on."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -82,8 +82,8 @@ def find_gpus() -> list[str]:
 
 
 def measure_case(
-    case: Case, inputs: Inputs, instrument: Instrument = "allocator", rank: int = 0, port: int = 0
-) -> Measured:
+    case: Case, inputs: GridInputs, instrument: Instrument = "allocator", rank: int = 0, port: int = 0
+) -> MeasuredCase:
     """Run it, then plan it. Of several ranks one; all meet at `port`."""
     from training.config import load_config
     from training.launch import leave_out, read_world, set_environment
@@ -103,7 +103,7 @@ def measure_case(
     measured = _measure_run(loaded, instrument)
     estimate = _estimate(loaded, case, inputs)
     parts = {f"{part.name} ({part.at})": part.bytes for part in estimate.parts if part.place == "device"}
-    return Measured(case.name, estimate.tensor_peak, measured, time.perf_counter() - started, parts)
+    return MeasuredCase(case.name, estimate.tensor_peak, measured, time.perf_counter() - started, parts)
 
 
 def _measure_run(loaded: Any, instrument: Instrument) -> int:
@@ -133,7 +133,7 @@ def _measure_run(loaded: Any, instrument: Instrument) -> int:
         leave_world()
 
 
-def _estimate(loaded: Any, case: Case, inputs: Inputs) -> Any:
+def _estimate(loaded: Any, case: Case, inputs: GridInputs) -> Any:
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from training.memory.run_plan import Planner

@@ -21,16 +21,16 @@ LIMIT_PCT = {"cpu": 0.5, "cuda": 0.2}
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MeanInterval:
     """A mean and the interval around it that covers the true one with probability LEVEL."""
 
     mean: float
     low: float
     high: float
 
-    def map(self, function: Callable[[float], float]) -> Estimate:
+    def map(self, function: Callable[[float], float]) -> MeanInterval:
         """The estimate and its ends through a monotonic function."""
-        return Estimate(function(self.mean), function(self.low), function(self.high))
+        return MeanInterval(function(self.mean), function(self.low), function(self.high))
 
     def format(self, digits: int, unit: str, *, has_interval: bool) -> str:
         """Value and interval with so many digits."""
@@ -42,9 +42,9 @@ class Estimate:
 class Costs:
     """Of a step without a record, of each of a record's two steps, and of a step on average over a period."""
 
-    plain: Estimate
-    record: Estimate
-    together: Estimate
+    plain: MeanInterval
+    record: MeanInterval
+    together: MeanInterval
 
 
 def find_costs(plain: np.ndarray, records: np.ndarray, period: int, trim: float = TRIM) -> Costs:
@@ -58,7 +58,7 @@ def find_costs(plain: np.ndarray, records: np.ndarray, period: int, trim: float 
     rng = np.random.default_rng(0)
     draws = [find_means(rng.integers(periods, size=periods)) for _ in range(DRAWS)]
     low, high = np.quantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0).tolist()
-    return Costs(*(Estimate(*bounds) for bounds in zip(find_means(slice(None)), low, high, strict=True)))
+    return Costs(*(MeanInterval(*bounds) for bounds in zip(find_means(slice(None)), low, high, strict=True)))
 
 
 def find_trimmed_mean(values: np.ndarray, trim: float) -> float:

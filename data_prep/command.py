@@ -1,12 +1,14 @@
 """Handles errors and output for all commands.
 
-1. `with_exit_code` turns user errors and errors of the operating system into `error: …` on stderr and exit code 2.
+1. `CommandParser` and `with_exit_code` turn wrong arguments, user errors and errors of the operating system into one
+   line `error: …` on stderr and exit code 2.
 2. `run_command` is called under `if __name__ == "__main__"`. It puts a `Guarded` stream under stdout and stderr, which
    escapes characters that the encoding lacks. If a stream cannot be written, a command whose result is its output
    (`prints=True`) ends: silently if the reader has closed the pipe (`… | head`), otherwise with code 2. A command whose
    result is on disk continues.
 """
 
+import argparse
 import errno
 import functools
 import io
@@ -15,7 +17,7 @@ import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TextIO
+from typing import Any, NoReturn, ParamSpec, TextIO
 
 from data_prep.errors import UserError
 
@@ -85,6 +87,14 @@ def program_name(module: str) -> str:
     """Return what the user typed, for `usage:`: a console command or `python -m MODULE`."""
     name = Path(sys.argv[0] if sys.argv else "").name
     return name if name.startswith("redline-") else f"python -m {module}"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose errors are one line `error: …` with exit code 2, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message to stderr and exit."""
+        self.exit(2, f"error: command line: {' '.join(message.split())} (--help explains the arguments)\n")
 
 
 def with_exit_code(main: Callable[P, int]) -> Callable[P, int]:

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
 
-from data_prep.command import program_name, run_command, with_exit_code
+from data_prep.command import CommandParser, program_name, run_command, with_exit_code
 from data_prep.errors import UserError
 from data_prep.progress import progress
 from data_prep.read.fingerprint import hash_file
@@ -44,7 +44,7 @@ LEAST_TOKENS = 8  # both measures mean little for shorter documents
 def main(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Show a store; return the exit code."""
     program = program_name("data_prep.inspect")
-    parser = argparse.ArgumentParser(prog=program, description="Show what a token store contains.")
+    parser = CommandParser(prog=program, description="Show what a token store contains.")
     parser.add_argument("store", type=Path, help="directory that data_prep.prepare printed")
     parser.add_argument("--documents", type=_count, default=3, help="decoded documents to show")
     parser.add_argument("--split", choices=[*SPLITS, *REJECTED_SPLITS], default="train")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.command import program_name, run_command, with_exit_code
+from data_prep.command import CommandParser, program_name, run_command, with_exit_code
 from data_prep.errors import UserError
 from training.comparing.comparison import compare
 from training.comparing.page import format_page
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=program_name("training.compare"), description="Compare runs.")
+    parser = CommandParser(prog=program_name("training.compare"), description="Compare runs.")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="one run a side, each compared with the first")
     for side in ("a", "b"):
         parser.add_argument(

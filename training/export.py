@@ -8,13 +8,12 @@ checkpoint. The tokenizer goes along where MODEL_DIR (or, for an adapter, its ba
 again, and it computes the logits of what it was made of, or nothing is written.
 """
 
-import argparse
 import json
 import logging
 import sys
 from pathlib import Path
 
-from data_prep.command import program_name, run_command, with_exit_code
+from data_prep.command import CommandParser, program_name, run_command, with_exit_code
 from data_prep.errors import UserError
 
 logger = logging.getLogger("redline.export")
@@ -24,7 +23,7 @@ logger = logging.getLogger("redline.export")
 def main(argv: list[str] | None = None) -> int:
     """Export a model; the exit code."""
     program = program_name("training.export")
-    parser = argparse.ArgumentParser(prog=program, description="Export a trained model directory.")
+    parser = CommandParser(prog=program, description="Export a trained model directory.")
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--format", choices=("llama", "merged"), required=True)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.command import program_name, run_command, with_exit_code
+from data_prep.command import CommandParser, program_name, run_command, with_exit_code
 from data_prep.errors import UserError
 from training.inference.prompts import Messages, Prompt, check_prompt, read_prompts
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     count = _number(int, lambda value: value > 0, "a number above 0")
-    parser = argparse.ArgumentParser(prog=program_name("training.generate"), description="Let a trained model write.")
+    parser = CommandParser(prog=program_name("training.generate"), description="Let a trained model write.")
     parser.add_argument("--model", type=Path, required=True, help="directory of a model or an adapter")
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--prompt", help="left out with --chat on a terminal: a conversation")

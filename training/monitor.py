@@ -6,7 +6,6 @@ Ends when the run ends; Ctrl-C leaves the run alone.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -15,14 +14,14 @@ from contextlib import suppress
 from rich.console import Console
 from rich.live import Live
 
-from data_prep.command import program_name, run_command, with_exit_code
+from data_prep.command import CommandParser, program_name, run_command, with_exit_code
 from training.reporting.dashboard import Dashboard
 
 
 @with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 with one line on stderr when RUN is no run directory."""
-    parser = argparse.ArgumentParser(prog=program_name("training.monitor"), description="Watch a run in the terminal.")
+    parser = CommandParser(prog=program_name("training.monitor"), description="Watch a run in the terminal.")
     parser.add_argument("run", metavar="RUN", help="a run directory, such as runs/NAME")
     parser.add_argument("--once", action="store_true", help="print one screen and exit")
     parser.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="refresh interval (default 1)")

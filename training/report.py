@@ -5,12 +5,11 @@ Reads nothing but the run directory, so a run can be copied anywhere and reporte
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 
-from data_prep.command import program_name, run_command, with_exit_code
+from data_prep.command import CommandParser, program_name, run_command, with_exit_code
 from data_prep.progress import progress
 from training.reporting.html import build_report
 
@@ -18,7 +17,7 @@ from training.reporting.html import build_report
 @with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 with one line on stderr when RUN is no run directory."""
-    parser = argparse.ArgumentParser(prog=program_name("training.report"), description="Build plots and report.html.")
+    parser = CommandParser(prog=program_name("training.report"), description="Build plots and report.html.")
     parser.add_argument("run", metavar="RUN", help="a run directory, such as runs/NAME")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")

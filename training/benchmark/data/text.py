@@ -7,7 +7,6 @@ a hash of its path: the same on every machine, and any prefix is a fair sample o
 would not give (a source tree keeps its documentation in one place and its generated tables in another).
 """
 
-import argparse
 import hashlib
 import os
 import sys
@@ -16,15 +15,14 @@ from pathlib import Path
 
 import orjson
 
+from data_prep.command import CommandParser
 from data_prep.errors import UserError
 from data_prep.read.corpus import find_corpus_files, read_corpus_documents
 
 
 def main(argv: list[str]) -> int:
     """Write a directory of files as JSONL; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.benchmark text", description=(__doc__ or "").partition("\n\n")[0]
-    )
+    parser = CommandParser(prog="python -m training.benchmark text", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("tree", type=Path, help="directory to read")
     parser.add_argument("output", type=Path, help="JSONL file to write")
     options = parser.parse_args(argv)

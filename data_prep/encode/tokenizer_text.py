@@ -7,6 +7,7 @@ part of each source. One process reads them, at about 2 s per GB of JSONL.
 
 from collections.abc import Iterator, Sequence
 
+from data_prep.errors import UserError
 from data_prep.parse.kinds import Shape
 from data_prep.read.files import refuse_changes
 from data_prep.read.fingerprint import name_of
@@ -33,15 +34,24 @@ def choose_parts(parts: Sequence[Part], max_bytes: int, seed: int) -> list[Part]
 
 
 def read_texts(parts: Sequence[Part], shapes: Sequence[Shape]) -> Iterator[str]:
-    """Read the good texts; bad records are handled when the store is built. Raises UserError when a file changed."""
+    """Read the good texts; bad records are handled when the store is built.
+
+    Raises UserError when a file changed, and when there is no text because records cannot be used.
+    """
+    first_bad: BadRecord | None = None
+    any_text = False
     for part in parts:
         count = 0
         with refuse_changes(part.spans):
             for found in parse_records(part.spans, shapes[part.source]):
                 if isinstance(found, BadRecord):
+                    first_bad = first_bad or found
                     continue
                 if text := text_of(found[1]):
+                    any_text = True
                     yield text
                     count += 1
                 if count == part.max_documents:
                     break
+    if first_bad is not None and not any_text:
+        raise UserError(f"tokenizer: data.sources contain no text to train it on: {first_bad}")

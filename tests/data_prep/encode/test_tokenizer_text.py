@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.encode.tokenizer_text import choose_parts, read_texts
+from data_prep.errors import UserError
 from data_prep.options import SourceSection
 from data_prep.parse.kinds import Shape
 from data_prep.read.parts import Part, plan_parts
@@ -38,3 +39,12 @@ def test_good_texts_up_to_the_limit_of_their_source(tmp_path: Path, sources: lis
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"text": ""}\n{"text": "two"}\n{"text": "three"}\n')
     parts = plan(tmp_path, {**sources[1], "max_documents": 2})
     assert list(read_texts(parts, [Shape("text", "text")])) == ["one", "two"]
+
+
+def test_the_first_bad_record_is_why_there_is_no_text(tmp_path: Path):
+    turns = {"messages": [{"role": "user", "content": "Hi"}]}
+    write_jsonl(tmp_path / "chat.jsonl", [turns, turns])
+    parts = plan(tmp_path, {"path": str(tmp_path / "chat.jsonl")})
+    reason = r"no text to train it on: .*chat\.jsonl, line 1: no assistant turn, so there is nothing to train on"
+    with pytest.raises(UserError, match=reason):
+        list(read_texts(parts, [Shape("messages")]))

@@ -15,11 +15,15 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from data_prep.errors import UserError
-from data_prep.recipe.layers import did_you_mean
+from data_prep.recipe.spelling import did_you_mean
 from data_prep.recipe.yaml_file import KeyPath, Layer, parse_value
 
 Sections = Mapping[str, type[BaseModel]]
 Refused = Mapping[str, str]  # dotted key -> why it is not taken and what to use
+
+MOST_LISTED = 20
+"""A message lists the values of a key up to this number. Only `training.optim` has more: it refers to `CHOICES`."""
+CHOICES = "docs/choices.md"
 
 
 def dotted(path: KeyPath) -> str:
@@ -70,7 +74,10 @@ def _message(layer: Layer, name: str, model: type[BaseModel], detail: ErrorDetai
     if annotation is not None and (detail["type"].endswith(("_type", "_parsing")) or "literal" in detail["type"]):
         takes = f"must be {describe(annotation)}"
     value = layer.get(path)
-    near = did_you_mean(value, literals(annotation)) if isinstance(value, str) else ""
+    known = literals(annotation)
+    near = did_you_mean(value, known) if isinstance(value, str) else ""
+    if len(known) > MOST_LISTED:
+        takes, near = "unknown", f"{near.replace(':', ';', 1) or ';'} {CHOICES} lists all"
     return f"{where}: {dotted(path)} = {shown_value(value)}: {takes}{near}"
 
 

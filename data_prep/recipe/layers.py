@@ -18,7 +18,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.recipe.places import find_shipped, list_places
-from data_prep.recipe.spelling import did_you_mean
+from data_prep.recipe.spelling import find_near
 from data_prep.recipe.yaml_file import KeyPath, Layer, Origin, read_yaml, shown_path, walk_paths
 
 RECIPE_DIR = find_shipped("configs")
@@ -58,7 +58,12 @@ def find_file(name: str, directories: Iterable[Path], suffix: str, what: str) ->
                 if candidate.is_file():
                     return candidate
     there = sorted({file.name.removesuffix(suffix) for d in directories for file in d.glob(f"*{suffix}")})
-    raise UserError(f"{what} {name!r} is neither a file nor one of: {', '.join(there)}{did_you_mean(name, there)}")
+    if near := find_near(name, there):
+        others = ", ".join(other for other in there if other != near)
+        raise UserError(
+            f"{what} {name!r} does not exist; did you mean {near}?{f' (others: {others})' if others else ''}"
+        )
+    raise UserError(f"{what} {name!r} is neither a file nor one of: {', '.join(there)}")
 
 
 def load_recipe(name: str, replaces: Replaces = MODEL_REPLACES, translate: Translate = lambda own, _: own) -> Loaded:

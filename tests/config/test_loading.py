@@ -162,8 +162,12 @@ def test_argument_falls_back_to_the_default_of_hf() -> None:
         ("training:\n  seq_len: 8\n", "r.yaml:2: unknown key training.seq_len: did you mean data.seq_len?"),
         ("training:\n  max_steps: 1e3\n", "r.yaml:2: training.max_steps = 1000.0: must be an integer"),
         ("training:\n  bf16: yes\n", "r.yaml:2: training.bf16 = 'yes': must be true or false"),
-        ("training:\n  optim: adamw_torch_fusd\n", "r.yaml:2: training.optim = 'adamw_torch_fusd'"),
-        ("training:\n  optim: adamw_torch_fusd\n", "did you mean adamw_torch_fused?"),
+        (
+            "training:\n  optim: adamw_torch_fusd\n",
+            "r.yaml:2: training.optim = 'adamw_torch_fusd': unknown; did you mean adamw_torch_fused? "
+            "docs/choices.md lists all",
+        ),
+        ("training:\n  optim: best\n", "r.yaml:2: training.optim = 'best': unknown; docs/choices.md lists all"),
         (
             "training:\n  report_to: mlflow\n",
             "r.yaml:2: training.report_to = 'mlflow': must be one of wandb, tensorboard",
@@ -216,8 +220,11 @@ def test_bad_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str,
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--config", "minigpt_smal"], "did you mean minigpt_small?"),
-        (["--deepspeed", "zero2_bf61"], "did you mean zero2_bf16?"),
+        (
+            ["--config", "minigpt_smal"],
+            "recipe 'minigpt_smal' does not exist; did you mean minigpt_small? (others: debug, ",
+        ),
+        (["--deepspeed", "zero2_bf61"], "'zero2_bf61' does not exist; did you mean zero2_bf16? (others: zero1_bf16, "),
         (["--path", "x"], "--path is ambiguous: write one of --model.path, --tokenizer.path"),
         (["--learning_rte", "1"], "did you mean --learning_rate?"),
         (["--torch_empty_cache_steps", "5"], "use perf.empty_cache_every"),

@@ -133,8 +133,11 @@ def test_extends_in_a_circle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("extends: minigpt_smal\n", "r.yaml:1: extends: recipe 'minigpt_smal' is neither a file nor one of"),
-        ("extends: minigpt_smal\n", "did you mean minigpt_small?"),
+        (
+            "extends: minigpt_smal\n",
+            "r.yaml:1: extends: recipe 'minigpt_smal' does not exist; did you mean minigpt_small? (others: ",
+        ),
+        ("extends: nowhere\n", "r.yaml:1: extends: recipe 'nowhere' is neither a file nor one of: debug, "),
         ("extends: 3\n", "r.yaml:1: extends = 3: must be the name of a recipe"),
         ("alone: 3\n", "r.yaml:1: alone = 3: must be a mapping of sections"),
     ],

@@ -21,6 +21,9 @@ def test_names_and_sizes():
         ("A10", "'NVIDIA A10' or 'NVIDIA A10G' or 'NVIDIA A100-SXM4-40GB' or 'NVIDIA A100-PCIE-40GB'"),
         ("H200", "'NVIDIA H200' or 'NVIDIA H200 NVL' or 'NVIDIA GH200 480GB' or 'NVIDIA GH200 120GB'"),
         ("NVIDA L4", "'NVIDIA L4'"),
+        ("NVIDIA T4", "'Tesla T4'"),
+        ("NVIDIA T4 16GB", "'Tesla T4'"),
+        ("NVIDIA L44", "'NVIDIA L4'"),
     ],
 )
 def test_unknown_names_are_refused_with_those_that_have_their_words(given, names):

@@ -54,13 +54,16 @@ def find_device_bytes(name: str) -> int:
 
 
 def _find_similar(name: str) -> list[str]:
-    """At most four names that have all words of `name`, those with whole words first; else one that is misspelt.
+    """At most four names that have all words of `name`, those with whole words first; else those with its model (the
+    words with digits, such as T4); else one that is misspelt.
 
     Words before letters, since letters alone take an RTX 4090 for an RTX A4500.
     """
     asked = _words(name)
     found = [known for known in _CAPACITY_GIB if all(any(a in word for word in _words(known)) for a in asked)]
     found.sort(key=lambda known: not asked <= _words(known))
+    model = {word for word in asked if re.search(r"\d", word) and not re.fullmatch(r"\d+gi?b", word)}
+    found = found or [known for known in _CAPACITY_GIB if model and model <= _words(known)]
     return found[:4] or list(filter(None, [find_near(name, _CAPACITY_GIB)]))
 
 

@@ -31,6 +31,14 @@ def test_an_unknown_flag_is_one_line(capsys):
     assert ended.value.code == 2 and line.startswith("error: command line: ") and "--no-such-flag" in line
 
 
+@pytest.mark.parametrize("name", ["compare", "monitor", "report"])
+def test_help_ends_with_an_example(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"training.{name}").main(["--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith(f"Example: python -m training.{name} runs/")
+
+
 def test_all_commands_use_the_same_parser():
     sources = [path for package in ("training", "data_prep") for path in (ROOT / package).rglob("*.py")]
     own = [path.name for path in sources if "ArgumentParser(" in path.read_text(encoding="utf-8")]

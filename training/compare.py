@@ -41,13 +41,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = CommandParser(prog=program_name("training.compare"), description="Compare runs.")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="one run a side, each compared with the first")
+    program = program_name("training.compare")
+    parser = CommandParser(
+        prog=program, description="Compare runs.", epilog=f"Example: {program} runs/A runs/B --output compare.md"
+    )
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="Run directories, one per side. Each is compared with the first.",
+    )
     for side in ("a", "b"):
         parser.add_argument(
             f"--{side}", nargs="+", metavar="RUN", help=f"repeats of side {side.upper()}, or a directory of them"
         )
-    parser.add_argument("--paired", action="store_true", help="the i-th runs of --a and --b ran one after the other")
+    parser.add_argument(
+        "--paired",
+        action="store_true",
+        help="Runs i of --a and --b were trained one after the other; compare them as pairs.",
+    )
     parser.add_argument("--skip_steps", type=int, metavar="N", help="leave out the first N steps (default: a tenth)")
     parser.add_argument("--output", type=Path, metavar="PAGE.md", help="write the page, its JSON and its picture")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the page")

@@ -21,7 +21,12 @@ from training.reporting.dashboard import Dashboard
 @with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 with one line on stderr when RUN is no run directory."""
-    parser = CommandParser(prog=program_name("training.monitor"), description="Watch a run in the terminal.")
+    program = program_name("training.monitor")
+    parser = CommandParser(
+        prog=program,
+        description="Watch a run in the terminal.",
+        epilog=f"Example: {program} runs/minigpt_quickstart --every 5",
+    )
     parser.add_argument("run", metavar="RUN", help="a run directory, such as runs/NAME")
     parser.add_argument("--once", action="store_true", help="print one screen and exit")
     parser.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="refresh interval (default 1)")

@@ -17,7 +17,12 @@ from training.reporting.html import build_report
 @with_exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 with one line on stderr when RUN is no run directory."""
-    parser = CommandParser(prog=program_name("training.report"), description="Build plots and report.html.")
+    program = program_name("training.report")
+    parser = CommandParser(
+        prog=program,
+        description="Draw the plots of a run and write its report.html.",
+        epilog=f"Example: {program} runs/minigpt_quickstart",
+    )
     parser.add_argument("run", metavar="RUN", help="a run directory, such as runs/NAME")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")

@@ -8,6 +8,7 @@ leaves FOLDER/stock and FOLDER/mine, each with the Trainer's log as `log.json`.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -47,7 +48,12 @@ def main() -> None:
     deepspeed = arguments[1] if len(arguments) > 1 else None
     train(Trainer, Path(arguments[0]) / "stock", deepspeed)
     train(ProfiledTrainer, Path(arguments[0]) / "mine", deepspeed)
-    torch.distributed.destroy_process_group()  # else gloo aborts at exit in one run of four, with the stock Trainer too
+    # Without this, gloo aborts at exit in one run of four, with the stock Trainer too: a rank that ends before the
+    # others destroys a thread that still runs.
+    torch.distributed.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

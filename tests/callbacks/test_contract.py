@@ -67,3 +67,11 @@ def test_states_go_by_class_name_and_a_new_callback_starts_afresh():
     assert later[1] == Counts(3)
     load_states(later, {})
     assert later[1] == Counts(3)
+
+
+def test_two_callbacks_of_one_class_keep_a_state_each():
+    first, second = Counts(), Counts()
+    first.steps, second.steps = 3, 5
+    restored = [Counts(), Forgets(), Counts(), Counts()]
+    load_states(restored, read_states([first, second]))
+    assert [one.steps for one in restored if isinstance(one, Counts)] == [3, 5, 0]

@@ -3,12 +3,13 @@ docstring, and a state that checkpoints keep.
 
 A callback gets the trainer as its first field and uses of it what `StepRecorder` names. What it has to remember over a
 resume, `state_dict` returns as JSON values and `load_state_dict` takes up again; a callback without memory inherits
-both. States are kept by class name (`redline.json` or `progress.json` of a checkpoint).
+both. States are kept by class name (`redline.json` or `progress.json` of a checkpoint), several of one class numbered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from transformers import TrainerCallback
@@ -26,13 +27,23 @@ class StatefulCallback(TrainerCallback):
 
 
 def read_states(callbacks: Iterable[TrainerCallback]) -> dict[str, Any]:
-    """The states of those that have one, by class name."""
-    found = {type(one).__name__: one.state_dict() for one in callbacks if isinstance(one, StatefulCallback)}
-    return {name: state for name, state in found.items() if state}
+    """The states of those that have one, by key (`_list_keys`)."""
+    found = {key: one.state_dict() for key, one in _list_keys(callbacks)}
+    return {key: state for key, state in found.items() if state}
 
 
 def load_states(callbacks: Iterable[TrainerCallback], states: Mapping[str, Any]) -> None:
     """Give each callback its state; those that a checkpoint does not know start afresh."""
+    for key, one in _list_keys(callbacks):
+        if key in states:
+            one.load_state_dict(states[key])
+
+
+def _list_keys(callbacks: Iterable[TrainerCallback]) -> Iterator[tuple[str, StatefulCallback]]:
+    """The class name of each callback with a state; of several of one class, the second is `NAME.1`, and so on."""
+    seen: Counter[str] = Counter()
     for one in callbacks:
-        if isinstance(one, StatefulCallback) and type(one).__name__ in states:
-            one.load_state_dict(states[type(one).__name__])
+        if isinstance(one, StatefulCallback):
+            name = type(one).__name__
+            yield (f"{name}.{seen[name]}" if seen[name] else name), one
+            seen[name] += 1

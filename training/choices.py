@@ -1,4 +1,4 @@
-"""Print the page of what a recipe can choose from, as the code has it: precisions, attention kernels, optimizers.
+"""Print the page of what a recipe can choose from, as the code has it: precisions, kernels, optimizers.
 
     python -m training.choices > docs/choices.md
 
@@ -14,15 +14,16 @@ from data_prep.command import run_command
 from training import precision
 from training.attention import kernels
 from training.attention.pairs import Attended
+from training.loss import kernels as loss_kernels
 from training.optim import optimizers
 from training.optim.facts import ChosenOptimizer, Optimizer
 
 INTRODUCTION = """\
-# Precisions, attention kernels and optimizers
+# Precisions, attention kernels, loss kernels and optimizers
 
 This page is generated: `python -m training.choices > docs/choices.md`. Each row is one object in the code. To add a
-choice, add an object to `PRECISIONS` (`training/precision.py`), `KERNELS` (`training/attention/kernels.py`) or
-`OPTIMIZERS` (`training/optim/optimizers.py`), and its test.
+choice, add an object to `PRECISIONS` (`training/precision.py`), `KERNELS` (`training/attention/kernels.py`,
+`training/loss/kernels.py`) or `OPTIMIZERS` (`training/optim/optimizers.py`), and its test.
 """
 PRECISION_TEXT = """\
 ## Precisions
@@ -35,6 +36,11 @@ KERNEL_TEXT = """\
 `model.attn_implementation: auto` takes the first one that runs on the machine and in the model. The pairs are those
 computed for a row of 8 tokens with two documents of 4, of which causal attention within documents needs 20. What is
 kept for the backward pass comes on top of queries, keys, values and output.
+"""
+LOSS_TEXT = """\
+## Loss kernels
+
+`perf.loss_kernel: auto` takes the first one that runs on the machine and in the model.
 """
 OPTIMIZER_TEXT = """\
 ## Optimizers
@@ -56,6 +62,7 @@ def build_page() -> str:
     sections = [
         (PRECISION_TEXT, list_precisions()),
         (KERNEL_TEXT, list_kernels()),
+        (LOSS_TEXT, list_losses()),
         (OPTIMIZER_TEXT, list_optimizers()),
         ("## Not offered\n", list_refused()),
     ]
@@ -81,6 +88,17 @@ def list_kernels() -> list[list[str]]:
         kept = [kernel.stand_in(masked=masked).kept for masked in (True, False)]
         pairs = str(kernel.executed_pairs(PACKED_ROW))
         rows.append([f"`{kernel.name}`", "yes" if kernel.automatic else "no", documents, pairs, *kept])
+    return rows
+
+
+def list_losses() -> list[list[str]]:
+    """Header and one row for each loss kernel, in the order of `auto`."""
+    rows = [["kernel", "`auto`", "holds at its peak", "leaves out positions without loss", "computes logits"]]
+    for kernel in loss_kernels.KERNELS:
+        devices = [device for device in ("cpu", "cuda") if kernel.skips_unlabelled(device)]
+        times = "twice" if kernel.computes_logits_twice else "once"
+        automatic = "yes" if kernel.automatic else "no"
+        rows.append([f"`{kernel.name}`", automatic, kernel.holds, f"on {', '.join(devices)}" * bool(devices), times])
     return rows
 
 

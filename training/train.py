@@ -83,10 +83,14 @@ def train(loaded: LoadedConfig, world: World, finish: Finish | None) -> None:
     # torch comes in here, after everything that can fail without it; a wrong model is found before data is prepared
     import torch
 
+    from training.loss.choose import check_loss
+    from training.loss.terms import find_terms
     from training.models.build import check_model
 
     on_cpu = bool(config.argument("use_cpu")) or not torch.cuda.is_available()
     check_model(config.model, config.data.seq_len, on_cpu=on_cpu)
+    terms = find_terms(config.argument("label_smoothing_factor"), config.model.z_loss)
+    check_loss(config.perf.loss_kernel, terms, "cpu" if on_cpu else "cuda")
 
     from training.run.session import run_training
 

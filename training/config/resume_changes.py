@@ -72,6 +72,7 @@ RULES: dict[str, str] = {
     "model.path": TAKES_EFFECT,  # a folder may have moved: what was trained comes from the checkpoint
     "model.base": _BASE,
     "model.attn_implementation": FREE,
+    "model.z_loss": TAKES_EFFECT,
     "model.trust_remote_code": FREE,
     "adapter": _MODEL,
     "adapter.dropout": TAKES_EFFECT,

@@ -81,6 +81,12 @@ class ModelSection(Section):
         description="Data type that parameters are stored in. auto selects float32 for weights that are trained, and "
         "the compute type for the frozen weights under an adapter.",
     )
+    z_loss: float = Field(
+        default=0.0,
+        ge=0,
+        description="Coefficient of the squared log-sum-exp of the logits, added to the training loss (PaLM: 1e-4). It "
+        "keeps logits from drifting.",
+    )
     trust_remote_code: bool = Field(
         default=False, description="Whether to run Python code that comes with a model from the Hub."
     )
@@ -137,6 +143,11 @@ class PerfSection(Section):
         default="auto",
         description="Number of CPU threads of each rank. auto uses OMP_NUM_THREADS if you set it, else divides the "
         "CPU cores among the ranks of the machine.",
+    )
+    loss_kernel: str = Field(
+        default="auto",
+        description="How the training and evaluation loss is computed: auto, chunked (without holding all logits), "
+        "liger, cce, or plain (the model's own). auto takes the first that runs here and in the model.",
     )
     micro_batch_size: Literal["recipe", "auto"] = Field(
         default="recipe",

@@ -38,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.attention.kernels import AttentionKernel, find_kernel
 from training.attention.pairs import Attended, causal_pairs, square_pairs
+from training.loss.head import find_loss_head
 from training.metrics.decoder_modules import is_checkpointing
 from training.metrics.matmuls import Matmul, Matmuls, find_matmuls, uses_input_grad_hook
 
@@ -90,11 +91,12 @@ class ModelFlops:
     head_on_loss_tokens: bool
 
     @classmethod
-    def from_model(cls, model: nn.Module, *, head_on_loss_tokens: bool = False) -> ModelFlops:
+    def from_model(cls, model: nn.Module, *, head_on_loss_tokens: bool | None = None) -> ModelFlops:
         """Walk `model` once. Call it after adapters and freezing are in place, before an engine wraps it.
 
         `head_on_loss_tokens`: True when the loss computes logits only where there is a label; Hugging Face models
-        compute them for every token. Logs one warning when a weight is met whose FLOPs are not known.
+        compute them for every token. None: as the model's loss kernel does.
+        Logs one warning when a weight is met whose FLOPs are not known.
         """
         found = find_matmuls(model)
         executed = find_matmuls(model, embeddings_need_grad=True) if uses_input_grad_hook(model) else found
@@ -102,6 +104,12 @@ class ModelFlops:
             logger.warning(
                 "FLOPs leave out %d weights of unknown kind, among them %s", len(found.uncounted), found.uncounted[0]
             )
+        loss_head = find_loss_head(model)
+        if head_on_loss_tokens is None:
+            device = next(model.parameters()).device.type
+            head_on_loss_tokens = loss_head is not None and loss_head.kernel.skips_unlabelled(device)
+        head_twice = loss_head is not None and loss_head.kernel.computes_logits_twice
+        head_forward = sum(m.forward for m in executed.head if not m.rows)
         kernel = find_kernel(str(getattr(getattr(model, "config", None), "_attn_implementation", None) or "eager"))
         return cls(
             layers_per_token=_per_token(m for m in found.layers if not m.overhead),
@@ -109,9 +117,9 @@ class ModelFlops:
             layers_forward_per_token=sum(m.forward for m in found.layers if not m.overhead),
             head_forward_per_token=sum(m.forward for m in found.head if not m.overhead),
             hardware_layers_per_token=_per_token(m for m in executed.layers if not m.rows),
-            hardware_head_per_token=_per_token(m for m in executed.head if not m.rows),
+            hardware_head_per_token=_per_token(m for m in executed.head if not m.rows) + head_twice * head_forward,
             hardware_layers_forward_per_token=sum(m.forward for m in executed.layers if not m.rows),
-            hardware_head_forward_per_token=sum(m.forward for m in executed.head if not m.rows),
+            hardware_head_forward_per_token=head_forward,
             recompute_per_token=sum(m.forward for m in executed.layers if m.recomputed and not m.rows),
             per_forward=sum(m.forward for m in executed.layers + executed.head if m.rows),
             recompute_per_forward=sum(m.forward for m in executed.layers if m.recomputed and m.rows),

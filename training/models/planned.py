@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from training.attention.kernels import Compute
+from training.loss.choose import find_named, install_loss
 
 from .build import build_model
 from .scratch import TokenizerFacts
@@ -22,12 +23,21 @@ def build_planned_model(config: Config, dtype: torch.dtype, four_bit: bool) -> A
     level = log.level
     log.setLevel(logging.WARNING)  # what a run says of its model would be said of none
     try:
-        return build_model(
+        model = build_model(
             config.model.model_copy(update={"attn_implementation": "auto"}),
             config.adapter.model_copy(update={"load_in_4bit": four_bit}),
             TokenizerFacts(config.tokenizer.vocab_size if config.tokenizer.path is None else 1),  # 1: the model's own
             Compute("cpu", dtype, packed=False),
             meta=True,
         )
+        if not config.training.get("use_liger_kernel"):
+            _install_planned_loss(model, config.perf.loss_kernel)
+        return model
     finally:
         log.setLevel(level)
+
+
+def _install_planned_loss(model: Any, requested: str) -> None:
+    """A kernel of a package that is not at hand is planned as the chunked one, which holds no less."""
+    is_plain = requested != "auto" and find_named(requested).needs_logits
+    install_loss(model, "plain" if is_plain else "auto", device_type="cpu")

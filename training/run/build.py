@@ -52,6 +52,8 @@ from training.data.resume_check import describe_order
 from training.data.streaming import StreamBatches, read_first_rows, read_validation_rows
 from training.data.token_bytes import count_token_bytes
 from training.launch import World, count_cores
+from training.loss.choose import install_loss
+from training.loss.terms import find_terms
 from training.models.build import build_model
 from training.models.saved_files import make_savable
 from training.models.scratch import TokenizerFacts
@@ -201,6 +203,7 @@ def build_trainer(
         meter=meter,
         log_every=config.perf.log_every,
         flops_profile_every=config.perf.flops_profile_every,
+        terms=find_terms(config.argument("label_smoothing_factor"), config.model.z_loss),
     )
     with explain_setup_errors("training"):
         trainer = RecipeTrainer(
@@ -308,6 +311,14 @@ def build_run_model(
         gradient_checkpointing=bool(args.gradient_checkpointing),
     )
     make_savable(model)
+    # Liger's patches, which the Trainer applies later, compute the loss themselves.
+    requested = "plain" if args.use_liger_kernel else config.perf.loss_kernel
+    install_loss(
+        model,
+        requested,
+        find_terms(config.argument("label_smoothing_factor"), config.model.z_loss),
+        device_type=args.device.type,
+    )
     return model
 
 

@@ -35,6 +35,9 @@ from training.checkpoints.progress import Progress
 from training.data.batch import BATCH_INFO, BatchInfo
 from training.data.loader import TrainBatches
 from training.data.resume_check import check_same_order
+from training.loss.head import find_loss_head
+from training.loss.plain import build_loss
+from training.loss.terms import PLAIN, LossTerms
 from training.metrics import names
 from training.metrics.flops import measure_flops
 from training.metrics.throughput import Meter
@@ -49,7 +52,6 @@ from training.trainers.progress_keeper import ProgressKeeper
 from training.trainers.resumed_options import AsBuilt, apply_changes
 from training.trainers.setup_errors import explain_setup_errors
 from training.trainers.skipped_steps import SkippedSteps
-from training.trainers.smoothed_loss import build_loss
 from training.trainers.text_counter import TextCounter
 
 
@@ -68,6 +70,8 @@ class RecipeParts:
     """Counts work against time; None trains without any measuring (`perf.enabled: false`)."""
     log_every: int = 10
     """Optimizer steps between `perf/` records."""
+    terms: LossTerms = PLAIN
+    """Of the training loss."""
     flops_profile_every: int = 0
     """Optimizer steps between counts of executed FLOPs against the analytic ones; 0: never."""
 
@@ -106,7 +110,10 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
         self._skipped = SkippedSteps(self)
         super().__init__(*args, **kwargs)
         self.meter, self.recorder.keeps_all = parts.meter, False
-        self.compute_loss_func = build_loss(self.args.label_smoothing_factor, lambda: self.is_training)
+        self._terms = parts.terms
+        self.label_smoother = None  # the loss smooths itself
+        if find_loss_head(cast(torch.nn.Module, self.model)) is None:
+            self.compute_loss_func = build_loss(parts.terms, lambda: self.is_training)
         self.add_callback(ProgressKeeper(self))
 
     # ---- measuring ----
@@ -244,7 +251,7 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
         with self.span(names.LOGGING):
             super().log(logs, start_time)
             self.state.log_history[-1] = keep_finite(self.state.log_history[-1])  # trainer_state.json is JSON
-            if "loss" in logs and not self.args.label_smoothing_factor:  # smoothed, it is no length of a code
+            if "loss" in logs and self._terms.is_plain:  # with other terms it is no length of a code
                 self.add_to_record(self._text.take_record(logs["loss"], self.args.device))
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:

@@ -7,7 +7,6 @@ variant that trains something else by design says so (`changes_training`): its g
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,12 +128,17 @@ def _attention(base: Baseline) -> list[Variant]:
 
 
 def _loss_kernel(base: Baseline) -> list[Variant]:
-    model = base.loaded.config.model
-    if base.device != "cuda" or importlib.util.find_spec("liger_kernel") is None:
-        raise NothingToTurnError("the fused loss of liger-kernel needs CUDA and `pip install liger-kernel`")
-    if not model.path and not model.config.get("model_type"):
-        raise NothingToTurnError("liger-kernel patches Hugging Face architectures only, not MiniGPT")
-    return _toggle(base, "loss kernel", "training.use_liger_kernel", "liger-kernel")
+    from training.loss.choose import find_usable
+    from training.loss.terms import find_terms
+
+    config = base.loaded.config
+    if config.training.get("use_liger_kernel"):
+        raise NothingToTurnError("training.use_liger_kernel brings a loss of its own")
+    terms = find_terms(config.argument("label_smoothing_factor"), config.model.z_loss)
+    usable = [kernel.name for kernel in find_usable(terms, base.device)]
+    asked = config.perf.loss_kernel
+    taken = usable[0] if asked == "auto" else asked
+    return [Variant("loss kernel", name, {"perf.loss_kernel": name}) for name in usable if name != taken]
 
 
 def _compile(base: Baseline) -> list[Variant]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.models.tiny import SHAPE, build_tiny
-from training.trainers.smoothed_loss import build_loss, smoothed_cross_entropy
+from training.loss.plain import build_loss, next_token_loss
+from training.loss.terms import PLAIN, LossTerms
 
 FACTOR = 0.1
 # Two packed documents of 5 and 3 tokens: the first token of the second one carries no loss.
@@ -35,9 +36,9 @@ def test_the_sum_over_next_tokens(dtype):
     logits = (3 * torch.randn(1, 8, 16)).to(dtype)
     expected = by_hand(logits, LABELS, FACTOR)
     assert len(expected) == 6
-    mean = smoothed_cross_entropy(logits, LABELS, FACTOR)
+    mean = next_token_loss(logits, LABELS, LossTerms(FACTOR))
     assert mean.item() == pytest.approx(sum(expected) / 6, rel=1e-6)  # in bf16 too: computed in float32
-    accumulated = smoothed_cross_entropy(logits, LABELS, FACTOR, torch.tensor(24))
+    accumulated = next_token_loss(logits, LABELS, LossTerms(FACTOR), torch.tensor(24))
     assert accumulated.item() == pytest.approx(sum(expected) / 24, rel=1e-6)
 
 
@@ -56,7 +57,7 @@ def test_of_every_model_the_evaluation_is_its_own_loss_and_the_training_is_smoot
         model = build_tiny({"kind": "minigpt", "config": SHAPE} if kind == "minigpt" else of_type(kind))
     model.eval()
     training = True
-    loss = build_loss(FACTOR, lambda: training)
+    loss = build_loss(LossTerms(FACTOR), lambda: training)
     assert loss is not None
     outputs = model(input_ids=IDS, position_ids=POSITIONS, labels=LABELS)
     smoothed = loss(outputs, LABELS, None)
@@ -71,4 +72,4 @@ def of_type(kind):
 
 
 def test_without_smoothing_the_model_s_own_loss_stays():
-    assert build_loss(0.0, lambda: True) is None
+    assert build_loss(PLAIN, lambda: True) is None

@@ -1,0 +1,1 @@
+"""Losses of a language model, without its logits."""

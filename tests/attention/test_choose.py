@@ -13,6 +13,7 @@ from tests.models.tiny import SHAPE, build_tiny, tiny_minigpt
 from training.attention import kernels
 from training.attention.choose import choose_attention, find_model_class, find_usable, needs_cu_seqlens
 from training.attention.kernels import Compute
+from training.kernels.cpu import build
 
 CUDA_BF16 = Compute("cuda", torch.bfloat16, packed=True)
 CPU = Compute("cpu", torch.bfloat16, packed=False)
@@ -46,7 +47,7 @@ def test_auto_takes_the_best_that_fits(
     assert choose_attention("auto", CUDA_BF16)[0] == expected
 
 
-def test_auto_in_float32_or_on_a_cpu_is_sdpa_and_says_why(
+def test_auto_in_float32_or_on_a_cpu_is_no_flash_attention_and_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pretend(monkeypatch, {"flash_attention_2", "flash_attention_3"}, (9, 0))
@@ -54,8 +55,25 @@ def test_auto_in_float32_or_on_a_cpu_is_sdpa_and_says_why(
         implementation, reason = choose_attention("auto", dataclasses.replace(CUDA_BF16, dtype=torch.float32))
         assert implementation == "sdpa" and "this run in float32" in reason
         implementation, reason = choose_attention("auto", CPU)
-        assert implementation == "sdpa" and "this run is on cpu" in reason
-    assert caplog.messages[-1] == f"attention: sdpa ({reason})"
+        assert implementation == "redline_cpu" and "this run is on cpu" in reason
+    assert caplog.messages[-1] == f"attention: redline_cpu ({reason})"
+
+
+def test_without_a_compiler_a_cpu_takes_sdpa_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "find_obstacle", lambda: "the CPU kernels need a C++ compiler")
+    implementation, reason = choose_attention("auto", CPU)
+    assert implementation == "sdpa" and "no redline_cpu: the CPU kernels need a C++ compiler" in reason
+    with pytest.raises(UserError, match="'redline_cpu' cannot be used: the CPU kernels need a C"):
+        choose_attention("redline_cpu", CPU)
+
+
+def test_kernels_that_do_not_build_are_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "load", lambda: "the CPU kernels could not be built: no header")
+    implementation, reason = choose_attention("auto", CPU)
+    assert implementation == "sdpa" and "no redline_cpu: the CPU kernels could not be built: no header" in reason
+    assert choose_attention("auto", CPU, is_planned=True)[0] == "redline_cpu"  # nothing is built for a plan
+    with pytest.raises(UserError, match="'redline_cpu' cannot be used: the CPU kernels could not be built"):
+        choose_attention("redline_cpu", CPU)
 
 
 def test_reason_names_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,10 +115,10 @@ QWEN2 = find_model_class(Qwen2Config())
 @pytest.mark.parametrize(
     ("model_class", "name", "reason"),
     [
-        (QWEN2, "sdpa", "no FlashAttention: it needs a CUDA device and this run is on cpu"),
-        (GEMMA2, "eager", "no sdpa: Gemma2ForCausalLM of transformers does not run with it"),
-        (GPT_OSS, "eager", "no sdpa: GptOssForCausalLM of transformers does not run with it"),
-        (None, "sdpa", "no FlashAttention"),
+        (QWEN2, "redline_cpu", "no FlashAttention: it needs a CUDA device and this run is on cpu"),
+        (GEMMA2, "eager", "no redline_cpu and sdpa: Gemma2ForCausalLM of transformers does not run with it"),
+        (GPT_OSS, "eager", "no redline_cpu and sdpa: GptOssForCausalLM of transformers does not run with it"),
+        (None, "redline_cpu", "no FlashAttention"),
     ],
 )
 def test_auto_takes_what_the_model_runs_with(model_class: Any, name: str, reason: str) -> None:
@@ -126,11 +144,11 @@ def test_what_the_model_does_not_run_with_is_refused_by_name(model_class: Any) -
 @pytest.mark.parametrize("model_type", ["gemma2", "gpt_oss", "qwen2"])
 def test_such_a_model_is_built_by_auto(model_type: str) -> None:
     model = build_tiny({"config": {"model_type": model_type, **SHAPE, "head_dim": 16}})
-    assert model.config._attn_implementation == ("sdpa" if model_type == "qwen2" else "eager")
+    assert model.config._attn_implementation == ("redline_cpu" if model_type == "qwen2" else "eager")
 
 
 def test_the_order_is_that_of_the_tuple() -> None:
-    assert [kernel.name for kernel in find_usable(CPU)] == ["sdpa", "eager"]
+    assert [kernel.name for kernel in find_usable(CPU)] == ["redline_cpu", "sdpa", "eager"]
 
 
 def test_only_models_that_hand_arguments_on_get_the_boundaries_of_documents() -> None:

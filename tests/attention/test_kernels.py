@@ -114,6 +114,6 @@ def test_a_new_kernel_is_known_everywhere_without_another_line(made_up):
     assert after.forward - before.forward == per_pair * (1000 - 8 * 8)
 
     variants, _ = list_variants(Baseline(load_config(["--config", "debug"]), 1, HERE.device_type, 1), ["attention"])
-    assert [variant.label for variant in variants] == ["sdpa", "eager"]  # it is the one in use
+    assert [variant.label for variant in variants] == ["redline_cpu", "sdpa", "eager"]  # it is the one in use
     base = Baseline(load_config(["--config", "debug", "--attn_implementation", "sdpa"]), 1, HERE.device_type, 1)
-    assert [variant.label for variant in list_variants(base, ["attention"])[0]] == ["made_up", "eager"]
+    assert [variant.label for variant in list_variants(base, ["attention"])[0]] == ["made_up", "redline_cpu", "eager"]

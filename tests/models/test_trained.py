@@ -29,7 +29,7 @@ def test_a_4bit_adapter_comes_back_with_equal_logits(
     torch.manual_seed(0)
     config = Qwen2Config(**(SHAPE | {"intermediate_size": width, "initializer_range": 0.2}))
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
-    model = build_tiny({"path": str(tmp_path / "base")}, QLORA, dtype=dtype).eval()
+    model = build_tiny({"path": str(tmp_path / "base"), "attn_implementation": "sdpa"}, QLORA, dtype=dtype).eval()
     model.save_pretrained(tmp_path / "final")
     GenerationConfig(eos_token_id=[5, 2]).save_pretrained(tmp_path / "final")
     adapter = AdapterSection.model_validate(QLORA)

@@ -1,8 +1,8 @@
 """Which attention kernel a run uses, and why.
 
-`auto` takes the first of `KERNELS` that runs on this machine and in this model: FlashAttention 3, then 2, else
-PyTorch's SDPA, else `eager` for the models that have nothing else there (Gemma 2 caps attention scores, gpt-oss has
-sinks). A kernel asked for by name is used or refused, never replaced.
+`auto` takes the first of `KERNELS` that runs on this machine and in this model: FlashAttention 3, then 2, on a CPU our
+own kernel, else PyTorch's SDPA, else `eager` for the models that have nothing else there (Gemma 2 caps attention
+scores, gpt-oss has sinks). A kernel asked for by name is used or refused, never replaced.
 """
 
 from __future__ import annotations
@@ -25,16 +25,20 @@ logger = logging.getLogger("redline.models")
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # of a config's `layer_types`
 
 
-def choose_attention(requested: str, compute: Compute, model_class: Any = None) -> tuple[str, str]:
+def choose_attention(
+    requested: str, compute: Compute, model_class: Any = None, *, is_planned: bool = False
+) -> tuple[str, str]:
     """Name for HF's `attn_implementation`, and the reason in words; logs both.
 
-    model_class: as of `find_model_class`. Raises UserError when `requested` is unknown, cannot run here or in this
-    model, naming the obstacle and what to install.
+    model_class: as of `find_model_class`. is_planned: nothing will run, so no kernel is built. Raises UserError when
+    `requested` is unknown, cannot run here or in this model, naming the obstacle and what to install.
     """
     if requested == "auto":
-        implementation, reason = _choose_best(compute, model_class)
+        implementation, reason = _choose_best(compute, model_class, is_planned=is_planned)
     else:
         check_attention(requested, compute, model_class)
+        if not is_planned and (obstacle := find_kernel(requested).prepare()):
+            raise _refuse(requested, obstacle)
         implementation, reason = requested, "asked for"
     logger.info("attention: %s (%s)", implementation, reason)
     return implementation, reason
@@ -94,9 +98,16 @@ def needs_cu_seqlens(model: torch.nn.Module) -> bool:
     return bool(others) or find_kernel(config._attn_implementation or "eager").needs_cu_seqlens
 
 
-def _choose_best(compute: Compute, model_class: Any) -> tuple[str, str]:
-    best = find_usable(compute, model_class)[0]
-    reasons = _describe_obstacles(compute, model_class, best)
+def _choose_best(compute: Compute, model_class: Any, *, is_planned: bool) -> tuple[str, str]:
+    unready: list[str] = []
+    for best in find_usable(compute, model_class):
+        obstacle = None if is_planned else best.prepare()
+        if obstacle is None:
+            break
+        unready.append(f"no {best.name}: {obstacle}")
+    else:
+        raise UserError(f"model.attn_implementation: {'; '.join(unready)}")
+    reasons = [*_describe_obstacles(compute, model_class, best), *unready]
     if compute.packed and best.stand_in(masked=True).has_mask:
         reasons.append("packed rows get a block mask of seq_len x seq_len")
     return best.name, "; ".join(reasons) or "best that is installed and fits this device"
@@ -106,8 +117,9 @@ def _describe_obstacles(compute: Compute, model_class: Any, best: AttentionKerne
     """What keeps the kernels before `best` from being taken, each obstacle once."""
     found: dict[str, list[AttentionKernel]] = {}
     for kernel in kernels.KERNELS[: kernels.KERNELS.index(best)]:
-        if kernel.automatic:
-            found.setdefault(str(kernel.obstacle(compute, model_class)), []).append(kernel)
+        obstacle = kernel.obstacle(compute, model_class)
+        if kernel.automatic and obstacle is not None:
+            found.setdefault(obstacle, []).append(kernel)
     return [f"no {_name_together(group)}: {obstacle}" for obstacle, group in found.items()]
 
 

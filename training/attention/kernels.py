@@ -17,8 +17,10 @@ from transformers.utils.import_utils import (
     is_flash_attn_4_available,
 )
 
+from training.attention import cpu
 from training.attention.pairs import Attended
-from training.attention.stand_ins import EAGER, FLASH, MASKED, StandIn
+from training.attention.stand_ins import DOCUMENTS, EAGER, FLASH, MASKED, StandIn
+from training.kernels.cpu import build
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class AttentionKernel:
 
     def obstacle_here(self, compute: Compute) -> str | None:
         """What on this machine keeps it from running."""
+        return None
+
+    def prepare(self) -> str | None:
+        """Get it ready to run, which may take a while; what kept it from that, in words, None: it is ready."""
         return None
 
     def obstacle_in(self, model_class: Any) -> str | None:
@@ -140,6 +146,33 @@ class Flash(AttentionKernel):
 
 
 @dataclass(frozen=True)
+class DocumentKernel(AttentionKernel):
+    """Ours for CPUs: C++ that goes through each document on its own."""
+
+    needs_cu_seqlens: bool = True
+
+    def obstacle_here(self, compute: Compute) -> str | None:
+        """Device, dtype and what it takes to build it."""
+        if compute.device_type != "cpu":
+            return f"it computes on CPUs and this run is on {compute.device_type}"
+        if compute.dtype not in (torch.float32, torch.bfloat16):
+            return f"it computes in float32 or bfloat16 and this run in {str(compute.dtype).removeprefix('torch.')}"
+        return build.find_obstacle()
+
+    def prepare(self) -> str | None:
+        """Built once per machine, half a minute."""
+        return build.load()
+
+    def runs_in(self, model_class: Any) -> bool:
+        """Where SDPA computes what FlashAttention does: no caps, no sinks, no masks of the model's own."""
+        return bool(model_class._supports_sdpa and model_class._supports_flash_attn)
+
+    def stand_in(self, *, masked: bool) -> StandIn:
+        """Itself, on fake tensors."""
+        return DOCUMENTS
+
+
+@dataclass(frozen=True)
 class Flex(AttentionKernel):
     """PyTorch's flex attention, compiled for the mask of the batch."""
 
@@ -165,6 +198,7 @@ KERNELS: tuple[AttentionKernel, ...] = (
         is_available=is_flash_attn_2_available,
         majors=(8, 12),
     ),
+    DocumentKernel(cpu.NAME),
     Sdpa("sdpa"),
     Eager("eager"),
     Flash(

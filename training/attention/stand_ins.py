@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from training.attention import cpu
+
 
 @dataclass(frozen=True)
 class StandIn:
@@ -25,6 +27,8 @@ class StandIn:
     """What the backward pass needs besides queries, keys, values and output, in words."""
     attend: Callable[..., tuple[torch.Tensor, None]] | None
     """Attention function in the form of transformers', with `drops_out_by_itself`; None: the model's own eager one."""
+    implementation: str | None = None
+    """A kernel that runs on fake tensors itself, by its name in transformers, in place of `attend`."""
     has_mask: bool = False
     """Whether the model makes one boolean mask, (rows, 1, seq_len, seq_len), and hands it to every layer."""
 
@@ -82,6 +86,7 @@ def _in_compute_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(t.to(torch.get_autocast_dtype("cpu")) for t in tensors)
 
 
+DOCUMENTS = StandIn(cpu.NAME, "4 bytes per head and query (the log-sum-exp)", None, implementation=cpu.NAME)
 FLASH = StandIn("flash", "4 bytes per head and query (the log-sum-exp)", _flash)
 MASKED = StandIn(
     "masked",

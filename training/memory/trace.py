@@ -326,7 +326,7 @@ class _PlannedAttention:
 
     def __enter__(self) -> None:
         self._before = self._config._attn_implementation
-        name = "eager"
+        name = self._stand_in.implementation or "eager"
         if self._stand_in.attend is not None:
             name = f"planned_{self._stand_in.name}"
             ALL_ATTENTION_FUNCTIONS.register(name, partial(self._stand_in.attend, drops_out_by_itself=self._on_gpu))

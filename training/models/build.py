@@ -62,7 +62,7 @@ def build_model(
     lora = adapter.method == "lora"
     _check_sections(model, adapter)
     config = scratch_config(model, tokenizer) if model.path is None else load_config(model, planning=meta)
-    implementation, _ = choose_attention(model.attn_implementation, compute, find_model_class(config))
+    implementation, _ = choose_attention(model.attn_implementation, compute, find_model_class(config), is_planned=meta)
     parameter_dtype = resolve_parameter_dtype(model.dtype, compute_dtype=compute.dtype, frozen=lora)
     if model.path is None or meta:
         built = build_from_config(

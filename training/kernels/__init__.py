@@ -1,0 +1,1 @@
+"""Kernels of our own. `cpu/`: C++ on libtorch, built once per machine."""

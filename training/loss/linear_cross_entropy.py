@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from training.kernels.cpu import build
 from training.loss.terms import IGNORE, PLAIN, LossTerms
 
 # The logits of one chunk take a share of the head's gradient, which exists in any case, and at least this much beside a
@@ -140,6 +141,9 @@ def _run(hidden: Tensor, labels: Tensor, head: _Head, grads: _Gradients) -> Tens
 
 def _rows_to_gradients(logits: Tensor, labels: Tensor, terms: LossTerms, wanted: bool) -> Tensor:
     """Sum of the scaled losses; with `wanted` the logits become their gradients, in place."""
+    if _has_kernel(logits):
+        smoothing, z_loss, scale = terms.label_smoothing, terms.z_loss, float(terms.scale)
+        return torch.ops.redline.cross_entropy_(logits, labels, smoothing, z_loss, scale, wanted).sum()
     vocab_size = logits.shape[1]
     loss = torch.zeros((), dtype=torch.float32, device=logits.device)
     block = max(1, BLOCK_BYTES // (4 * vocab_size)) if logits.device.type == "cpu" else max(1, len(logits))
@@ -165,6 +169,12 @@ def _rows_to_gradients(logits: Tensor, labels: Tensor, terms: LossTerms, wanted:
             probabilities.scatter_add_(1, index, ((terms.label_smoothing - 1) * factor).unsqueeze(1))
             z.copy_(probabilities)
     return loss
+
+
+def _has_kernel(logits: Tensor) -> bool:
+    """Whether one pass in C++ does it."""
+    suits = logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16)
+    return suits and not isinstance(logits, FakeTensor) and build.load() is None
 
 
 def _add_weight_gradient(total: Tensor, gradients: Tensor, x: Tensor, *, is_first: bool, is_last: bool) -> None:

@@ -149,6 +149,12 @@ class PerfSection(Section):
         description="How the training and evaluation loss is computed: auto, chunked (without holding all logits), "
         "liger, cce, or plain (the model's own). auto takes the first that runs here and in the model.",
     )
+    fused_layers: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Whether the decoder layers of Llama, Mistral, Qwen 2 and 3 and MiniGPT compute their pieces "
+        "together on a CPU (norm with residual, QKV, gate and up, SwiGLU). auto does so where the CPU kernels can be "
+        "built and attention is theirs.",
+    )
     micro_batch_size: Literal["recipe", "auto"] = Field(
         default="recipe",
         description="How the micro-batch size is chosen. recipe uses per_device_train_batch_size. auto selects the "

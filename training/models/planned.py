@@ -11,6 +11,7 @@ from training.attention.kernels import Compute
 from training.loss.choose import find_named, install_loss
 
 from .build import build_model
+from .fused import fuse_layers
 from .scratch import TokenizerFacts
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def build_planned_model(config: Config, dtype: torch.dtype, four_bit: bool) -> A
             Compute("cpu", dtype, packed=False),
             meta=True,
         )
+        fuse_layers(model, "off" if config.perf.fused_layers == "off" else "auto", is_planned=True)
         if not config.training.get("use_liger_kernel"):
             _install_planned_loss(model, config.perf.loss_kernel)
         return model

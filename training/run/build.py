@@ -24,6 +24,7 @@ from transformers import (
     TrainingArguments,
     get_scheduler,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from data_prep.errors import UserError
@@ -42,6 +43,7 @@ from training.callbacks.plotting import Plotting
 from training.callbacks.profiler_window import ProfilerWindow
 from training.callbacks.run_events import RunEvents
 from training.callbacks.sinks import build_sinks
+from training.callbacks.weight_casts import WeightCasts
 from training.config import Config, LoadedConfig
 from training.config.trackers import find_trackers
 from training.data.collator import Collator
@@ -55,6 +57,7 @@ from training.launch import World, count_cores
 from training.loss.choose import install_loss
 from training.loss.terms import find_terms
 from training.models.build import build_model
+from training.models.fused import find_casts, fuse_layers
 from training.models.saved_files import make_savable
 from training.models.scratch import TokenizerFacts
 from training.models.stop_tokens import Chats, prepare_chats
@@ -311,6 +314,7 @@ def build_run_model(
         gradient_checkpointing=bool(args.gradient_checkpointing),
     )
     make_savable(model)
+    fuse_layers(model, config.perf.fused_layers, partitioned=is_deepspeed_zero3_enabled() or bool(args.fsdp))
     # Liger's patches, which the Trainer applies later, compute the loss themselves.
     requested = "plain" if args.use_liger_kernel else config.perf.loss_kernel
     install_loss(
@@ -327,6 +331,9 @@ def build_callbacks(
 ) -> list[TrainerCallback]:
     """One callback for each thing that was asked for."""
     callbacks: list[TrainerCallback] = [FirstStep()] if args.torch_compile else []
+    model: Any = trainer.model
+    if (casts := find_casts(model)) is not None:
+        callbacks.append(WeightCasts(trainer, casts))
     if config.perf.empty_cache_every:
         callbacks.append(CacheClearing(trainer, config.perf.empty_cache_every))
     if config.perf.profile_steps:

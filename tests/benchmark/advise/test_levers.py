@@ -33,7 +33,9 @@ def test_the_rows_of_a_step_stay_the_same():
     [
         ("cpu", "precision", ["float32"]),
         ("cuda", "precision", ["float16", "float32"]),
-        ("cpu", "attention", ["eager"]),
+        ("cpu", "attention", ["sdpa", "eager"]),
+        ("cpu", "fused-layers", ["off"]),
+        ("cuda", "fused-layers", "layers are fused on a CPU only"),
         ("cpu", "pinned-memory", "on a CPU batches are not copied"),
         ("cuda", "pinned-memory", ["off"]),
         ("cuda", "threads", "threads matter only for training on a CPU"),

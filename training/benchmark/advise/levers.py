@@ -141,6 +141,13 @@ def _loss_kernel(base: Baseline) -> list[Variant]:
     return [Variant("loss kernel", name, {"perf.loss_kernel": name}) for name in usable if name != taken]
 
 
+def _fused_layers(base: Baseline) -> list[Variant]:
+    if base.device != "cpu":
+        raise NothingToTurnError("layers are fused on a CPU only")
+    other = "auto" if base.loaded.config.perf.fused_layers == "off" else "off"
+    return [Variant("fused layers", other, {"perf.fused_layers": other})]
+
+
 def _compile(base: Baseline) -> list[Variant]:
     return _toggle(base, "compile", "training.torch_compile", "torch.compile")
 
@@ -271,6 +278,7 @@ LEVERS: dict[str, Callable[[Baseline], list[Variant]]] = {
     "packing": _packing,
     "attention": _attention,
     "loss-kernel": _loss_kernel,
+    "fused-layers": _fused_layers,
     "compile": _compile,
     "precision": _precision,
     "checkpointing": _checkpointing,

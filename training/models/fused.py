@@ -1,0 +1,257 @@
+"""Decoder layers whose pieces are computed together on a CPU: `perf.fused_layers`.
+
+Of Llama, Mistral, Qwen 2 and 3, and MiniGPT: the residual sum with its RMSNorm, query, key and value as one product
+with their rotation inside attention, gate and up as one product, SwiGLU in one pass. A layer keeps its modules,
+parameters and names; only its class changes, to a subclass whose forward pass calls `training/kernels/cpu`. Weights are
+cast to the computing type once a step. With cached keys (generation) the class it had computes.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from data_prep.errors import UserError
+from training.attention import cpu
+from training.kernels.cpu import build
+from training.kernels.cpu.functions import DIM_UNIT, add_rms_norm, attend, attend_packed, swiglu
+
+logger = logging.getLogger("redline.models")
+
+# Whose layers and norms are known here: the names of their classes begin so.
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "MiniGPT")
+LAYERS = frozenset(f"{family}DecoderLayer" for family in FAMILIES)
+NORMS = frozenset(f"{family}RMSNorm" for family in FAMILIES)
+MODULES = frozenset(f"modeling_{family.lower()}" for family in FAMILIES)
+
+
+class CastWeights:
+    """Weights in the type that a step computes in, packed side by side where one product takes several.
+
+    With `keeps` they are kept until `clear`, which is due whenever weights have changed: a fused optimizer changes them
+    without a trace. Without, each forward pass makes them anew.
+    """
+
+    def __init__(self) -> None:
+        self.keeps = False
+        self._kept: dict[tuple[Any, ...], Tensor] = {}
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
+
+    def get(self, tensors: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+        """The tensors (n_i, ...) as one (sum of n_i, ...) of `dtype`."""
+        if len(tensors) == 1 and tensors[0].dtype == dtype:
+            return tensors[0].detach()
+        key = (dtype, *map(id, tensors))
+        if key in self._kept:
+            return self._kept[key]
+        first = tensors[0]
+        packed = first.new_empty((sum(len(t) for t in tensors), *first.shape[1:]), dtype=dtype)
+        for part, tensor in zip(packed.split([len(t) for t in tensors]), tensors, strict=True):
+            part.copy_(tensor.detach())
+        if self.keeps:
+            self._kept[key] = packed
+        return packed
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, casts: CastWeights, count: int, *parameters: Tensor) -> Tensor:
+        weight = casts.get(parameters[:count], x.dtype)
+        bias = casts.get(parameters[count:], x.dtype) if len(parameters) > count else None
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.shapes = weight, [(len(p), p.dtype) for p in parameters]
+        ctx.count = count
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        of_x = (grad @ ctx.weight).view(x.shape) if ctx.needs_input_grad[0] else None
+        results: list[Tensor | None] = [None] * len(ctx.shapes)
+        wanted = ctx.needs_input_grad[3:]
+        for first in range(0, len(ctx.shapes), ctx.count):  # weights, then biases
+            group = range(first, first + ctx.count)
+            if not any(wanted[i] for i in group):
+                continue
+            packed = grad.t() @ x.reshape(-1, x.shape[-1]) if first == 0 else grad.sum(0, dtype=torch.float32)
+            parts = packed.split([ctx.shapes[i][0] for i in group])
+            for i, part in zip(group, parts, strict=True):
+                results[i] = part.to(ctx.shapes[i][1]) if wanted[i] else None
+        return of_x, None, None, *results
+
+
+def multiply(x: Tensor, modules: tuple[nn.Linear, ...], casts: CastWeights) -> Tensor:
+    """What the Linear modules make of x (..., in_features), side by side: one product."""
+    parameters = [module.weight for module in modules]
+    biases = [module.bias for module in modules]
+    parameters += [bias for bias in biases if bias is not None]
+    return _Linear.apply(x, casts, len(modules), *parameters)
+
+
+def _are_plain(modules: tuple[nn.Module, ...]) -> bool:
+    """Whether they are Linear layers as torch has them (an adapter is something else), alike in having a bias."""
+    plain = all(type(module) is nn.Linear for module in modules)
+    return plain and len({getattr(module, "bias", None) is None for module in modules}) == 1
+
+
+def _project(x: Tensor, module: nn.Module, casts: CastWeights) -> Tensor:
+    return multiply(x, (module,), casts) if isinstance(module, nn.Linear) and _are_plain((module,)) else module(x)
+
+
+def _find_dtype(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+def _find_eps(norm: Any) -> float:
+    return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+
+
+class _FusedLayer(nn.Module):
+    """Mixed into the class of a decoder layer."""
+
+    casts: CastWeights
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        position_embeddings: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """hidden_states (rows, tokens, hidden_size) in and out, as the class has it."""
+        layer: Any = self
+        attention = layer.self_attn
+        tokens = hidden_states.shape[1]
+        settings = kwargs | {
+            "dropout": getattr(attention, "attention_dropout", attention.config.attention_dropout)
+            if self.training
+            else 0.0,
+            "scaling": attention.scaling,
+            "sliding_window": getattr(attention, "sliding_window", None),
+        }
+        if (
+            past_key_values is not None
+            or attention.config._attn_implementation != cpu.NAME
+            or not cpu.computes_itself(attention, tokens, tokens, attention_mask, settings)
+        ):
+            stock = super().forward
+            return stock(
+                hidden_states,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_embeddings=position_embeddings,
+                **kwargs,
+            )
+        dtype = _find_dtype(hidden_states)
+        norm = layer.input_layernorm
+        total, normed = add_rms_norm(hidden_states, None, norm.weight, _find_eps(norm), dtype)
+        attended = self._attend(attention, normed, attention_mask, position_embeddings, settings)
+        norm = layer.post_attention_layernorm
+        total, normed = add_rms_norm(total, attended, norm.weight, _find_eps(norm), dtype)
+        return total + self._run_mlp(layer.mlp, normed)
+
+    def _attend(self, attention: Any, normed: Tensor, mask: Any, embeddings: Any, settings: dict[str, Any]) -> Tensor:
+        rows, tokens, _ = normed.shape
+        dim = attention.head_dim
+        cos, sin = (angle.float().contiguous() for angle in embeddings)
+        terms = cpu.find_terms(attention, rows, tokens, dim, mask, settings)
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        if _are_plain(projections) and not hasattr(attention, "q_norm"):
+            packed = multiply(normed, projections, self.casts).view(rows, tokens, -1, dim)
+            out = attend_packed(packed, attention.k_proj.out_features // dim, terms, (cos, sin))
+        else:
+            query, key, value = (
+                _project(normed, module, self.casts).view(rows, tokens, -1, dim) for module in projections
+            )
+            if hasattr(attention, "q_norm"):
+                query, key = _normalise(attention.q_norm, query), _normalise(attention.k_norm, key)
+            out = attend(query, key, value, terms, (cos, sin))
+        return _project(out.view(rows, tokens, -1), attention.o_proj, self.casts)
+
+    def _run_mlp(self, mlp: Any, normed: Tensor) -> Tensor:
+        if not _are_plain((mlp.gate_proj, mlp.up_proj)):
+            return mlp(normed)
+        gated = swiglu(multiply(normed, (mlp.gate_proj, mlp.up_proj), self.casts))
+        return _project(gated, mlp.down_proj, self.casts)
+
+
+class _FusedNorm(nn.Module):
+    """Mixed into the class of an RMSNorm."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """The normalised rows in the type that is computed in, of the shape of `hidden_states`."""
+        return _normalise(self, hidden_states)
+
+
+def _normalise(norm: Any, x: Tensor) -> Tensor:
+    return add_rms_norm(x, None, norm.weight, _find_eps(norm), _find_dtype(x))[1]
+
+
+@cache
+def _find_class(mixin: type, stock: type) -> type:
+    return type(f"Fused{stock.__name__}", (mixin, stock), {})
+
+
+def _is_one_of(module: nn.Module, names: frozenset[str]) -> bool:
+    """Whether its class is of this name, and of a file of that name: others may have classes of the same name."""
+    of = type(module)
+    return of.__name__ in names and of.__module__.rpartition(".")[2] in MODULES
+
+
+def find_obstacle(model: nn.Module, *, partitioned: bool = False) -> str | None:
+    """What keeps this model's layers from being fused; None: nothing. partitioned: whether a rank holds parts of each
+    weight only (ZeRO-3, FSDP)."""
+    if partitioned:
+        return "a rank holds parts of each weight, which the modules of the model put together"
+    layers = [module for module in model.modules() if _is_one_of(module, LAYERS)]
+    if not layers:
+        return "its layers are of no class that is known here"
+    attention: Any = layers[0].self_attn
+    if attention.config._attn_implementation != cpu.NAME:
+        return f"attention is {attention.config._attn_implementation}, not {cpu.NAME}"
+    if attention.head_dim % DIM_UNIT:
+        return f"its head_dim of {attention.head_dim} is no multiple of {DIM_UNIT}"
+    mlp: Any = layers[0].mlp
+    if mlp.gate_proj is None or attention.config.hidden_act not in ("silu", "swish", "swiglu"):
+        return f"its activation is {attention.config.hidden_act}, not SwiGLU"
+    return None
+
+
+def find_casts(model: nn.Module) -> CastWeights | None:
+    """The cast weights that the fused layers of `model` share; None where none are fused."""
+    return next((module.casts for module in model.modules() if isinstance(module, _FusedLayer)), None)
+
+
+def fuse_layers(model: nn.Module, requested: str, *, partitioned: bool = False, is_planned: bool = False) -> None:
+    """Fuse the layers of `model` as `perf.fused_layers` asks (auto, on, off); logs what is done and why.
+
+    partitioned: as of `find_obstacle`. is_planned: nothing will run, so no kernel is built. Raises UserError where `on`
+    cannot be.
+    """
+    if requested == "off":
+        return
+    obstacle = find_obstacle(model, partitioned=partitioned) or (None if is_planned else build.load())
+    if obstacle is not None:
+        if requested == "on":
+            raise UserError(f"perf.fused_layers: on is not possible: {obstacle}: use auto")
+        logger.info("layers: as the model has them (%s)", obstacle)
+        return
+    casts = CastWeights()
+    for module in list(model.modules()):
+        if _is_one_of(module, LAYERS):
+            module.__class__ = _find_class(_FusedLayer, type(module))
+            setattr(module, "casts", casts)  # noqa: B010  nn.Module declares tensors and modules only
+    for module in list(model.modules()):
+        if _is_one_of(module, NORMS):
+            module.__class__ = _find_class(_FusedNorm, type(module))
+    logger.info("layers: fused (RMSNorm with the residual, QKV, gate and up, SwiGLU in one pass each)")

@@ -1,4 +1,4 @@
-"""Print the page of what a recipe can choose from, as the code has it: precisions, kernels, optimizers.
+"""Print the page of what a recipe can choose from, as the code has it: precisions, kernels, optimizers, allocators.
 
     python -m training.choices > docs/choices.md
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 
 from data_prep.command import run_command
-from training import precision
+from training import allocator, precision
 from training.attention import kernels
 from training.attention.pairs import Attended
 from training.loss import kernels as loss_kernels
@@ -19,11 +19,12 @@ from training.optim import optimizers
 from training.optim.facts import ChosenOptimizer, Optimizer
 
 INTRODUCTION = """\
-# Precisions, attention kernels, loss kernels and optimizers
+# Precisions, attention kernels, loss kernels, optimizers and memory allocators
 
 This page is generated: `python -m training.choices > docs/choices.md`. Each row is one object in the code. To add a
 choice, add an object to `PRECISIONS` (`training/precision.py`), `KERNELS` (`training/attention/kernels.py`,
-`training/loss/kernels.py`) or `OPTIMIZERS` (`training/optim/optimizers.py`), and its test.
+`training/loss/kernels.py`), `OPTIMIZERS` (`training/optim/optimizers.py`) or `LIBRARIES` (`training/allocator.py`), and
+its test.
 """
 PRECISION_TEXT = """\
 ## Precisions
@@ -48,6 +49,12 @@ OPTIMIZER_TEXT = """\
 Bytes of state are for each trained parameter, in fp32 unless the optimizer holds them in 8 bits. Under DeepSpeed they
 are for each element of its flat partitions. "assumed" means that the states are not known and are taken for Adam's.
 """
+ALLOCATOR_TEXT = """\
+## Memory allocators
+
+`perf.allocator: auto` keeps one that is preloaded. Otherwise, on a CPU, it takes the first one of the table that the
+machine has, and on a GPU none. `off` changes nothing. The log and `env.json` of a run name the allocator.
+"""
 PACKED_ROW = Attended(pairs=20, documents=2, rows=1, seq_len=8, window=None)
 
 
@@ -65,6 +72,7 @@ def build_page() -> str:
         (LOSS_TEXT, list_losses()),
         (OPTIMIZER_TEXT, list_optimizers()),
         ("## Not offered\n", list_refused()),
+        (ALLOCATOR_TEXT, list_allocators()),
     ]
     return "\n".join([INTRODUCTION, *(f"{text}\n{_format_table(rows)}" for text, rows in sections)])
 
@@ -111,6 +119,12 @@ def list_optimizers() -> list[list[str]]:
         packages = ", ".join(package.requirement for package in one.packages)
         rows.append([f"`{one.name}`", _name_places(one), *_describe_states(one), packages, ", ".join(one.arguments)])
     return rows
+
+
+def list_allocators() -> list[list[str]]:
+    """Header and one row for each memory allocator, in the order of `auto`."""
+    rows = [["allocator", "installed by", "freed memory", "comes from"]]
+    return rows + [[f"`{one.name}`", one.set_by, one.keeps, one.install] for one in allocator.ALLOCATORS]
 
 
 def list_refused() -> list[list[str]]:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from training.allocator import describe_allocator
 from training.launch import World, count_cores
 
 
@@ -29,7 +30,7 @@ def describe_machine(packages: Sequence[str]) -> dict[str, Any]:
 
 
 def describe_environment(world: World) -> dict[str, Any]:
-    """Versions, machine and command of this session."""
+    """Versions, machine, memory allocator and command of this session."""
     import torch  # not for readers of a run
 
     packages = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "peft", "bitsandbytes", "flash-attn")
@@ -41,6 +42,7 @@ def describe_environment(world: World) -> dict[str, Any]:
         "launcher": world.launcher,
         "world_size": world.size,
         "num_threads": torch.get_num_threads(),
+        "allocator": describe_allocator(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import UserError
@@ -89,6 +90,14 @@ def find_num_threads(requested: int | str, world: World, environ: Mapping[str, s
 def count_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def may_have_gpu(environ: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> bool:
+    """Whether this process may see a GPU, by its device files and without torch: NVIDIA's, AMD's, or that of WSL."""
+    hidden = (environ.get(name, "0").strip() for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"))
+    if any(numbers in ("", "-1") for numbers in hidden):
+        return False
+    return any(any(devices.glob(pattern)) for pattern in ("nvidia[0-9]*", "kfd", "dxg"))
 
 
 def set_environment(

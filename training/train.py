@@ -29,12 +29,14 @@ if __package__ in (None, ""):  # run as a script: its folder is on the path, the
 from data_prep.command import describe_missing, describe_refusal, run_command
 from data_prep.errors import UserError
 from data_prep.options import HUB_PREFIX
+from training.allocator import use_allocator
 from training.config import Config, LoadedConfig, load_config
 from training.config.trackers import check_trackers
 from training.launch import (
     World,
     configure_logging,
     leave_out,
+    may_have_gpu,
     read_world,
     set_environment,
     set_tracker_environment,
@@ -47,12 +49,17 @@ logger = logging.getLogger("redline.train")
 
 
 def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int:
-    """Run one training; the exit code. finish: what comes after the last step, instead of `final/` and the report."""
+    """Run one training; the exit code.
+
+    argv: None: those of this process, which is a program that trains and does nothing else, and which may restart
+    with another memory allocator (`training.allocator`). finish: what comes after the last step, instead of `final/`
+    and the report.
+    """
     world, loaded = World("python", 0, 0, 1, 1), None
     try:
         world = read_world()
         loaded = load_config(sys.argv[1:] if argv is None else argv, world.size)
-        train(loaded, world, finish)
+        train(loaded, world, finish, is_program=argv is None)
     except UserError as error:
         return _refuse(world, loaded.located(str(error)) if loaded else str(error))
     except (ModuleNotFoundError, OSError) as error:
@@ -66,15 +73,21 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
     return 0
 
 
-def train(loaded: LoadedConfig, world: World, finish: Finish | None) -> None:
-    """Check and prepare what can be without torch, then train. Raises UserError for what the user can correct."""
+def train(loaded: LoadedConfig, world: World, finish: Finish | None, *, is_program: bool = False) -> None:
+    """Check and prepare what can be without torch, then train. Raises UserError for what the user can correct.
+
+    is_program: whether this process may restart with another memory allocator.
+    """
     config = loaded.config
     check_accelerate(config.arguments(), loaded.deepspeed is not None)
     if world.is_main:
         check_place(Path(config.training["output_dir"]), find_needed(config))
+    configure_logging(world)
+    # Before anything else is said or set, because the process may restart here.
+    on_cpu = bool(config.argument("use_cpu")) or not may_have_gpu()
+    use_allocator(config.perf.allocator, on_cpu=on_cpu, is_program=is_program)
     set_environment(world, config.perf.num_threads)
     set_tracker_environment(config.monitor.model_dump())
-    configure_logging(world)
     for note in loaded.notes:
         logger.info("%s", note)
     leave_out_unneeded(config)

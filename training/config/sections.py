@@ -144,6 +144,15 @@ class PerfSection(Section):
         description="Number of CPU threads of each rank. auto uses OMP_NUM_THREADS if you set it, else divides the "
         "CPU cores among the ranks of the machine.",
     )
+    allocator: Annotated[
+        Literal["auto", "tcmalloc", "jemalloc", "glibc", "off"],
+        BeforeValidator(lambda value: "off" if value is False else value),  # YAML reads `off` as false
+    ] = Field(
+        default="auto",
+        description="Memory allocator of the process. auto, on a CPU, keeps a preloaded tcmalloc or jemalloc, else "
+        "restarts the process once with an installed one, else (glibc) sets the thresholds of the C library so that "
+        "freed memory is kept; on a GPU it changes nothing. off never changes anything.",
+    )
     loss_kernel: str = Field(
         default="auto",
         description="How the training and evaluation loss is computed: auto, chunked (without holding all logits), "

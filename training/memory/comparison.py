@@ -3,7 +3,7 @@
 Like is compared with like. On CUDA both are bytes of tensors: the plan's allowances (context, fragmentation) are left
 out, and so is what the allocator reserves. On a CPU the measured peak is resident memory of the whole process, so what
 was resident before the model was built is taken off; where preparing the data had made the process larger than its
-training did, there is nothing to compare. Libraries loaded later and freed memory that the C library keeps stay in the
+training did, there is nothing to compare. Libraries loaded later and freed memory that the allocator keeps stay in the
 measured peak.
 
 Costs two traces of the model on fake tensors, seconds for a small one, on one rank, after training. Never fails a run.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from training.allocator import release_free_memory
 from training.memory.run_plan import BuildModel, Planner
 from training.metrics import names
 from training.metrics.memory import GIB, measure_memory
@@ -49,9 +50,14 @@ class PeakComparison:
 
 
 def measure_base(device: torch.device) -> MemoryBase:
-    """Call it before the model is built."""
+    """Call it before the model is built.
+
+    Freed memory that the allocator of the run keeps is returned first: training uses it again, so it would be taken
+    off the measured peak although training needs it.
+    """
     if device.type == "cuda":
         return MemoryBase()
+    release_free_memory()
     memory = measure_memory(device)
     return MemoryBase(memory[names.PERF_MEMORY_ALLOCATED_GIB], memory[names.PERF_MEMORY_PEAK_GIB])
 

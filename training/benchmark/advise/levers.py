@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from training import precision
+from training import allocator, precision
 from training.config import LoadedConfig
 from training.launch import count_cores
 from training.optim import optimizers
@@ -24,12 +24,13 @@ DEEPSPEED = "--deepspeed"  # the key of `Variant.recipe` that stands for the opt
 
 @dataclass(frozen=True)
 class Baseline:
-    """The configuration as it is, and what its first run showed. device: cpu or cuda."""
+    """The configuration as it is, and what its first run showed. device: cpu or cuda. allocator: as in `env.json`."""
 
     loaded: LoadedConfig
     world_size: int
     device: str
     num_threads: int
+    allocator: Mapping[str, Any] = field(default_factory=dict)
 
     def argument(self, name: str) -> Any:
         """A field of TrainingArguments as the recipe has it."""
@@ -273,6 +274,17 @@ def _threads(base: Baseline) -> list[Variant]:
     return [Variant("threads", f"{number} a rank", {"perf.num_threads": number}) for number in numbers]
 
 
+def _allocator(base: Baseline) -> list[Variant]:
+    if base.device != "cpu":
+        raise NothingToTurnError("tensors on a GPU are not allocated by malloc")
+    name, set_by = base.allocator.get("name"), base.allocator.get("set_by", "unchanged")
+    if set_by == "LD_PRELOAD":
+        raise NothingToTurnError(f"{base.allocator.get('library')} is already loaded when a process starts")
+    now = "off" if set_by == "unchanged" else name
+    names = [*(one.name for one in allocator.find_usable()), "off"]
+    return [Variant("allocator", one, {"perf.allocator": one}) for one in names if one != now]
+
+
 LEVERS: dict[str, Callable[[Baseline], list[Variant]]] = {
     "micro-batch": _micro_batch,
     "packing": _packing,
@@ -288,6 +300,7 @@ LEVERS: dict[str, Callable[[Baseline], list[Variant]]] = {
     "zero-stage": _zero_stage,
     "bucket-size": _bucket_size,
     "threads": _threads,
+    "allocator": _allocator,
 }
 
 

@@ -107,8 +107,9 @@ def as_arguments(changes: Mapping[str, Any]) -> list[str]:
 
 
 def describe_baseline(arguments: Sequence[str], run: Run) -> Baseline:
-    """What the first run says of ranks, device and threads."""
+    """What the first run says of ranks, device, threads and memory allocator."""
     size = int(run.env.get("world_size") or 1)
     loaded = load_config(arguments, world_size=size)
     on_gpu = bool(run.env.get("gpus")) and not loaded.config.argument("use_cpu")
-    return Baseline(loaded, size, "cuda" if on_gpu else "cpu", int(run.env.get("num_threads") or 1))
+    allocator = run.env.get("allocator") or {}
+    return Baseline(loaded, size, "cuda" if on_gpu else "cpu", int(run.env.get("num_threads") or 1), allocator)

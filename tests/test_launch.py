@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.launch import World, find_num_threads, read_world, set_environment
+from training.launch import World, find_num_threads, may_have_gpu, read_world, set_environment
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 TORCHRUN = {
@@ -56,3 +56,12 @@ def test_the_environment_is_set_for_torch():
     environ: dict[str, str] = {}
     set_environment(World("python", 0, 0, 1, 1), 3, environ)
     assert environ["OMP_NUM_THREADS"] == environ["MKL_NUM_THREADS"] == "3"
+
+
+def test_a_gpu_is_seen_by_its_device_file(tmp_path):
+    (tmp_path / "nvidiactl").touch()
+    assert not may_have_gpu({}, tmp_path)
+    (tmp_path / "nvidia0").touch()
+    assert may_have_gpu({}, tmp_path) and may_have_gpu({"CUDA_VISIBLE_DEVICES": "1"}, tmp_path)
+    assert not may_have_gpu({"CUDA_VISIBLE_DEVICES": ""}, tmp_path)
+    assert not may_have_gpu({"CUDA_VISIBLE_DEVICES": "-1"}, tmp_path)

@@ -11,7 +11,7 @@ Layers, imports go downwards only (held by `make check`):
                 metrics                                 phase timer, FLOPs, peaks, names
                 attention                               kernels, and the choice among them
                   config, run_dir, run_lock, launch, ranks, environment
-                    optim, precision                optimizers, number formats, and what each decides
+                    optim, precision, allocator     optimizers, number formats, malloc, and what each decides
                       data_prep                         raw text -> token store; knows no torch
 """
 

@@ -86,6 +86,7 @@ def test_what_cannot_change_is_refused_with_both_values_and_the_way_out(before, 
 def test_what_is_not_trained_is_not_compared():
     assert RULES["training.save_steps"] == FREE and RULES["training.learning_rate"] == TAKES_EFFECT
     assert changes([], ["--save_steps=7", "--output_dir=elsewhere", "model.attn_implementation=eager"]) == []
+    assert changes([], ["perf.allocator=off"]) == []
 
 
 def test_an_older_checkpoint_goes_by_the_run_s_config(tmp_path, caplog):

@@ -1,9 +1,11 @@
 """Which variants a configuration has, by hand for a few."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from training import allocator
 from training.benchmark.advise.levers import LEVERS, Baseline, Variant, combine, list_variants
 from training.benchmark.advise.running import change_json
 from training.config import load_config
@@ -72,6 +74,21 @@ def test_a_deepspeed_set_up_is_turned_in_its_json(tmp_path):
     }  # fmt: skip
     assert json.loads(file.read_text())["zero_optimization"] == {"stage": 2}
     assert list_labels(describe(["--config", "debug", "--deepspeed", str(file)]), "zero-stage") == ["without DeepSpeed"]
+
+
+def test_allocators_that_the_machine_has_are_tried(monkeypatch):
+    monkeypatch.setattr(allocator, "find_usable", lambda: [*allocator.LIBRARIES, allocator.GLIBC])
+
+    def labels(device="cpu", **in_use):
+        return list_labels(replace(describe(["--config", "debug"], device), allocator=in_use), "allocator")
+
+    assert labels() == ["tcmalloc", "jemalloc", "glibc"]  # a run of an older Redline
+    assert labels(name="tcmalloc", set_by="restart") == ["jemalloc", "glibc", "off"]
+    assert labels(name="glibc", set_by="mallopt") == ["tcmalloc", "jemalloc", "off"]
+    assert labels(name="glibc", set_by="unchanged") == ["tcmalloc", "jemalloc", "glibc"]
+    loaded = labels(name="jemalloc", library="/x/libjemalloc.so.2", set_by="LD_PRELOAD")
+    assert loaded == "/x/libjemalloc.so.2 is already loaded when a process starts"
+    assert labels("cuda") == "tensors on a GPU are not allocated by malloc"
 
 
 def test_every_variant_of_every_shipped_recipe_is_a_valid_configuration():

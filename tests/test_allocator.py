@@ -21,9 +21,10 @@ from training.config.sections import PerfSection
 
 ROOT = Path(__file__).parents[1]
 TRAIN = str(ROOT / "training" / "train.py")
-SOURCE = (
-    "#include <stddef.h>\nextern void *__libc_malloc(size_t);\nvoid *malloc(size_t n) { return __libc_malloc(n); }\n"
-)
+SOURCE = """#include <stddef.h>
+extern void *__libc_malloc(size_t);
+void *malloc(size_t n) { return __libc_malloc(n); }
+"""
 PLAIN = AllocatorInUse("glibc", "/lib/libc.so.6", "unchanged")
 needs_glibc = pytest.mark.skipif(GLIBC.obstacle() is not None, reason="this C library has no mallopt")
 

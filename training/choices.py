@@ -55,12 +55,12 @@ ALLOCATOR_TEXT = """\
 `perf.allocator: auto` keeps one that is preloaded. Otherwise, on a CPU, it takes the first one of the table that the
 machine has, and on a GPU none. `off` changes nothing. The log and `env.json` of a run name the allocator.
 
-`LD_PRELOAD` acts only when a process starts, so `train.py` replaces itself once by the same command, on each rank, before
-torch is imported. Process ID, environment and output stay the same. Programs that the run starts (git, nvidia-smi) do not
-load the library, and neither do data loader workers that are spawned; forked ones have it. A program that calls Redline's
-functions, such as a script of yours, is never restarted, and `auto` changes nothing in it. `auto` also keeps your own
-settings of glibc (`MALLOC_TRIM_THRESHOLD_` and the like, `GLIBC_TUNABLES`). An allocator that is named and cannot be used
-is an error.
+`LD_PRELOAD` acts only when a process starts, so `train.py` replaces itself once by the same command, on each rank,
+before torch is imported. Process ID, environment and output stay the same. Programs that the run starts (git,
+nvidia-smi) do not load the library, and neither do data loader workers that are spawned; forked ones have it. A
+program that calls Redline's functions, such as a script of yours, is never restarted, and `auto` changes nothing in
+it. `auto` also keeps your own settings of glibc (`MALLOC_TRIM_THRESHOLD_` and the like, `GLIBC_TUNABLES`). An
+allocator that is named and cannot be used is an error.
 """
 PACKED_ROW = Attended(pairs=20, documents=2, rows=1, seq_len=8, window=None)
 

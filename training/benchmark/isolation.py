@@ -61,7 +61,7 @@ def run_fresh(function: Callable[..., Result], *args: Any, watch: bool = False) 
     peaks: dict[int, PeakMemory] = {}
     while not receiver.poll(1 / LOOKS_PER_SECOND):
         if watch and process.pid is not None:
-            _look(process.pid, peaks)
+            update_peaks(process.pid, peaks)
     try:
         value, error, own = receiver.recv()
     except EOFError:
@@ -85,7 +85,8 @@ def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...
     sender.send((value, error, read_peak(psutil.Process())))
 
 
-def _look(pid: int, peaks: dict[int, PeakMemory]) -> None:
+def update_peaks(pid: int, peaks: dict[int, PeakMemory]) -> None:
+    """Read the memory of a process and of all under it into `peaks`, by process id."""
     with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
         for process in [root, *root.children(recursive=True)]:

@@ -9,5 +9,6 @@ advise/       one lever at a time, tried on a configuration (docs/advise.md)
 compare       two configurations in turn (docs/compare.md)
 memory/       the memory plan against real steps (docs/results/memory.md)
 overhead      profiling overhead
+peers/        the stock Trainer, TRL, LitGPT and nanoGPT on the same rows
 data/         raw text to batches: what `data_prep` and `training.data` promise (docs/results/data.md)
 """

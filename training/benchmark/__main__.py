@@ -11,7 +11,10 @@ BENCHMARKS = {
     "compare": ("training.benchmark.compare", "two configurations trained in turn, with intervals"),
     "data": ("training.benchmark.data.command", "raw text to batches, compared with datasets, TRL and accelerate"),
     "memory": ("training.benchmark.memory.command", "predicted peak memory of a rank, compared with real steps"),
-    "peers": ("training.benchmark.peers.command", "tokens/s of the stock Trainer, TRL, LitGPT and nanoGPT, compared with ours"),
+    "peers": (
+        "training.benchmark.peers.command",
+        "tokens/s of the stock Trainer, TRL, LitGPT and nanoGPT, compared with ours",
+    ),
     "overhead": ("training.benchmark.overhead.command", "profiling overhead of a step, measured on and off in turn"),
     "text": ("training.benchmark.data.text", "write a directory of files as the JSONL that `data --input` reads"),
 }

@@ -37,7 +37,15 @@ def format_table(result: SituationResult) -> list[str]:
     base = result.measured.get(BASE, [])
     figure = result.situation.figure
     is_memory = figure.name.startswith("peak memory")
-    columns = ["side", figure.name, "ratio", *([] if is_memory else ["peak memory, GiB"]), "step, ms", "loss", "setting"]
+    columns = [
+        "side",
+        figure.name,
+        "ratio",
+        *([] if is_memory else ["peak memory, GiB"]),
+        "step, ms",
+        "loss",
+        "setting",
+    ]
     lines = [f"| {' | '.join(columns)} |", "|---|" + "--:|" * (len(columns) - 2) + "---|"]
     for side in (side for side in SIDES if side.name in {**result.measured, **result.obstacles}):
         if why := result.obstacles.get(side.name):
@@ -49,7 +57,15 @@ def format_table(result: SituationResult) -> list[str]:
             step = format_median([one.step_ms for one in own], 0)
             loss = format_loss(own, base, side, compares=not result.situation.padded)
             ratio = "" if side.name == BASE else format_ratio(base, own, figure)
-            cells = [side.name, format_median(read_all(own, figure), figure.digits), ratio, *memory, step, loss, side.what]
+            cells = [
+                side.name,
+                format_median(read_all(own, figure), figure.digits),
+                ratio,
+                *memory,
+                step,
+                loss,
+                side.what,
+            ]
         lines.append(f"| {' | '.join(cells)} |")
     if base:
         covered = find_median(read_all(base, figure))

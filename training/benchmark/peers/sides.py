@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
+from data_prep.errors import UserError
 from training.benchmark.compare import TRAIN
 from training.benchmark.peers.inputs import PeerRun
 from training.benchmark.peers.reading import (
@@ -250,9 +251,7 @@ SIDES: tuple[PeerSide, ...] = (
         "stock_float32", "stock `transformers.Trainer`, float32 (its default)", ("pretrain",), settings={"bf16": False}
     ),
     StockSide("stock_bf16", "stock `Trainer`, `bf16=True`", ("pretrain", "chat", "zero2", "vocabulary", "evaluation")),
-    StockSide(
-        "stock_tcmalloc", "stock `Trainer`, `bf16=True`, tcmalloc preloaded", ("pretrain",), with_tcmalloc=True
-    ),
+    StockSide("stock_tcmalloc", "stock `Trainer`, `bf16=True`, tcmalloc preloaded", ("pretrain",), with_tcmalloc=True),
     TrlSide(),
     LitgptSide(),
     NanogptSide(),
@@ -345,7 +344,7 @@ def build_nanogpt_flags(run: PeerRun) -> dict[str, Any]:
     return {
         "out_dir": "out", "dataset": "peers", "eval_interval": 10**9, "eval_iters": 1, "always_save_checkpoint": False,
         "gradient_accumulation_steps": 1, "batch_size": batch, "block_size": seq_len, "n_layer": layers,
-        "n_head": heads if width % heads == 0 else width // 64, "n_embd": width,
+        "n_head": next(count for count in range(heads, 0, -1) if width % count == 0), "n_embd": width,
         "learning_rate": shared["learning_rate"], "max_iters": steps - 1, "decay_lr": False,
         "weight_decay": shared["weight_decay"], "beta1": shared["adam_beta1"], "beta2": shared["adam_beta2"],
         "grad_clip": shared["max_grad_norm"], "device": "cpu" if run.settings.on_cpu else "cuda", "compile": False,
@@ -356,12 +355,13 @@ def build_nanogpt_flags(run: PeerRun) -> dict[str, Any]:
 def find_gpt2_shape(model: Mapping[str, Any], seq_len: int) -> tuple[int, int]:
     """Layers and width of a GPT-2 with as many parameters within 5 %, of a width as near as possible."""
     wanted, width, words = model["parameters"], model["hidden_size"], model["vocab_size"]
-    for step in range(64):
-        for candidate in {width + 64 * step, width - 64 * step}:
-            if candidate < 64:
+    grain = max(8, width // 64 * 8)
+    for step in range(16):
+        for candidate in (width + grain * step, width - grain * step):
+            if candidate < grain:
                 continue
             layer = 12 * candidate**2 + 2 * candidate
             layers = max(1, round((wanted - (words + seq_len) * candidate) / layer))
             if abs((words + seq_len) * candidate + layers * layer - wanted) <= PARAMETERS_TOLERANCE * wanted:
                 return layers, candidate
-    raise ValueError(f"no GPT-2 has {wanted:,} parameters within {PARAMETERS_TOLERANCE:.0%}")
+    raise UserError(f"no GPT-2 of a width near {width} has {wanted:,} parameters within {PARAMETERS_TOLERANCE:.0%}")

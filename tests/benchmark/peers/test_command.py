@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -39,7 +40,7 @@ class StandIn:
         return replace(one, loss=5.1) if side.name == "stock_float32" else one
 
 
-def run_nothing(function, *args, watch=False):
+def run_nothing(function: Any, *args: Any, watch: bool = False) -> Outcome[Any]:
     return Outcome(Path("tokenizer"))
 
 

@@ -149,8 +149,13 @@ def test_other_sides_are_read_from_what_they_write(tmp_path):
     found = read_script(tmp_path / "result.json", tokens=100)
     assert (found.tokens_per_second, found.step_ms, found.peak_gib, found.loss) == (50.0, 3.0, 1.0, 4.0)
     log = tmp_path / "nano.log"
-    log.write_text("step 0: train loss 9, val loss 9\niter 0: loss 9.0000, time 900.00ms, mfu -100.00%\n"
-                   "iter 1: loss 6.0000, time 100.00ms, mfu 1.00%\niter 2: loss 4.0000, time 300.00ms, mfu 1.00%\n")  # fmt: skip
+    lines = [
+        "step 0: train loss 9, val loss 9",
+        "iter 0: loss 9.0000, time 900.00ms, mfu -100.00%",
+        "iter 1: loss 6.0000, time 100.00ms, mfu 1.00%",
+        "iter 2: loss 4.0000, time 300.00ms, mfu 1.00%",
+    ]
+    log.write_text("\n".join(lines))
     found = read_nanogpt(log, 1, tokens=100, peak_bytes=2**31)
     assert (found.tokens_per_second, found.step_ms, found.peak_gib, found.loss) == (250.0, 200.0, 2.0, 4.0)
     table = tmp_path / "metrics.csv"

@@ -177,7 +177,7 @@ def export(arguments: Sequence[str], folder: Path, count: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args = build_training_arguments(loaded, RunDir(folder / "run"), device, read_world())
     model = build_run_model(config, tokenizer, args)
-    model.save_pretrained(folder / "model")
+    model.save_pretrained(str(folder / "model"))
     tokenizer.save_pretrained(folder / "model")
     (folder / "facts.json").write_text(json.dumps({"parameters": sum(one.numel() for one in model.parameters())}))
 

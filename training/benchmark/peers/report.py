@@ -16,10 +16,10 @@ from training.benchmark.peers.situations import WARMUP_STEPS, Figure
 LOSS_TOLERANCE = 0.01
 RATIO_DIGITS = 3
 PROSE = f"""\
-Each side runs in processes of its own, as its documentation launches it; sides take turns over the rounds. tokens/s is
-over the wall time of the whole loop after the first {WARMUP_STEPS} steps, the step is the median in a run, memory is the
-high water mark of rank 0's resident memory. Medians over rounds, in brackets the interval. A ratio is taken within each
-round and is above 1 where Redline is better. A side that starts from the same weights and reads the same rows must end
+Each side runs in processes of its own, as its documentation launches it; sides take turns over the rounds. The rate is
+over the wall time of the whole loop after the first {WARMUP_STEPS} steps. The step is the median in a run. Memory is
+the high water mark of rank 0's resident memory. Medians over rounds, in brackets the interval. A ratio is taken within
+each round and is above 1 where Redline is better. A side that starts from the same weights and reads the same rows must end
 with the same loss within {100 * LOSS_TOLERANCE:.0f} %; the difference is in brackets.
 """
 
@@ -80,8 +80,8 @@ def read_all(runs: Sequence[Measurement], figure: Figure) -> list[float]:
 
 def compute_ratio(base: Sequence[Measurement], own: Sequence[Measurement], figure: Figure) -> Median:
     """Median over rounds, above 1 where the base is better. Raises ValueError for different numbers of rounds."""
-    pair = read_all(base, figure), read_all(own, figure)
-    return find_ratio(*(pair if figure.higher_is_better else pair[::-1]))
+    a, b = read_all(base, figure), read_all(own, figure)
+    return find_ratio(a, b) if figure.higher_is_better else find_ratio(b, a)
 
 
 def format_ratio(base: Sequence[Measurement], own: Sequence[Measurement], figure: Figure) -> str:

@@ -326,7 +326,8 @@ def build_litgpt_config(run: PeerRun) -> dict[str, Any]:
         "optimizer": {
             "class_path": "torch.optim.AdamW",
             "init_args": {
-                "lr": rate, "weight_decay": shared["weight_decay"], "betas": [shared["adam_beta1"], shared["adam_beta2"]],
+                "lr": rate, "weight_decay": shared["weight_decay"],
+                "betas": [shared["adam_beta1"], shared["adam_beta2"]],
             },
         },
         "devices": 1,

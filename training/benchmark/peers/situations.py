@@ -114,7 +114,8 @@ class Situation:
 
 def _change_vocabulary(settings: PeerSettings) -> dict[str, Any]:
     body = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "tie_word_embeddings": True, "max_position_embeddings": settings.seq_len}  # fmt: skip
+            "num_key_value_heads": 2, "tie_word_embeddings": True,
+            "max_position_embeddings": settings.seq_len}  # fmt: skip
     return {"model.config": {"model_type": "qwen2", "vocab_size": VOCABULARY, **body}}
 
 

@@ -19,8 +19,8 @@ PROSE = f"""\
 Each side runs in processes of its own, as its documentation launches it; sides take turns over the rounds. The rate is
 over the wall time of the whole loop after the first {WARMUP_STEPS} steps. The step is the median in a run. Memory is
 the high water mark of rank 0's resident memory. Medians over rounds, in brackets the interval. A ratio is taken within
-each round and is above 1 where Redline is better. A side that starts from the same weights and reads the same rows must end
-with the same loss within {100 * LOSS_TOLERANCE:.0f} %; the difference is in brackets.
+each round and is above 1 where Redline is better. A side that starts from the same weights and reads the same rows must
+end with the same loss within {100 * LOSS_TOLERANCE:.0f} %; the difference is in brackets.
 """
 
 

@@ -41,6 +41,6 @@ def test_help_ends_with_an_example(name, capsys):
 
 def test_all_commands_use_the_same_parser():
     sources = [path for package in ("training", "data_prep") for path in (ROOT / package).rglob("*.py")]
-    sources = [path for path in sources if path.parent.parts[-2:] != ("peers", "scripts")]  # stand-alone, of other sides
+    sources = [path for path in sources if path.parent.parts[-2:] != ("peers", "scripts")]  # of other programs
     own = [path.name for path in sources if "ArgumentParser(" in path.read_text(encoding="utf-8")]
     assert own == []

@@ -30,6 +30,7 @@ from data_prep.command import describe_missing, describe_refusal, run_command
 from data_prep.errors import UserError
 from data_prep.options import HUB_PREFIX
 from training.allocator import use_allocator
+from training.compiling.cache import set_cache_environment
 from training.config import Config, LoadedConfig, load_config
 from training.config.trackers import check_trackers
 from training.launch import (
@@ -88,6 +89,8 @@ def train(loaded: LoadedConfig, world: World, finish: Finish | None, *, is_progr
     use_allocator(config.perf.allocator, on_cpu=on_cpu, is_program=is_program)
     set_environment(world, config.perf.num_threads)
     set_tracker_environment(config.monitor.model_dump())
+    if config.perf.compile in ("blocks", "model") or config.training.get("torch_compile"):
+        set_cache_environment(config.perf.compile_cache_dir)
     for note in loaded.notes:
         logger.info("%s", note)
     leave_out_unneeded(config)
@@ -96,6 +99,7 @@ def train(loaded: LoadedConfig, world: World, finish: Finish | None, *, is_progr
     # torch comes in here, after everything that can fail without it; a wrong model is found before data is prepared
     import torch
 
+    from training.compiling.install import check_compile
     from training.loss.choose import check_loss
     from training.loss.terms import find_terms
     from training.models.build import check_model
@@ -104,6 +108,7 @@ def train(loaded: LoadedConfig, world: World, finish: Finish | None, *, is_progr
     check_model(config.model, config.data.seq_len, on_cpu=on_cpu)
     terms = find_terms(config.argument("label_smoothing_factor"), config.model.z_loss)
     check_loss(config.perf.loss_kernel, terms, "cpu" if on_cpu else "cuda")
+    check_compile(config.perf.compile, "cpu" if on_cpu else "cuda", loaded.deepspeed)
 
     from training.run.session import run_training
 

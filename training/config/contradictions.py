@@ -16,6 +16,7 @@ from training.precision import find_precision, list_switches
 REPLACES: Replaces = (
     *either(("training", "max_steps"), ("training", "num_train_epochs")),
     *either(("training", "bf16"), ("training", "fp16")),
+    *either(("perf", "compile"), ("training", "torch_compile")),
     *either(("data", "num_workers"), ("training", "dataloader_num_workers")),
     *MODEL_REPLACES,
 )
@@ -161,6 +162,20 @@ def _micro_batch(config: Config) -> Broken:
         )
 
 
+def _one_compiler(config: Config) -> Broken:
+    if config.perf.compile not in ("blocks", "model"):
+        return
+    for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode"):
+        if config.training.get(name):
+            yield ("perf.compile", f"training.{name}"), "both compile the model: keep the first"
+    if config.argument("fsdp"):
+        yield (
+            ("perf.compile", "training.fsdp"),
+            "FSDP moves the weights of a layer while it is computed, which a compiled layer does not allow for: "
+            "set perf.compile to off",
+        )
+
+
 def _streaming(config: Config) -> Broken:
     if not config.data.streaming:
         return
@@ -267,6 +282,7 @@ RULES: tuple[Callable[[Config], Broken], ...] = (
     _loader,
     _unpacked,
     _micro_batch,
+    _one_compiler,
     _streaming,
     _one_checkpointing,
     _owned,

@@ -164,6 +164,16 @@ class PerfSection(Section):
         "together on a CPU (norm with residual, QKV, gate and up, SwiGLU). auto does so where the CPU kernels can be "
         "built and attention is theirs.",
     )
+    compile: Literal["auto", "off", "blocks", "model"] = Field(
+        default="auto",
+        description="What torch.compile compiles: blocks (each decoder layer; one compilation serves all that are "
+        "alike), model (all layers at once, without the head), or off. auto is off: no measurement shows a gain yet.",
+    )
+    compile_cache_dir: str | None = Field(
+        default=None,
+        description="Directory that compiled code is kept in, for the next start. By default, redline/compiled in your "
+        "cache directory. TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR, where you set them, come first.",
+    )
     micro_batch_size: Literal["recipe", "auto"] = Field(
         default="recipe",
         description="How the micro-batch size is chosen. recipe uses per_device_train_batch_size. auto selects the "

@@ -37,6 +37,7 @@ from data_prep.stream.stream import StreamPlan
 from training.attention.choose import needs_cu_seqlens
 from training.attention.kernels import Compute
 from training.callbacks.cache_clearing import CacheClearing
+from training.callbacks.compile_watch import CompileWatch
 from training.callbacks.first_step import FirstStep
 from training.callbacks.gpu_monitor import GpuMonitor
 from training.callbacks.plotting import Plotting
@@ -44,6 +45,9 @@ from training.callbacks.profiler_window import ProfilerWindow
 from training.callbacks.run_events import RunEvents
 from training.callbacks.sinks import build_sinks
 from training.callbacks.weight_casts import WeightCasts
+from training.compiling.compiled import BatchShapes
+from training.compiling.install import install_compile
+from training.compiling.modes import OFF, find_mode
 from training.config import Config, LoadedConfig
 from training.config.trackers import find_trackers
 from training.data.collator import Collator
@@ -323,6 +327,13 @@ def build_run_model(
         find_terms(config.argument("label_smoothing_factor"), config.model.z_loss),
         device_type=args.device.type,
     )
+    shapes = BatchShapes(
+        args.train_batch_size,
+        config.data.seq_len,
+        varies_length=config.data.packing == "none",
+        varies_rows=config.data.max_tokens_per_batch is not None,
+    )
+    install_compile(model, config.perf.compile, shapes, device_type=args.device.type)
     return model
 
 
@@ -330,7 +341,10 @@ def build_callbacks(
     config: Config, trainer: RecipeTrainer, run_dir: RunDir, args: TrainingArguments, entropy: float | None
 ) -> list[TrainerCallback]:
     """One callback for each thing that was asked for."""
-    callbacks: list[TrainerCallback] = [FirstStep()] if args.torch_compile else []
+    compiles = find_mode(config.perf.compile) is not OFF
+    callbacks: list[TrainerCallback] = [FirstStep()] if args.torch_compile or compiles else []
+    if compiles:
+        callbacks.append(CompileWatch(run_dir, writes=args.process_index == 0))
     model: Any = trainer.model
     if (casts := find_casts(model)) is not None:
         callbacks.append(WeightCasts(trainer, casts))

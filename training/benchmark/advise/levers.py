@@ -150,7 +150,21 @@ def _fused_layers(base: Baseline) -> list[Variant]:
 
 
 def _compile(base: Baseline) -> list[Variant]:
-    return _toggle(base, "compile", "training.torch_compile", "torch.compile")
+    from training.compiling.install import find_obstacle
+    from training.compiling.modes import MODES, OFF, find_mode
+
+    config = base.loaded.config
+    hf_on = bool(config.training.get("torch_compile"))
+    now = None if hf_on else find_mode(config.perf.compile)
+    free = {"training.torch_compile": False} if hf_on else {}
+    obstacles = {mode: find_obstacle(mode, base.device, base.loaded.deepspeed) for mode in MODES if mode is not OFF}
+    if now is OFF and all(obstacles.values()):
+        raise NothingToTurnError(str(next(iter(obstacles.values()))))
+    return [
+        Variant("compile", mode.name, {**free, "perf.compile": mode.name})
+        for mode in MODES
+        if mode is not now and not obstacles.get(mode)
+    ]
 
 
 def _checkpointing(base: Baseline) -> list[Variant]:

@@ -1,0 +1,1 @@
+"""Compiling a model with torch.compile: `perf.compile`."""

@@ -75,7 +75,7 @@ TAKEN: list[tuple[str, str, dict[str, Any]]] = [
     ("group", "ablation", {"monitor.wandb_group": "ablation"}),
     ("report_to", "[wandb, tensorboard]", {"training.report_to": ["wandb", "tensorboard"]}),
     ("wandb_entity", "team", {"monitor.wandb_entity": "team"}),
-    ("compile compile_model enable_compile", "true", {"training.torch_compile": True}),
+    ("compile_model enable_compile", "true", {"perf.compile": "blocks"}),
     ("use_gradient_checkpointing enable_gradient_checkpointing", "true", {"training.gradient_checkpointing": True}),
     ("pin_memory", "false", {"training.dataloader_pin_memory": False}),
     ("label_smoothing", "0.1", {"training.label_smoothing_factor": 0.1}),

@@ -76,7 +76,7 @@ MODES = (
     CompileMode("model", "the model without its head", "1", find_inner_model),
 )
 AUTO = OFF
-"""What `perf.compile: auto` takes: no measurement shows a gain yet (docs/experiments.md)."""
+"""What `perf.compile: auto` takes: no measurement shows a gain yet (docs/choices.md)."""
 
 
 def list_names() -> list[str]:

@@ -99,6 +99,10 @@ def _micro_batch_size(text: str) -> dict[str, Any]:
     return {"training.per_device_train_batch_size": int(text)}
 
 
+def _compile(on: bool) -> dict[str, Any]:
+    return {"perf.compile": "blocks" if on else "off"}
+
+
 def _device(text: str) -> dict[str, Any]:
     return {"training.use_cpu": _one_of({"cpu": True, "cuda": False, "gpu": False}, text)}
 
@@ -142,7 +146,6 @@ _SAME_VALUE: dict[str | tuple[str, ...], str] = {
     "training.project": "wandb_project",
     "training.run_name": "name wandb_name wandb_run_name exp_name experiment_name",
     "training.save_steps": "save_interval save_every save_freq checkpoint_every",
-    "training.torch_compile": "compile compile_model enable_compile",
     "training.gradient_checkpointing": "use_gradient_checkpointing enable_gradient_checkpointing",
     "training.use_liger_kernel": "enable_liger_kernel use_liger liger_kernel liger",
     "training.dataloader_pin_memory": "pin_memory",
@@ -187,6 +190,7 @@ SYNONYMS = {
     **dict.fromkeys(("lora_target", "lora_target_modules", "target_modules"), Synonym("many", _target_modules)),
     "report_to": Synonym("many", _report_to),
     "lora_target_linear": Synonym("switch", lambda on: {"adapter.target_modules": "all-linear"} if on else {}),
+    **dict.fromkeys(("compile_model", "enable_compile"), Synonym("switch", _compile)),
     "device": Synonym("one", _device),
     **dict.fromkeys(("wandb", "use_wandb", "wandb_log"), _tracker("wandb")),
     **dict.fromkeys(("tensorboard", "use_tensorboard"), _tracker("tensorboard")),
@@ -215,7 +219,7 @@ _REASONS = {
     "set the environment variable CUDA_VISIBLE_DEVICES": "gpu_ids gpu_id visible_devices",
     _PER_DEVICE: "train_batch_size global_batch_size total_batch_size effective_batch_size",
     "there are two: use adapter.dropout (--lora_dropout) or model.config.attention_dropout": "dropout",
-    "disable single optimizations instead: --torch_compile false, --attn_implementation eager, --packing none": (
+    "disable single optimizations instead: --compile off, --attn_implementation eager, --packing none": (
         "disable_optimizations"
     ),
     "Redline has no limit on CPU use: use --num_threads": "max_cpu",

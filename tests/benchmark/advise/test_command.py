@@ -32,7 +32,7 @@ class StandIn:
         path = Path(next(one for one in arguments if one.startswith("training.output_dir=")).split("=", 1)[1])
         self.calls.append(path.name.rsplit("-", 1)[0])
         config = load_config(arguments).config
-        if config.argument("torch_compile"):
+        if config.perf.compile != "auto":
             raise UserError(f"{path.name} failed with exit code 1, see {log}: no compiler")
         rate, memory, loss = 1000.0 * self.random.gauss(1, 0.003), 2.0, 0.0
         if config.argument("per_device_train_batch_size") == 8:
@@ -94,12 +94,12 @@ def test_gains_that_change_training_are_told_apart_whatever_the_lever_says(advis
 
 def test_what_fails_and_what_has_nothing_to_turn_is_said_and_not_repeated(advised):
     stand_in, page, data = advised
-    assert data["failed"] == {"compile torch.compile on": data["failed"]["compile torch.compile on"]}
-    assert "no compiler" in data["failed"]["compile torch.compile on"]
+    assert data["failed"].keys() == {"compile blocks", "compile model"}
+    assert "no compiler" in data["failed"]["compile blocks"]
     assert data["left_out"] == {
         "zero-stage": "one rank has nothing to shard", "pinned-memory": "on a CPU batches are not copied",
     }  # fmt: skip
-    assert sum("torch-compile" in call for call in stand_in.calls) == 1
+    assert sum("compile-blocks" in call for call in stand_in.calls) == 1
     assert sum("gradient-checkpointing" in call for call in stand_in.calls) == 2  # slower by a fifth in two rounds
 
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_tried_is_refused_before_anything_runs(arguments, message
 
 def test_a_configuration_that_does_not_run_ends_it(tmp_path, capsys):
     stand_in = StandIn()
-    arguments = ["--config", "debug", "training.torch_compile=true", "--work_dir", str(tmp_path / "runs")]
+    arguments = ["--config", "debug", "perf.compile=blocks", "--work_dir", str(tmp_path / "runs")]
     assert main(arguments, stand_in) == 2
     assert "no compiler" in capsys.readouterr().err and len(stand_in.calls) == 1
 

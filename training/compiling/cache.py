@@ -1,4 +1,4 @@
-"""Where compiled code is kept: `perf.compile_cache_dir`. Needs no torch, whose compiler reads the place when it loads."""
+"""Where compiled code is kept: `perf.compile_cache_dir`. Needs no torch: its compiler reads the place when it loads."""
 
 from __future__ import annotations
 

@@ -6,15 +6,15 @@ from batch to batch is therefore settled before the call:
 | argument | what is done |
 |---|---|
 | length of padded rows | marked as dynamic: one graph for all lengths |
-| rows of a batch under `data.max_tokens_per_batch` | marked as dynamic; a batch of one row, of which dynamo would make a graph of its own, runs uncompiled |
+| rows of a batch under `data.max_tokens_per_batch` | marked as dynamic; one row alone runs uncompiled |
 | any other shape than the recipe's | runs uncompiled |
 | attention mask that is absent because no row needs one (SDPA) | made: the causal mask |
 | `cu_seq_lens_q`, `cu_seq_lens_k` | their length is marked as dynamic |
 | `max_length_q`, `max_length_k` | the length of a row, which bounds them |
 | `num_items_in_batch` | left out: the loss alone needs it |
 
-A pass without gradients (evaluation, checks, generated text) runs uncompiled, as does one under a dispatch mode, such as
-a FLOP counter: compiled kernels are no operators that it could count.
+A pass without gradients (evaluation, checks, generated text) runs uncompiled, as does one under a dispatch mode,
+such as a FLOP counter: compiled kernels are no operators that it could count.
 """
 
 from __future__ import annotations

@@ -81,9 +81,11 @@ class CompiledCall:
         for name in BOUNDS:
             if isinstance(bounds := kwargs.get(name), Tensor):
                 torch._dynamo.maybe_mark_dynamic(bounds, 0)
+        from torch._dynamo.exc import BackendCompilerFailed  # loaded by now; a run that compiles nothing never loads it
+
         try:
             return self._compiled(*args, **kwargs)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
+        except BackendCompilerFailed as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"perf.compile: torch's compiler failed ({reason}): use 'off'") from error
 

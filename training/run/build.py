@@ -37,7 +37,6 @@ from data_prep.stream.stream import StreamPlan
 from training.attention.choose import needs_cu_seqlens
 from training.attention.kernels import Compute
 from training.callbacks.cache_clearing import CacheClearing
-from training.callbacks.compile_watch import CompileWatch
 from training.callbacks.first_step import FirstStep
 from training.callbacks.gpu_monitor import GpuMonitor
 from training.callbacks.plotting import Plotting
@@ -344,6 +343,8 @@ def build_callbacks(
     compiles = find_mode(config.perf.compile) is not OFF
     callbacks: list[TrainerCallback] = [FirstStep()] if args.torch_compile or compiles else []
     if compiles:
+        from training.callbacks.compile_watch import CompileWatch  # loads torch's compiler: seconds of a start
+
         callbacks.append(CompileWatch(run_dir, writes=args.process_index == 0))
     model: Any = trainer.model
     if (casts := find_casts(model)) is not None:

@@ -21,6 +21,7 @@ def test_zero_2_compiles_once_and_resumes_bit_for_bit(launch_all, tmp_path):
     assert "compile: 1 graph, " in whole.output and "compiled again" not in whole.output
     events = [json.loads(line)["kind"] for line in (whole.path / "events.jsonl").read_text().splitlines()]
     assert "recompile" not in events
-    assert done["resumed"].values(names.TRAIN_LOSS) == whole.values(names.TRAIN_LOSS)[3:]
+    # A resumed run keeps the records up to its checkpoint.
+    assert done["resumed"].values(names.TRAIN_LOSS) == whole.values(names.TRAIN_LOSS)
     weights = [one.checkpoint_files(6)["model.safetensors"] for one in done.values()]
     assert weights[0] == weights[1]

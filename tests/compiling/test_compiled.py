@@ -21,8 +21,8 @@ STEPS = 20
 
 def build(kind: str, *, lora: bool = False, checkpointing: bool = False) -> Any:
     torch.manual_seed(0)
-    model = build_tiny({"kind": "minigpt", "config": SHAPE} if kind == "minigpt"
-                       else {"config": {"model_type": kind, **SHAPE}})  # fmt: skip
+    shape = {"kind": "minigpt", "config": SHAPE} if kind == "minigpt" else {"config": {"model_type": kind, **SHAPE}}
+    model = build_tiny(shape | {"attn_implementation": "sdpa"})  # whole graphs; ours ends them
     if lora:
         model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     install_loss(model, "auto", device_type="cpu")

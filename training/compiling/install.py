@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from data_prep.errors import UserError
+from training.attention import cpu
 from training.compiling.compiled import BatchShapes, CompiledCall
 from training.compiling.modes import OFF, CompileMode, find_mode
 from training.metrics.decoder_modules import find_text_config
@@ -53,6 +55,8 @@ def install_compile(model: nn.Module, requested: str, shapes: BatchShapes, *, de
             f"perf.compile: {requested!r} cannot be used: {type(model).__name__} has no module that it compiles "
             f"({mode.compiles}): use 'off'"
         )
+    # It finds the documents of a batch in Python, again for each batch: graphs end before it.
+    ALL_ATTENTION_FUNCTIONS.register(cpu.NAME, torch.compiler.disable(cpu.attend_documents))
     # DDP would cut each graph where a bucket of gradients ends, and a layer is smaller than a bucket.
     torch._dynamo.config.optimize_ddp = False
     config: Any = find_text_config(model)

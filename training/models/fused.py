@@ -34,7 +34,7 @@ class CastWeights:
     """Weights in the type that a step computes in, packed side by side where one product takes several.
 
     With `keeps` they are kept until `clear`, which is due whenever weights have changed: a fused optimizer changes them
-    without a trace. Without, each forward pass makes them anew.
+    without a trace. Without, each forward pass makes its own.
     """
 
     def __init__(self) -> None:
@@ -232,15 +232,23 @@ def find_casts(model: nn.Module) -> CastWeights | None:
     return next((module.casts for module in model.modules() if isinstance(module, _FusedLayer)), None)
 
 
-def fuse_layers(model: nn.Module, requested: str, *, partitioned: bool = False, is_planned: bool = False) -> None:
+def fuse_layers(
+    model: nn.Module,
+    requested: str,
+    *,
+    partitioned: bool = False,
+    is_compiled: bool = False,
+    is_planned: bool = False,
+) -> None:
     """Fuse the layers of `model` as `perf.fused_layers` asks (auto, on, off); logs what is done and why.
 
-    partitioned: as of `find_obstacle`. is_planned: nothing will run, so no kernel is built. Raises UserError where `on`
-    cannot be.
+    partitioned: as of `find_obstacle`. is_compiled: torch.compile gets the layers instead. is_planned: nothing will
+    run, so no kernel is built. Raises UserError where `on` cannot be.
     """
     if requested == "off":
         return
-    obstacle = find_obstacle(model, partitioned=partitioned) or (None if is_planned else build.load())
+    obstacle = "they are compiled" if is_compiled else find_obstacle(model, partitioned=partitioned)
+    obstacle = obstacle or (None if is_planned else build.load())
     if obstacle is not None:
         if requested == "on":
             raise UserError(f"perf.fused_layers: on is not possible: {obstacle}: use auto")

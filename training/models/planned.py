@@ -31,7 +31,9 @@ def build_planned_model(config: Config, dtype: torch.dtype, four_bit: bool) -> A
             Compute("cpu", dtype, packed=False),
             meta=True,
         )
-        fuse_layers(model, "off" if config.perf.fused_layers == "off" else "auto", is_planned=True)
+        is_compiled = bool(config.training.get("torch_compile")) or config.perf.compile in ("blocks", "model")
+        asked = "off" if config.perf.fused_layers == "off" else "auto"
+        fuse_layers(model, asked, is_compiled=is_compiled, is_planned=True)
         if not config.training.get("use_liger_kernel"):
             _install_planned_loss(model, config.perf.loss_kernel)
         return model

@@ -317,7 +317,12 @@ def build_run_model(
         gradient_checkpointing=bool(args.gradient_checkpointing),
     )
     make_savable(model)
-    fuse_layers(model, config.perf.fused_layers, partitioned=is_deepspeed_zero3_enabled() or bool(args.fsdp))
+    fuse_layers(
+        model,
+        config.perf.fused_layers,
+        partitioned=is_deepspeed_zero3_enabled() or bool(args.fsdp),
+        is_compiled=args.torch_compile or find_mode(config.perf.compile) is not OFF,
+    )
     # Liger's patches, which the Trainer applies later, compute the loss themselves.
     requested = "plain" if args.use_liger_kernel else config.perf.loss_kernel
     install_loss(

@@ -1,8 +1,11 @@
 """Who we are is read from what each launcher really sets."""
 
+import os
+from pathlib import Path
+
 import pytest
 
-from training.launch import World, find_num_threads, may_have_gpu, read_world, set_environment
+from training.launch import World, count_physical_cores, find_num_threads, may_have_gpu, read_world, set_environment
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 TORCHRUN = {
@@ -35,7 +38,7 @@ def test_the_world_is_what_the_launcher_said(environ, expected):
 
 
 def test_threads_are_shared_between_the_ranks_of_a_machine(monkeypatch):
-    monkeypatch.setattr("training.launch.count_cores", lambda: 16)
+    monkeypatch.setattr("training.launch.count_physical_cores", lambda: 16)
     assert find_num_threads("auto", read_world({}), {}) == 16
     assert find_num_threads("auto", read_world(DEEPSPEED), DEEPSPEED) == 8
     assert find_num_threads("auto", read_world(TORCHRUN), TORCHRUN) == 8  # torchrun's own 1 is nobody's wish
@@ -48,7 +51,7 @@ def test_threads_are_shared_between_the_ranks_of_a_machine(monkeypatch):
 
 
 def test_more_ranks_than_cores_get_one_thread_each(monkeypatch):
-    monkeypatch.setattr("training.launch.count_cores", lambda: 1)
+    monkeypatch.setattr("training.launch.count_physical_cores", lambda: 1)
     assert find_num_threads("auto", World("torchrun", 0, 0, 4, 4), {}) == 1
 
 
@@ -65,3 +68,13 @@ def test_a_gpu_is_seen_by_its_device_file(tmp_path):
     assert may_have_gpu({}, tmp_path) and may_have_gpu({"CUDA_VISIBLE_DEVICES": "1"}, tmp_path)
     assert not may_have_gpu({"CUDA_VISIBLE_DEVICES": ""}, tmp_path)
     assert not may_have_gpu({"CUDA_VISIBLE_DEVICES": "-1"}, tmp_path)
+
+
+def test_hyper_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5}, raising=False)
+    assert count_physical_cores(tmp_path) == 4  # nothing is known of them
+    for cpu, siblings in {0: "0,4", 1: "1,5", 2: "2,6", 5: "1,5"}.items():
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
+    assert count_physical_cores(tmp_path) == 3

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from training import precision
 from training.benchmark.advise.levers import Baseline, list_variants
 from training.config import load_config
-from training.precision import PRECISIONS, find_precision, list_switches
+from training.precision import PRECISIONS, find_precision, list_switches, speed_up_float32
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,15 @@ def test_it_is_known_before_torch():
     code = "import sys, training.precision; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_float32_products_are_left_alone_where_onednn_would_round_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        assert speed_up_float32().startswith(("by oneDNN, exact", "as torch has them"))
+        torch.set_float32_matmul_precision("highest")
+        monkeypatch.setattr(precision, "FLOAT32_ERROR", 0.0)  # as if every product were rounded
+        assert speed_up_float32().startswith("as torch has them: oneDNN would round them")
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)

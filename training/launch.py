@@ -74,7 +74,8 @@ def _find_launcher(environ: Mapping[str, str]) -> str:
 
 
 def find_num_threads(requested: int | str, world: World, environ: Mapping[str, str] = os.environ) -> int:
-    """Threads for this rank: the number asked for, else `OMP_NUM_THREADS`, else this rank's share of the cores.
+    """Threads for this rank: the number asked for, else `OMP_NUM_THREADS`, else its share of the physical cores: two
+    hyper-threads of one core share the units that multiply.
 
     torchrun and accelerate set `OMP_NUM_THREADS=1` automatically; that 1 is not taken as the user's choice.
     """
@@ -84,7 +85,7 @@ def find_num_threads(requested: int | str, world: World, environ: Mapping[str, s
     by_launcher = "TORCHELASTIC_RUN_ID" in environ or "ACCELERATE_MIXED_PRECISION" in environ
     if given and not (given == 1 and by_launcher):
         return given
-    return max(1, count_cores() // world.local_size)
+    return max(1, count_physical_cores() // world.local_size)
 
 
 def count_cores() -> int:
@@ -98,6 +99,19 @@ def may_have_gpu(environ: Mapping[str, str] = os.environ, devices: Path = Path("
     if any(numbers in ("", "-1") for numbers in hidden):
         return False
     return any(any(devices.glob(pattern)) for pattern in ("nvidia[0-9]*", "kfd", "dxg"))
+
+
+def count_physical_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Cores this process may run on, hyper-threads of one counted once where Linux tells them apart."""
+    if not hasattr(os, "sched_getaffinity"):
+        return count_cores()
+    siblings = set()
+    for cpu in os.sched_getaffinity(0):
+        try:
+            siblings.add((topology / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip())
+        except OSError:
+            return count_cores()
+    return len(siblings)
 
 
 def set_environment(

@@ -158,6 +158,17 @@ class PerfSection(Section):
         description="How the training and evaluation loss is computed: auto, chunked (without holding all logits), "
         "liger, cce, or plain (the model's own). auto takes the first that runs here and in the model.",
     )
+    float32_products: Literal["auto", "torch"] = Field(
+        default="auto",
+        description="How float32 products are computed on a CPU. auto has oneDNN compute them where a check at the "
+        "start finds them exact, which is faster on AMD; torch leaves them as torch has them.",
+    )
+    collect_garbage_every: int = Field(
+        default=100,
+        ge=0,
+        description="Optimizer steps between two collections of Python's garbage, which wait for no allocation in the "
+        "middle of a step. 0 leaves it to Python.",
+    )
     fused_layers: Literal["auto", "on", "off"] = Field(
         default="auto",
         description="Whether the decoder layers of Llama, Mistral, Qwen 2 and 3 and MiniGPT compute their pieces "

@@ -38,6 +38,7 @@ from training.attention.choose import needs_cu_seqlens
 from training.attention.kernels import Compute
 from training.callbacks.cache_clearing import CacheClearing
 from training.callbacks.first_step import FirstStep
+from training.callbacks.garbage import GarbageCollection
 from training.callbacks.gpu_monitor import GpuMonitor
 from training.callbacks.plotting import Plotting
 from training.callbacks.profiler_window import ProfilerWindow
@@ -354,6 +355,8 @@ def build_callbacks(
     model: Any = trainer.model
     if (casts := find_casts(model)) is not None:
         callbacks.append(WeightCasts(trainer, casts))
+    if config.perf.collect_garbage_every:
+        callbacks.append(GarbageCollection(trainer, config.perf.collect_garbage_every))
     if config.perf.empty_cache_every:
         callbacks.append(CacheClearing(trainer, config.perf.empty_cache_every))
     if config.perf.profile_steps:

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import UserError
 from data_prep.prepare import Prepared, prepare
+from training.callbacks.garbage import give_back
 from training.checkpoints.manifest import (
     CheckpointManifest,
     check_resumable,
@@ -30,6 +31,7 @@ from training.config.resume_changes import Change, describe_settings, find_chang
 from training.data.held_out import warn_of_warmup, without_empty_evaluation
 from training.launch import World, join_world, leave_world
 from training.memory.comparison import MemoryBase, measure_base
+from training.precision import find_precision, speed_up_float32
 from training.ranks import on_each_node, on_main_rank
 from training.reporting.summary import Summary
 from training.run.build import build_trainer, build_training_arguments, find_run_path
@@ -64,6 +66,9 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
         settings = describe_settings(loaded)  # the recipe's, before a micro-batch is chosen for this machine
         checkpoint = on_main_rank(world, lambda: find_start(loaded, run_dir, world))
         changes = on_main_rank(world, lambda: find_changes_since(checkpoint, settings))
+        is_float32 = find_precision(config.arguments()).switch is None
+        if is_float32 and device.type == "cpu" and config.perf.float32_products == "auto":
+            logger.info("float32 products: %s", speed_up_float32())
         args = build_training_arguments(loaded, run_dir, device, world)
         prepared = on_each_node(world, lambda: prepare(config.data, config.tokenizer))
         if (evaluated := without_empty_evaluation(loaded, prepared)) is not loaded:
@@ -101,6 +106,7 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
                 run_dir.write_json(run_dir.summary, summary.as_json())
             raise
         finally:
+            give_back()
             trainer.close()
     finally:
         lock.release()

@@ -36,6 +36,7 @@ from training.config.trackers import check_trackers
 from training.launch import (
     World,
     configure_logging,
+    find_num_threads,
     leave_out,
     may_have_gpu,
     read_world,
@@ -83,6 +84,7 @@ def train(loaded: LoadedConfig, world: World, finish: Finish | None, *, is_progr
     check_accelerate(config.arguments(), loaded.deepspeed is not None)
     if world.is_main:
         check_place(Path(config.training["output_dir"]), find_needed(config))
+    find_num_threads(config.perf.num_threads, world)  # refuses a wrong OMP_NUM_THREADS before a word is said
     configure_logging(world)
     # Before anything else is said or set, because the process may restart here.
     on_cpu = bool(config.argument("use_cpu")) or not may_have_gpu()

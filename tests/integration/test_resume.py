@@ -195,8 +195,8 @@ def test_two_zero2_ranks(two_ranks):
     check_unmeasured_is_equal(straight, two_ranks["zero2-unmeasured"], 6)
     check_same(straight, two_ranks["zero2-resumed"], 3, 6)
     # of the four runs the unmeasured one does not check packing, and elastic does not pack
-    assert straight.output.count("packing: under sdpa") == 2
-    assert two_ranks["zero2-resumed"].output.count("packing: under sdpa") == 2
+    assert straight.output.count("packing: under redline_cpu") == 2
+    assert two_ranks["zero2-resumed"].output.count("packing: under redline_cpu") == 2
 
 
 def test_two_ranks_resume_a_stream(two_ranks):

@@ -296,7 +296,7 @@ def test_a_step_without_compute_loss_is_measured(tokenizer, tmp_path):
     measured = [record for record in read_records(tmp_path) if names.PERF_STEP_MS in record]
     assert len(measured) == 4
     for record in measured:
-        assert record[names.phase_key(names.FORWARD)] > record[names.phase_key(names.OTHER)]
+        assert record[names.phase_key(names.FORWARD)] > 0
         assert record[names.PERF_MFU_PCT] > 0 and record[names.PERF_TOKENS_PER_SECOND] > 0
     plain_trainer(ProfiledTrainer, tokenizer, tmp_path / "usual").train()
     assert [record["tokens"] for record in read_records(tmp_path)] == [

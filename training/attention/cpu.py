@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -62,6 +63,8 @@ def _fill_mask(query: Tensor, key: Tensor, mask: Tensor | None, settings: dict[s
     rows, _, tokens, _ = query.shape
     if key.shape[2] != tokens or (mask is not None and mask.dim() == 4):
         return mask
+    if isinstance(query, FakeTensor):
+        return query.new_empty((rows, 1, tokens, tokens), dtype=torch.bool)
     return spread(find_documents(rows, tokens, mask, settings), rows, tokens, settings.get("sliding_window") or 0)
 
 

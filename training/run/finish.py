@@ -151,7 +151,9 @@ def _logits(model: Any, batch: dict[str, Any], trainer: RecipeTrainer) -> torch.
     autocast = dtype != torch.float32 and not trainer.is_deepspeed_enabled
     with torch.no_grad(), torch.autocast(trainer.args.device.type, dtype=dtype, enabled=autocast):
         # With a KV cache transformers does not look for the documents of a packed row.
-        return model(**batch, use_cache=False).logits.float().cpu()
+        logits = model(**batch, use_cache=False).logits.float().cpu()
+    real = batch.get("attention_mask")  # what stands at padding is nobody's: attention kernels differ there
+    return logits if real is None else logits[real.bool().cpu()].unsqueeze(0)
 
 
 def check_same_weights(model: torch.nn.Module, trainer: RecipeTrainer) -> None:

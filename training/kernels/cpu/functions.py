@@ -99,13 +99,18 @@ def attend_packed(packed: Tensor, kv_heads: int, terms: AttentionTerms, angles: 
     return _Attention.apply(packed, None, None, angles, terms, kv_heads)
 
 
+def _as_rows(x: Tensor) -> Tensor:
+    """All but the last dimension as one, as the kernels have it; a gradient may come expanded."""
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        rows = x.reshape(-1, x.shape[-1])
-        added = None if delta is None else delta.reshape(rows.shape)
+        rows = _as_rows(x)
+        added = None if delta is None else _as_rows(delta)
         total, normed, scales = ops.add_rms_norm(rows, added, weight, eps, dtype)
         total = x.view_as(x) if delta is None else total.view(x.shape)
         ctx.save_for_backward(total, weight, scales)
@@ -119,10 +124,10 @@ class _AddRMSNorm(torch.autograd.Function):
         of_total, of_normed = grads
         if of_normed is None:
             return of_total, None if ctx.delta_dtype is None else of_total.to(ctx.delta_dtype), None, None, None
-        rows = total.reshape(-1, total.shape[-1])
-        of_total = None if of_total is None else of_total.reshape(rows.shape)
+        rows = _as_rows(total)
+        of_total = None if of_total is None else _as_rows(of_total)
         of_x, of_delta, of_weight = ops.add_rms_norm_backward(
-            of_total, of_normed.reshape(rows.shape), rows, weight, scales, ctx.delta_dtype
+            of_total, _as_rows(of_normed), rows, weight, scales, ctx.delta_dtype
         )
         of_x = of_x.view(total.shape)
         if ctx.delta_dtype is None:
@@ -142,16 +147,16 @@ def add_rms_norm(
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, packed: Tensor) -> Tensor:
-        rows = packed.reshape(-1, packed.shape[-1])
+        rows = _as_rows(packed)
         ctx.save_for_backward(packed)
         return ops.swiglu(*rows.chunk(2, dim=-1)).view(*packed.shape[:-1], packed.shape[-1] // 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (packed,) = ctx.saved_tensors
-        rows = packed.reshape(-1, packed.shape[-1])
+        rows = _as_rows(packed)
         result = torch.empty_like(rows)
-        grad = grads[0].reshape(len(rows), -1)
+        grad = _as_rows(grads[0])
         ops.swiglu_backward(grad, *rows.chunk(2, dim=-1), *result.chunk(2, dim=-1))
         return result.view(packed.shape)
 

@@ -137,7 +137,7 @@ def test_redline_is_read_from_its_records(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = read_redline(tmp_path, 5)
     assert (found.tokens_per_second, found.step_ms, found.loss, found.peak_gib) == (25.0, 300.0, 4.0, 1.5)
-    assert (found.eval_loss, found.eval_seconds) == (4.5, 1.5)
+    assert (found.eval_loss, found.eval_seconds) == (4.5, 7.5)  # the mean of five steps
     with pytest.raises(UserError, match="no record at step 4"):
         read_redline(tmp_path, 4)
 

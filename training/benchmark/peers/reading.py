@@ -42,14 +42,17 @@ def read_redline(run: Path, warmup: int) -> Measurement:
         raise UserError(f"{run}/metrics.jsonl: no record at step {warmup}, or none after it")
     evaluations = [one for one in records if names.EVAL_LOSS in one]
     timed = [one[names.PERF_STEP_MS] for one in steps if one["step"] > warmup]
-    eval_ms = evaluations[-1].get(names.phase_key(names.EVAL)) if evaluations else None
+    # A record is the mean of the steps since the one before it. The time of an evaluation belongs to the step after it,
+    # so that of the last one, after the last step, stands in none.
+    pairs = zip(steps, steps[1:], strict=False)
+    eval_ms = sum(one.get(names.phase_key(names.EVAL), 0.0) * (one["step"] - before["step"]) for before, one in pairs)
     return Measurement(
         tokens_per_second=(last["tokens"] - first["tokens"]) / (last["time_s"] - first["time_s"]),
         step_ms=statistics.median(timed),
         loss=last[names.TRAIN_LOSS],
         peak_gib=last[names.PERF_MEMORY_PEAK_GIB],
-        eval_seconds=None if eval_ms is None else eval_ms / 1e3,
-        eval_loss=evaluations[-1][names.EVAL_LOSS] if evaluations else None,
+        eval_seconds=eval_ms / 1e3 if evaluations else None,
+        eval_loss=evaluations[0][names.EVAL_LOSS] if evaluations else None,
     )
 
 

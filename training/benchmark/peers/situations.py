@@ -147,7 +147,7 @@ LARGE_VOCABULARY = Situation(
 )
 EVALUATE = Situation(
     "evaluation",
-    f"An evaluation of {EVALUATED_ROWS} rows within a training, the second of two.",
+    f"An evaluation of {EVALUATED_ROWS} rows within a training, in its middle.",
     figure=EVALUATION,
     evaluates=True,
 )

@@ -58,8 +58,8 @@ class StepClock(TrainerCallback):
             "step_ms": self.step_ms[self.warmup :],
             "loss": losses[-1],
             "peak_bytes": read_peak_bytes(),
-            "eval_seconds": evaluations[-1]["eval_runtime"] if evaluations else None,
-            "eval_loss": evaluations[-1]["eval_loss"] if evaluations else None,
+            "eval_seconds": evaluations[0]["eval_runtime"] if evaluations else None,
+            "eval_loss": evaluations[0]["eval_loss"] if evaluations else None,
         }
         output.write_text(json.dumps(result))
 

@@ -55,8 +55,8 @@ took 15 s, and 2.5 s with compiled code in `perf.compile_cache_dir`. On a GPU it
   batch has a mask. A compilation after the second step is logged with its reason, as an event `recompile`.
 - Passes without gradients (evaluation, samples) and batches of another shape run uncompiled. With
   `data.max_tokens_per_batch` these are batches of one row.
-- It works with DDP, ZeRO-1, ZeRO-2, LoRA and gradient checkpointing. ZeRO-3, FSDP and `training.torch_compile` are
-  refused.
+- It works with DDP, ZeRO-2, LoRA and gradient checkpointing; ZeRO-1 is not tried. ZeRO-3, FSDP and
+  `training.torch_compile` are refused.
 """
 OPTIMIZER_TEXT = """\
 ## Optimizers

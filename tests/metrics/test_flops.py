@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.metrics.decoders import CONFIGS, build_batch, build_decoder
+from training.attention import cpu
+from training.kernels.cpu import build
 from training.metrics.flops import ModelFlops, StepFlops, causal_pairs, count_grouped, measure_flops, square_pairs
 from training.metrics.matmuls import find_matmuls
 
@@ -40,6 +43,20 @@ def test_hardware_flops_equal_the_executed_ones(architecture, method, kind, chec
     model, batch = build_decoder(architecture, method), build_batch(kind)
     if checkpointing:
         model.gradient_checkpointing_enable()
+    counted = ModelFlops.from_model(model).count(batch.document_lengths, batch.tokens, 0, rows=batch.rows)
+    assert relative_error(counted.hardware, measure_flops(lambda: batch.step(model))) < 0.005
+
+
+@pytest.mark.skipif(build.find_obstacle() is not None, reason=str(build.find_obstacle()))
+@pytest.mark.parametrize("kind", ["whole", "padded", "packed"])
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention_of_our_cpu_kernel_is_counted(kind, window):
+    assert build.load() is None
+    more = {} if window is None else {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0}
+    shape = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    model = Qwen2ForCausalLM(Qwen2Config(**shape, num_attention_heads=4, num_key_value_heads=2, **more)).train()
+    model.set_attn_implementation(cpu.NAME)
+    batch = build_batch(kind)
     counted = ModelFlops.from_model(model).count(batch.document_lengths, batch.tokens, 0, rows=batch.rows)
     assert relative_error(counted.hardware, measure_flops(lambda: batch.step(model))) < 0.005
 

@@ -38,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.attention.kernels import AttentionKernel, find_kernel
 from training.attention.pairs import Attended, causal_pairs, square_pairs
+from training.kernels.cpu.functions import ops as operators
 from training.loss.head import find_loss_head
 from training.metrics.decoder_modules import is_checkpointing
 from training.metrics.matmuls import Matmul, Matmuls, find_matmuls, uses_input_grad_hook
@@ -245,7 +246,7 @@ def measure_flops(fn: Callable[[], Any], *, flash_recompute: bool = True) -> int
     4. nor the grouped products that experts are computed with, torch's and the one that transformers has instead.
     Runs everything once at reduced speed: a check for now and then, not a counter for each step.
     """
-    formulas = _attention_formulas(flash_recompute) | _grouped_formulas()
+    formulas = _attention_formulas(flash_recompute) | _document_formulas(flash_recompute) | _grouped_formulas()
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         fn()
     return counter.get_total_flops()
@@ -279,6 +280,23 @@ def _attention_formulas(flash_recompute: bool) -> dict[Any, Callable[..., int]]:
     varlen = getattr(torch.ops, "torch_attn", None)
     packets += [getattr(varlen, n) for n in ("_varlen_attn", "_varlen_attn_backward") if hasattr(varlen, n)]
     return {packet: _attention_formula(packet, flash_recompute) for packet in packets}
+
+
+def _document_formulas(flash_recompute: bool) -> dict[Any, Callable[..., int]]:
+    """Of our CPU attention, (rows, tokens, heads, dim): the pairs within its documents."""
+
+    def count(query: Any, *rest: Any, out_val: Any = None) -> int:
+        lengths, _, window = rest[5:8]
+        pairs = sum(causal_pairs(length, window or None) for length in lengths.tolist())
+        return 4 * query.shape[2] * query.shape[3] * pairs
+
+    def count_backward(grad: Any, query: Any, *rest: Any, out_val: Any = None) -> int:
+        forward = count(query, *rest[:4], *rest[6:10])
+        return 2 * forward + (forward // 2 if flash_recompute else 0)
+
+    for formula in (count, count_backward):
+        formula._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]  as above
+    return {operators.attention: count, operators.attention_backward: count_backward}
 
 
 def _attention_formula(packet: Any, flash_recompute: bool) -> Callable[..., int]:

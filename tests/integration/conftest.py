@@ -20,6 +20,7 @@ import pytest
 
 from tests.integration import several_runs
 from tests.integration.several_runs import THEN
+from training.kernels.cpu import build
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -93,6 +94,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = folder / "tiny.yaml"
     path.write_text(RECIPE.format(store_dir=folder / "stores"))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(build.VARIABLE, str(build.find_cache_dir()))  # kernels are built once for all
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield path
 

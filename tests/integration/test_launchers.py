@@ -7,6 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.callbacks.test_sinks import read_wandb_history
 from tests.integration.conftest import LAUNCHERS, ROOT
+from training.kernels.cpu import build
 from training.metrics import names
 from training.run_dir import RunDir
 
@@ -91,6 +92,7 @@ def test_what_the_last_step_brings_is_told_whatever_the_intervals(launch):
 
 @pytest.mark.launch
 def test_a_ceiling_that_a_run_exceeds_is_told_and_forgotten(launch, tmp_path, monkeypatch):
+    monkeypatch.setenv(build.VARIABLE, str(build.find_cache_dir()))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     launch("python", "first")
     cache = tmp_path / "cache" / "redline" / "matmuls.json"

@@ -25,7 +25,7 @@ def attend_documents(
 ) -> tuple[Tensor, None]:
     """An attention function of transformers: query (rows, heads, tokens, dim) to (rows, tokens, heads, dim)."""
     if not computes_itself(module, query.shape[2], key.shape[2], attention_mask, settings):
-        mask = _fill_mask(query, key, attention_mask, settings)
+        mask = _fill_mask(module, query, key, attention_mask, settings)
         return sdpa_attention_forward(module, query, key, value, mask, **settings)
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
@@ -36,10 +36,14 @@ def attend_documents(
 
 def computes_itself(module: Any, queries: int, keys: int, mask: Tensor | None, settings: dict[str, Any]) -> bool:
     """Whether our kernel computes this call: causal, of a whole batch, with a mask of padding at most."""
-    causal = settings.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
     is_plain = not settings.get("dropout") and settings.get("softcap") is None and settings.get("position_bias") is None
-    return bool(causal) and is_plain and queries == keys and (mask is None or mask.dim() == 2)
+    return is_causal(module, settings) and is_plain and queries == keys and (mask is None or mask.dim() == 2)
+
+
+def is_causal(module: Any, settings: dict[str, Any]) -> bool:
+    """Whether a query of this call sees no later key."""
+    told = settings.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if told is None else told)
 
 
 def find_terms(
@@ -58,17 +62,18 @@ def build_mask(**arguments: Any) -> Tensor | None:
     return sdpa_mask(**arguments)
 
 
-def _fill_mask(query: Tensor, key: Tensor, mask: Tensor | None, settings: dict[str, Any]) -> Tensor | None:
+def _fill_mask(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, settings: dict[str, Any]) -> Tensor | None:
     """The mask that SDPA needs where ours was left out, (rows, 1, tokens, tokens)."""
     rows, _, tokens, _ = query.shape
     if key.shape[2] != tokens or (mask is not None and mask.dim() == 4):
         return mask
     if isinstance(query, FakeTensor):
         return query.new_empty((rows, 1, tokens, tokens), dtype=torch.bool)
-    return spread(find_documents(rows, tokens, mask, settings), rows, tokens, settings.get("sliding_window") or 0)
+    documents = find_documents(rows, tokens, mask, settings)
+    return spread(documents, rows, tokens, settings.get("sliding_window") or 0, is_causal=is_causal(module, settings))
 
 
-def spread(documents: Documents, rows: int, tokens: int, window: int = 0) -> Tensor:
+def spread(documents: Documents, rows: int, tokens: int, window: int = 0, *, is_causal: bool = True) -> Tensor:
     """Which keys each query sees, (rows, 1, tokens, tokens) of bool. A token of no document sees itself."""
     owner = torch.full((rows * tokens,), -1)
     for number, (start, length) in enumerate(zip(documents.starts.tolist(), documents.lengths.tolist(), strict=True)):
@@ -76,7 +81,9 @@ def spread(documents: Documents, rows: int, tokens: int, window: int = 0) -> Ten
     owner = owner.view(rows, 1, tokens)
     place = torch.arange(tokens)
     distance = place[:, None] - place[None, :]
-    seen = (owner.unsqueeze(-1) == owner.unsqueeze(-2)) & (owner.unsqueeze(-1) >= 0) & (distance >= 0)
+    seen = (owner.unsqueeze(-1) == owner.unsqueeze(-2)) & (owner.unsqueeze(-1) >= 0)
+    if is_causal:
+        seen &= distance >= 0
     if window:
         seen &= distance < window
     return seen | (distance == 0)

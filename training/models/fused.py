@@ -27,7 +27,11 @@ logger = logging.getLogger("redline.models")
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "MiniGPT")
 LAYERS = frozenset(f"{family}DecoderLayer" for family in FAMILIES)
 NORMS = frozenset(f"{family}RMSNorm" for family in FAMILIES)
-MODULES = frozenset(f"modeling_{family.lower()}" for family in FAMILIES)
+MODULES = frozenset(
+    {f"transformers.models.{family.lower()}.modeling_{family.lower()}" for family in FAMILIES}
+    | {"training.models.minigpt.modeling_minigpt"}
+)
+OUTPUT_CAPTURING = "transformers.utils.output_capturing"
 
 
 class CastWeights:
@@ -115,6 +119,28 @@ def _find_eps(norm: Any) -> float:
     return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
 
 
+def _find_window(attention: Any) -> int | None:
+    """Keys that a query sees at most. Mistral's attention asks its config, Llama's none whatever its config says."""
+    if type(attention).__name__.startswith("Mistral"):
+        return getattr(attention.config, "sliding_window", None)
+    return getattr(attention, "sliding_window", None)
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether a module inside has a hook, which only the class the layer had would call.
+
+    Those of transformers' `output_hidden_states` do not count: they stay in place once they were asked for.
+    """
+    inner = (module for module in layer.modules() if module is not layer)
+    return any(_has_hooks(module) for module in inner)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return True
+    return any(getattr(hook, "__module__", "") != OUTPUT_CAPTURING for hook in module._forward_hooks.values())
+
+
 class _FusedLayer(nn.Module):
     """Mixed into the class of a decoder layer."""
 
@@ -137,10 +163,11 @@ class _FusedLayer(nn.Module):
             if self.training
             else 0.0,
             "scaling": attention.scaling,
-            "sliding_window": getattr(attention, "sliding_window", None),
+            "sliding_window": _find_window(attention),
         }
         if (
             past_key_values is not None
+            or _is_watched(layer)
             or attention.config._attn_implementation != cpu.NAME
             or not cpu.computes_itself(attention, tokens, tokens, attention_mask, settings)
         ):
@@ -203,9 +230,9 @@ def _find_class(mixin: type, stock: type) -> type:
 
 
 def _is_one_of(module: nn.Module, names: frozenset[str]) -> bool:
-    """Whether its class is of this name, and of a file of that name: others may have classes of the same name."""
+    """Whether its class is of this name and from where it is known: code on the hub may have one of the same name."""
     of = type(module)
-    return of.__name__ in names and of.__module__.rpartition(".")[2] in MODULES
+    return of.__name__ in names and of.__module__ in MODULES
 
 
 def find_obstacle(model: nn.Module, *, partitioned: bool = False) -> str | None:

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from training.attention.choose import choose_attention
+from training.attention.kernels import Compute
 from training.kernels.cpu import build
 
 ASK = "from training.kernels.cpu import build; print(build.load())"
@@ -48,12 +51,45 @@ def test_the_name_changes_with_what_the_library_is_made_of(monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setenv("CXX", "other-compiler")
         names.add(build.find_library())
+    with monkeypatch.context() as patch:
+        patch.setenv(build.FLAGS_VARIABLE, "-g -O0")
+        assert build.find_flags()[-2:] == ["-g", "-O0"]
+        names.add(build.find_library())
     other = tmp_path / "other.cpp"
     other.write_text("int other;")
     with monkeypatch.context() as patch:
         patch.setattr(build, "SOURCES", (*build.SOURCES, other))
         names.add(build.find_library())
-    assert len(names) == 4
+    assert len(names) == 5
+
+
+def test_an_error_of_the_compiler_is_quoted_and_sdpa_computes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    says = "x.cpp:1:1: fatal error: no such header"
+    compiler = tmp_path / "c++"  # the usual one until it is to compile
+    usual = build.find_compiler()
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *.cpp*) echo "{says}" >&2; exit 1 ;; esac\nexec {usual} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv(build.VARIABLE, str(tmp_path / "kernels"))
+    monkeypatch.setenv("CXX", str(compiler))
+    path = os.environ["PATH"]
+    chosen, reason = choose_attention("auto", Compute("cpu", torch.float32, packed=True))
+    assert chosen == "sdpa"
+    assert f"no redline_cpu: the CPU kernels could not be built: {says}" in reason
+    assert os.environ["PATH"] == path
+    assert [file.name for file in build.find_library().parent.iterdir()] == ["lock"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "kernels").write_text("a file")
+    monkeypatch.setenv(build.VARIABLE, str(tmp_path / "kernels"))
+    assert f"Not a directory: '{tmp_path / 'kernels'}" in (build.load() or "")
+
+
+def test_a_library_that_is_broken_is_an_obstacle_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(build.VARIABLE, str(tmp_path))
+    build.find_library().parent.mkdir(parents=True)
+    build.find_library().write_text("not a library")
+    assert str(build.find_library()) in (build.load() or "")
 
 
 @pytest.mark.launch

@@ -407,7 +407,7 @@ Shape check(const Tensor& query, const Tensor& key, const Tensor& value, const s
   TORCH_CHECK(key.sizes() == value.sizes(), "key and value differ in shape");
   const int64_t rows = query.size(0), tokens = query.size(1), heads = query.size(2), dim = query.size(3);
   TORCH_CHECK(key.size(0) == rows && key.size(1) == tokens && key.size(3) == dim, "query and key differ in shape");
-  TORCH_CHECK(key.size(2) > 0 && heads % key.size(2) == 0, "query heads are no multiple of key heads");
+  TORCH_CHECK(heads > 0 && key.size(2) > 0 && heads % key.size(2) == 0, "query heads are no multiple of key heads");
   TORCH_CHECK(dim % 16 == 0 && dim >= 16, "head_dim is no multiple of 16: ", dim);
   TORCH_CHECK(scale > 0 && window >= 0, "scale must be positive and window 0 or more");
   for (const Tensor* one : {&query, &key, &value}) {
@@ -418,7 +418,7 @@ Shape check(const Tensor& query, const Tensor& key, const Tensor& value, const s
   if (cos.has_value()) {
     for (const Tensor& one : {*cos, *sin}) {
       TORCH_CHECK(one.dim() == 3 && one.scalar_type() == at::kFloat && one.stride(2) == 1, "angles: float32, dense");
-      TORCH_CHECK((one.size(0) == rows || one.size(0) == 1) && one.size(1) == tokens && one.size(2) >= dim / 2,
+      TORCH_CHECK((one.size(0) == rows || one.size(0) == 1) && one.size(1) == tokens && one.size(2) == dim,
                   "angles: (rows or 1, tokens, head_dim)");
     }
     TORCH_CHECK(cos->strides() == sin->strides(), "cos and sin differ in layout");
@@ -434,14 +434,18 @@ std::vector<Task> list_tasks(const Shape& shape, const Tensor& starts, const Ten
   const int64_t documents = starts.numel(), group = shape.group();
   const int64_t parts = documents * shape.kv_heads >= 4 * at::get_num_threads() ? 1 : group;
   std::vector<Task> tasks;
+  int64_t end = 0;  // of the document before
   for (int64_t i = 0; i < documents; ++i) {
     const int64_t start = starts.data_ptr<int64_t>()[i], length = lengths.data_ptr<int64_t>()[i];
     if (length == 0) {
       continue;
     }
-    const int64_t row = start / shape.tokens, first = start % shape.tokens;
-    TORCH_CHECK(start >= 0 && length > 0 && row < rows && first + length <= shape.tokens,
+    TORCH_CHECK(start >= 0 && length > 0 && start < rows * shape.tokens &&
+                    length <= shape.tokens - start % shape.tokens,
                 "document ", i, " (start ", start, ", length ", length, ") leaves its row of ", shape.tokens);
+    TORCH_CHECK(start >= end, "document ", i, " (start ", start, ") begins before the end of another (", end, ")");
+    end = start + length;
+    const int64_t row = start / shape.tokens, first = start % shape.tokens;
     for (int64_t kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
       for (int64_t part = 0; part < parts; ++part) {
         tasks.push_back({row, first, length, kv_head, kv_head * group + part * (group / parts), group / parts, part});
@@ -503,8 +507,16 @@ void attention_backward(const Tensor& grad, const Tensor& query, const Tensor& k
                         const Tensor& log_sums, const Tensor& starts, const Tensor& lengths, double scale,
                         int64_t window, const Tensor& query_grad, const Tensor& key_grad, const Tensor& value_grad) {
   const Shape shape = check(query, key, value, cos, sin, starts, lengths, scale, window);
-  TORCH_CHECK(grad.sizes() == query.sizes() && grad.stride(3) == 1 && grad.scalar_type() == query.scalar_type(),
-              "the gradient does not suit the output");
+  for (const Tensor* one : {&grad, &out}) {
+    TORCH_CHECK(one->sizes() == query.sizes() && one->stride(3) == 1 && one->scalar_type() == query.scalar_type(),
+                "the output or its gradient does not suit the query");
+  }
+  TORCH_CHECK(log_sums.sizes() == at::IntArrayRef({query.size(0), shape.heads, shape.tokens}) &&
+                  log_sums.is_contiguous() && log_sums.scalar_type() == at::kFloat,
+              "log_sums: (rows, heads, tokens) float32");
+  TORCH_CHECK(query_grad.sizes() == query.sizes() && key_grad.sizes() == key.sizes() &&
+                  query_grad.scalar_type() == query.scalar_type(),
+              "the results do not suit the inputs");
   check(query_grad, key_grad, value_grad, cos, sin, starts, lengths, scale, window);
   const std::vector<Task> tasks = list_tasks(shape, starts, lengths, query.size(0));
   if (!covers(lengths, query.size(0), shape.tokens)) {

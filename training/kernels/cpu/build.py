@@ -29,6 +29,7 @@ logger = logging.getLogger("redline.kernels")
 FOLDER = Path(__file__).parent
 SOURCES = tuple(sorted(FOLDER.glob("*.cpp")))
 VARIABLE = "REDLINE_KERNELS_DIR"
+FLAGS_VARIABLE = "REDLINE_KERNELS_CFLAGS"  # more flags for the compiler, -fsanitize=address for one
 LIBRARY = "redline_cpu.so"
 # Instruction sets by torch's name, best first: what the compiler is told.
 INSTRUCTION_SETS = {
@@ -106,13 +107,13 @@ def multiplies_bfloat16() -> bool:
 
 
 def find_flags() -> list[str]:
-    """Of the compiler, for this CPU."""
+    """Of the compiler, for this CPU, and what `REDLINE_KERNELS_CFLAGS` adds."""
     name = find_instruction_set()
     flags = [*INSTRUCTION_SETS[name], f"-DCPU_CAPABILITY={name}", f"-DCPU_CAPABILITY_{name}"]
     if multiplies_bfloat16():
         flags += ["-DREDLINE_BFLOAT16_TILES"]
         flags += ["-mavx512bf16"] if torch.cpu._is_avx512_bf16_supported() else []
-    return ["-O3", "-fopenmp", *flags]
+    return ["-O3", "-fopenmp", *flags, *os.environ.get(FLAGS_VARIABLE, "").split()]
 
 
 def _build_once(library: Path) -> None:

@@ -65,7 +65,8 @@ float differentiate(T* logits, int64_t words, int64_t label, const Terms& terms,
 // scale; with `wanted` the logits become the gradients of their sum.
 Tensor cross_entropy_(const Tensor& logits, const Tensor& labels, double smoothing, double z_loss, double scale,
                       bool wanted) {
-  TORCH_CHECK(logits.dim() == 2 && logits.stride(1) == 1, "logits: (rows, words) with dense rows");
+  TORCH_CHECK(logits.dim() == 2 && (logits.stride(1) == 1 || logits.size(1) <= 1),
+              "logits: (rows, words) with dense rows");
   const int64_t rows = logits.size(0), words = logits.size(1);
   TORCH_CHECK(labels.numel() == rows && labels.is_contiguous() && labels.scalar_type() == at::kLong,
               "labels: one int64 per row");

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +102,7 @@ def attend_packed(packed: Tensor, kv_heads: int, terms: AttentionTerms, angles: 
 
 def _as_rows(x: Tensor) -> Tensor:
     """All but the last dimension as one, as the kernels have it; a gradient may come expanded."""
-    return x.reshape(-1, x.shape[-1]).contiguous()
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).contiguous()
 
 
 class _AddRMSNorm(torch.autograd.Function):

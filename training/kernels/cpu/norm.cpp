@@ -77,6 +77,9 @@ std::tuple<Tensor, Tensor, Tensor> add_rms_norm_backward(const std::optional<Ten
                                                          const Tensor& total, const Tensor& weight,
                                                          const Tensor& scales, std::optional<at::ScalarType> delta) {
   check_rows(grad, total);
+  TORCH_CHECK(weight.numel() == total.size(1) && weight.is_contiguous(), "weight: one number per column");
+  TORCH_CHECK(scales.numel() == total.size(0) && scales.is_contiguous() && scales.scalar_type() == at::kFloat,
+              "scales: one float32 per row");
   const int64_t rows = total.size(0), columns = total.size(1);
   const Tensor x_grad = at::empty_like(total);
   const bool differs = delta.has_value() && *delta != total.scalar_type();

@@ -13,13 +13,14 @@ using at::Tensor;
 constexpr int64_t kGrain = 16;  // rows
 
 void check(const Tensor& tensor, const Tensor& like) {
-  TORCH_CHECK(tensor.dim() == 2 && tensor.sizes() == like.sizes() && tensor.stride(1) == 1 &&
+  TORCH_CHECK(tensor.dim() == 2 && tensor.sizes() == like.sizes() && (tensor.stride(1) == 1 || tensor.size(1) <= 1) &&
                   tensor.scalar_type() == like.scalar_type(),
               "expected (rows, columns) of one shape and type with dense rows");
 }
 
 // gate and up (rows, columns) with dense rows.
 Tensor swiglu(const Tensor& gate, const Tensor& up) {
+  check(gate, gate);
   check(up, gate);
   const int64_t columns = gate.size(1);
   const Tensor out = at::empty(gate.sizes(), gate.options());
@@ -42,7 +43,7 @@ Tensor swiglu(const Tensor& gate, const Tensor& up) {
 
 void swiglu_backward(const Tensor& grad, const Tensor& gate, const Tensor& up, const Tensor& gate_grad,
                      const Tensor& up_grad) {
-  for (const Tensor* one : {&grad, &up, &gate_grad, &up_grad}) {
+  for (const Tensor* one : {&gate, &grad, &up, &gate_grad, &up_grad}) {
     check(*one, gate);
   }
   with_type(gate, [&](auto t) {

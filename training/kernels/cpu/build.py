@@ -66,7 +66,7 @@ def load() -> str | None:
             _build_once(library)
         torch.ops.load_library(library)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        lines = [line for line in str(error).splitlines() if "error" in line] or str(error).splitlines() or [""]
+        lines = [line for line in str(error).splitlines() if "error:" in line] or str(error).splitlines() or [""]
         return f"the CPU kernels could not be built: {lines[0].strip()}"
     return None
 

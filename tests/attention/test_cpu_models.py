@@ -135,7 +135,7 @@ def test_dropout_leaves_documents_apart(window: int | None):
     for x in later[1:]:
         x[:, :, 7:] += 10
     torch.manual_seed(0)
-    out, _ = cpu.attend_documents(MODULE, *later, None, dropout=0.3, **settings)
+    out, _ = cpu.attend_documents(MODULE, later[0], later[1], later[2], None, dropout=0.3, **settings)
     assert torch.equal(out[0, :7], outs[0][0, :7])
 
 

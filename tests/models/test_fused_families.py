@@ -24,7 +24,7 @@ from training.models.minigpt import MiniGPTConfig
 CONFIGS: dict[str, Callable[..., Any]] = {
     "llama": LlamaConfig,
     "llama with biases": lambda **fields: LlamaConfig(attention_bias=True, mlp_bias=True, **fields),
-    "mistral": lambda **fields: MistralConfig(**({"sliding_window": 7} | fields)),
+    "mistral": lambda **fields: MistralConfig(sliding_window=7, **fields),
     "qwen2": Qwen2Config,
     "qwen2 with a window": lambda **fields: Qwen2Config(
         use_sliding_window=True, sliding_window=7, max_window_layers=1, **fields

@@ -156,7 +156,7 @@ def test_head_sizes_that_the_kernel_does_not_compute_are_padded(dim: int, value_
         assert find_error(found, expected) < 1e-5
     if dim % 16:
         with pytest.raises(ValueError, match=f"angles need a head_dim that is a multiple of 16, not {value_dim}"):
-            attend(*tensors, terms, (torch.ones(1, 37, dim), torch.zeros(1, 37, dim)))
+            attend(tensors[0], tensors[1], tensors[2], terms, (torch.ones(1, 37, dim), torch.zeros(1, 37, dim)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -198,7 +198,7 @@ def test_scores_of_any_size_stay_finite_and_nan_stays_nan():
     ):
         assert find_error(found, expected) < 1e-2  # scores are near 1e4, whose last bit is 0.001
     tensors[1][0, 70] = float("nan")
-    out = attend(*tensors, terms)
+    out = attend(tensors[0], tensors[1], tensors[2], terms)
     assert out[0, :70].isfinite().all()
     assert out[0, 70:].isnan().all()
 
@@ -207,9 +207,9 @@ def test_a_gradient_that_is_one_number_expanded():
     torch.manual_seed(0)
     leaves = [torch.randn(1, 20, 2, 16, requires_grad=True) for _ in range(3)]
     terms = AttentionTerms(documents_of([(0, 20)]), 0.25)
-    attend(*leaves, terms).sum().backward()
+    attend(leaves[0], leaves[1], leaves[2], terms).sum().backward()
     exact = [x.detach().double().requires_grad_() for x in leaves]
-    references.attend(*exact, terms).sum().backward()
+    references.attend(exact[0], exact[1], exact[2], terms).sum().backward()
     for one, other in zip(leaves, exact, strict=True):
         assert one.grad is not None and other.grad is not None
         assert find_error(one.grad, other.grad) < 1e-5

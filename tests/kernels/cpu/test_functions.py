@@ -250,7 +250,9 @@ def test_add_rms_norm(
     for mine, theirs in zip(inputs, exact, strict=True):
         assert mine.grad is not None and theirs.grad is not None and mine.grad.dtype == mine.dtype
         scale = max(float(theirs.grad.norm()), float(grads[1].double().norm()) * 1e-2)
-        assert float((mine.grad.double() - theirs.grad).norm()) < 3 * bound * scale + 1e-6
+        # Of few columns little is left of the gradient: of one, nothing but eps.
+        before = float((summed.detach().square().mean(-1) + 1e-5).rsqrt().norm())
+        assert float((mine.grad.double() - theirs.grad).norm()) < 3 * bound * scale + 4e-6 * max(1.0, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

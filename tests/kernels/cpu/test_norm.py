@@ -47,13 +47,15 @@ def test_results_and_gradients_are_those_of_float64(
 
     used = {"both": (0, 1), "total": (0,), "normed": (1,)}[wanted]
     grads = [torch.randn(shape, generator=generator).to(BFLOAT) for _ in range(2)]
+    # Of one column nothing but eps is left of the gradient, a difference of numbers near 1 / rms.
+    floor = 0.2 * max(1.0, float(expected[0].detach().square().mean(-1).add(1e-6).rsqrt().max()))
     found = differentiate(results, used, grads, leaves)
     for one, other, leaf in zip(found, differentiate(expected, used, grads, exact), leaves, strict=True):
         if one is None:  # the weight where only the sum is used
             assert other is None
             continue
         assert one.dtype == leaf.dtype
-        assert find_error(one, other, floor=0.05) < tolerance
+        assert find_error(one, other, floor=floor) < tolerance
 
 
 def differentiate(results: Any, used: tuple[int, ...], grads: list[Tensor], leaves: list[Tensor]) -> Any:
@@ -70,7 +72,8 @@ def test_inputs_and_gradients_of_any_layout(has_delta: bool):
     delta = torch.randn(1, 33, 6).transpose(1, 2).requires_grad_() if has_delta else None
     weight = torch.randn(33, requires_grad=True)
     leaves = [leaf for leaf in (x, delta, weight) if leaf is not None]
-    found = torch.autograd.grad(sum(one.sum() for one in add_rms_norm(x, delta, weight, 1e-5, FLOAT)), leaves)
+    total, normed = add_rms_norm(x, delta, weight, 1e-5, FLOAT)
+    found = torch.autograd.grad(total.sum() + normed.sum(), leaves)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     expected = references.add_rms_norm(exact[0], exact[1] if has_delta else None, exact[-1], 1e-5)
     for one, other in zip(found, torch.autograd.grad(expected[0].sum() + expected[1].sum(), exact), strict=True):

@@ -13,7 +13,7 @@ LEAST_LETTERS = 12  # shorter fragments occur by chance
 # Message -> why it is not in our sources.
 OTHER_PROGRAMS = {
     "No space left on device": "printed by the operating system",
-    "trust_remote_code": "a key, for which transformers asks in words of its own",
+    "trust_remote_code": "a key, for which transformers asks with a sentence of its own",
 }
 
 # Where a message is put together: at its values (numbers, quoted texts, words in capitals, and those named here, for

@@ -7,10 +7,11 @@ Layers, imports go downwards only (held by `make check`):
         inference/                                      text from a trained model
           trainers/                                     the Trainer subclass: seams, never a copied loop
             callbacks, comparing
-              data, models, memory, checkpoints, reporting
+              data, models, compiling, memory, checkpoints, reporting
                 metrics                                 phase timer, FLOPs, peaks, names
-                attention                               kernels, and the choice among them
-                  config, run_dir, run_lock, launch, ranks, environment
+                attention, loss                         kernels of both, and the choice among them
+                  kernels, ranks, environment           kernels: C++ for CPUs
+                  config, run_dir, run_lock, launch
                     optim, precision, allocator     optimizers, number formats, malloc, and what each decides
                       data_prep                         raw text -> token store; knows no torch
 """

@@ -1,85 +1,182 @@
-"""Our CPU attention inside models of transformers, against their eager attention."""
+"""Our CPU attention inside models of transformers gives what eager attention gives."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
 
-from tests.models.tiny import SHAPE, VOCAB_SIZE, build_tiny
+from tests.models.tiny import generate_greedily
 from training.attention import cpu
 from training.kernels.cpu import build
 from training.kernels.cpu.functions import Documents
 
-pytestmark = pytest.mark.skipif(build.find_obstacle() is not None, reason=str(build.find_obstacle()))
-
-QWEN2 = {"model_type": "qwen2", **SHAPE}
-WINDOWED = QWEN2 | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
-MISTRAL = {"model_type": "mistral", **SHAPE, "sliding_window": 7}
-
-
-def build_both(config: dict[str, Any]) -> tuple[Any, Any]:
-    """The same model with our attention and with eager attention."""
-    return tuple(build_tiny({"config": config, "attn_implementation": name}) for name in (cpu.NAME, "eager"))  # pyright: ignore[reportReturnType]
-
-
-def compute(model: Any, batch: dict[str, Any], real: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    logits = model(**batch, use_cache=False).logits[real]
-    logits.float().log_softmax(-1)[:, 3].sum().backward()
-    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+SHAPE: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,  # of 12, which the kernel pads
+    "num_key_value_heads": 2,
+}
+CONFIGS: dict[str, Any] = {
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen2 with a window": Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=6, max_window_layers=1),
+    "mistral with a window": MistralConfig(**SHAPE, sliding_window=6),
+}
+MODELS = pytest.mark.parametrize("name", CONFIGS)
 
 
-@pytest.mark.parametrize("config", [QWEN2, WINDOWED, MISTRAL], ids=["qwen2", "windowed", "mistral"])
-@pytest.mark.parametrize("kind", ["whole", "padded", "padded left", "packed"])
-def test_it_computes_what_eager_attention_does(config: dict[str, Any], kind: str) -> None:
-    ours, eager = build_both(config)
-    torch.manual_seed(1)
-    batch: dict[str, Any] = {"input_ids": torch.randint(0, VOCAB_SIZE, (2, 24))}
-    real = torch.ones(2, 24, dtype=torch.bool)
-    if kind.startswith("padded"):
-        real[1, : 9 if kind == "padded left" else 0] = False
-        real[1, 15 if kind == "padded" else 24 :] = False
-        batch["attention_mask"] = real.long()
-        batch["position_ids"] = (real.cumsum(1) - 1).clamp(min=0)
-    elif kind == "packed":
-        batch["position_ids"] = torch.tensor([[*range(10), *range(14)], [*range(1), *range(20), *range(3)]])
-    (logits, grads), (expected, others) = (compute(model.train(), batch, real) for model in (ours, eager))
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
-    for name, grad in grads.items():
-        torch.testing.assert_close(grad, others[name], rtol=1e-3, atol=1e-5, msg=name)
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> None:
+    if obstacle := build.load():
+        pytest.skip(obstacle)
 
 
-def test_generation_writes_the_same_tokens() -> None:
-    ours, eager = build_both(QWEN2)
-    ids = torch.randint(3, VOCAB_SIZE, (2, 9))
+def build_model(name: str, implementation: str) -> Any:
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=implementation)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+def make_batch(kind: str) -> dict[str, Any]:
+    ids = torch.randint(1, 96, (2, 30), generator=torch.Generator().manual_seed(0))
+    batch: dict[str, Any] = {"input_ids": ids, "labels": ids}
+    positions = torch.cat([torch.arange(n) for n in (11, 1, 18, 9, 21)]).view(2, 30)
+    if kind == "boundaries":
+        bounds = torch.tensor([0, 11, 12, 30, 39, 60], dtype=torch.int32)
+        return batch | {"position_ids": positions, "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+    if kind == "positions":
+        return batch | {"position_ids": positions}
+    if kind == "whole":
+        return batch
     mask = torch.ones_like(ids)
-    mask[0, :4] = 0  # padded on the left
-    written = [
-        model.eval().generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0)
-        for model in (ours, eager)
-    ]
-    assert torch.equal(*written)
+    mask[1, slice(-9, None) if kind == "padded right" else slice(9)] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[1, 9] = -100  # padding on the left would have to predict it: eager attention gives it a mean, ours zeros
+    return batch | {"attention_mask": mask, "labels": labels}
 
 
-def test_dropout_is_left_to_sdpa_within_documents() -> None:
-    ours, _ = build_both(QWEN2 | {"attention_dropout": 0.5})
-    ids = torch.randint(0, VOCAB_SIZE, (1, 20))
-    positions = torch.tensor([[*range(8), *range(12)]])
-    other = ids.clone()
-    other[0, :8] = 5
-    results = []
-    for one in (ids, ids, other):
-        torch.manual_seed(3)
-        results.append(ours.train()(input_ids=one, position_ids=positions, use_cache=False).logits)
-    assert torch.equal(results[0], results[1])
-    torch.testing.assert_close(results[0][0, 8:], results[2][0, 8:])  # the second document sees nothing of the first
-    assert not torch.allclose(results[0], ours.eval()(input_ids=ids, position_ids=positions, use_cache=False).logits)
+def run(model: Any, batch: dict[str, Any]) -> tuple[float, list[Tensor]]:
+    loss = model.train()(**batch, use_cache=False).loss
+    loss.backward()
+    return loss.item(), [parameter.grad for parameter in model.parameters()]
 
 
-def test_spread_is_the_mask_of_documents() -> None:
-    documents = Documents(torch.tensor([0, 2]), torch.tensor([2, 2]))
-    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
-    assert cpu.spread(documents, 1, 5).int().tolist() == [[expected]]
-    assert cpu.spread(documents, 1, 5, window=1).int().tolist() == [[torch.eye(5).int().tolist()]]
+@MODELS
+@pytest.mark.parametrize("kind", ["whole", "boundaries", "positions", "padded right", "padded left"])
+def test_losses_and_gradients_are_those_of_eager_attention(name: str, kind: str):
+    batch = make_batch(kind)
+    loss, grads = run(build_model(name, cpu.NAME), batch)
+    plain = {key: value for key, value in batch.items() if not key.startswith("cu_seq")}
+    expected, expected_grads = run(build_model(name, "eager"), plain)
+    assert loss == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-5)
+
+
+@MODELS
+@pytest.mark.parametrize("kind", ["whole", "padded left"])
+@pytest.mark.parametrize("cache", [None, "static", False], ids=str)
+def test_generated_tokens_are_those_of_sdpa(name: str, kind: str, cache: Any):
+    batch = make_batch(kind)
+    del batch["labels"]
+    tokens = [generate_greedily(build_model(name, one), batch, cache) for one in ("sdpa", cpu.NAME)]
+    assert torch.equal(*tokens)
+
+
+@MODELS
+def test_a_prompt_in_two_parts_gives_the_same_logits(name: str):
+    """The second part has keys before it: as many queries as keys only in the first."""
+    model = build_model(name, cpu.NAME).eval()
+    ids = make_batch("whole")["input_ids"]
+    with torch.no_grad():
+        whole = model(ids, use_cache=False).logits
+        first = model(ids[:, :15], use_cache=True)
+        second = model(ids[:, 15:], past_key_values=first.past_key_values, use_cache=True)
+    torch.testing.assert_close(torch.cat((first.logits, second.logits), 1), whole, rtol=1e-4, atol=1e-5)
+
+
+MODULE: Any = SimpleNamespace(is_causal=True, num_key_value_groups=2, training=True)
+
+
+def make_inputs(rows: int = 2, tokens: int = 20, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key, value (rows, heads, tokens, 16)."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(rows, heads, tokens, 16, generator=generator).to(dtype) for heads in (4, 2, 2))
+    return query, key, value
+
+
+def attend_by_sdpa(inputs: tuple[Tensor, Tensor, Tensor], mask: Tensor) -> Tensor:
+    query, key, value = inputs
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_dropout_leaves_documents_apart(window: int | None):
+    """The mean is that without dropout; what comes after a document changes nothing in it."""
+    inputs = make_inputs()
+    positions = torch.cat([torch.arange(n) for n in (7, 13, 20)]).view(2, 20)
+    settings = {"position_ids": positions, "sliding_window": window, "scaling": 0.25}
+    expected, _ = cpu.attend_documents(MODULE, *inputs, None, **settings)
+    torch.manual_seed(0)
+    outs = [cpu.attend_documents(MODULE, *inputs, None, dropout=0.3, **settings)[0] for _ in range(300)]
+    assert not torch.equal(outs[0], outs[1])
+    torch.testing.assert_close(torch.stack(outs).mean(0), expected, rtol=0, atol=0.4)
+    later = tuple(x.clone() for x in inputs)
+    for x in later[1:]:
+        x[:, :, 7:] += 10
+    torch.manual_seed(0)
+    out, _ = cpu.attend_documents(MODULE, later[0], later[1], later[2], None, dropout=0.3, **settings)
+    assert torch.equal(out[0, :7], outs[0][0, :7])
+
+
+def test_a_query_that_sees_later_keys_is_computed_by_sdpa():
+    inputs = make_inputs()
+    out, _ = cpu.attend_documents(MODULE, *inputs, None, is_causal=False)
+    torch.testing.assert_close(out, attend_by_sdpa(inputs, torch.ones(20, 20, dtype=torch.bool)))
+    mask = torch.ones(2, 20)
+    mask[0, 12:] = 0
+    out, _ = cpu.attend_documents(MODULE, *inputs, mask, is_causal=False)
+    seen = mask[:, None, None, :].bool() | torch.eye(20, dtype=torch.bool)
+    torch.testing.assert_close(out[0, :12], attend_by_sdpa(inputs, seen)[0, :12])
+    torch.testing.assert_close(out[1], attend_by_sdpa(inputs, seen)[1])
+
+
+def test_a_whole_mask_goes_to_sdpa_as_it_is():
+    inputs = make_inputs()
+    mask = torch.rand(2, 1, 20, 20, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask |= torch.eye(20, dtype=torch.bool)
+    out, _ = cpu.attend_documents(MODULE, *inputs, mask)
+    torch.testing.assert_close(out, attend_by_sdpa(inputs, mask))
+
+
+def test_under_autocast_inputs_become_bfloat16():
+    query, key, value = make_inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, _ = cpu.attend_documents(MODULE, query, key, value.bfloat16(), None)
+    assert out.dtype == torch.bfloat16
+    expected, _ = cpu.attend_documents(MODULE, query, key, value, None)
+    torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.02)
+
+
+def test_the_scale_is_that_of_the_head_size_unless_given():
+    terms = [cpu.find_terms(MODULE, 1, 4, 16, None, settings) for settings in ({}, {"scaling": 0.5})]
+    assert [one.scale for one in terms] == [0.25, 0.5]
+    assert terms[0].window == 0
+
+
+def test_which_keys_are_seen():
+    documents = Documents(torch.tensor([1, 4]), torch.tensor([2, 4]))
+    seen = cpu.spread(documents, 2, 4, window=2)[:, 0].int().tolist()
+    assert seen[0] == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    assert seen[1] == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    both = cpu.spread(documents, 2, 4, is_causal=False)[:, 0].int().tolist()
+    assert both[0] == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]

@@ -1,4 +1,4 @@
-"""The garbage collector runs when it is told to, and is Python's again afterwards."""
+"""The garbage collector runs at the chosen steps, and automatically again afterwards."""
 
 import gc
 from contextlib import nullcontext

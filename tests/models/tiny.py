@@ -63,3 +63,10 @@ def build_tiny(model: dict[str, Any], adapter: dict[str, Any] | None = None, **o
     compute = Compute("cpu", overrides.pop("dtype", torch.float32), packed=True)
     torch.manual_seed(0)
     return build_model(ModelSection(**model), AdapterSection(**(adapter or {})), tokenizer, compute, **overrides)
+
+
+def generate_greedily(model: Any, batch: dict[str, Any], cache: str | bool | None) -> torch.Tensor:
+    """Twelve tokens after `batch`, with the usual cache (None), one of another kind, or none (False)."""
+    settings: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    settings |= {"use_cache": False} if cache is False else {"cache_implementation": cache} if cache else {}
+    return model.eval().generate(**batch, **settings)

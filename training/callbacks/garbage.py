@@ -44,6 +44,6 @@ class GarbageCollection(StatefulCallback):
 
 
 def give_back() -> None:
-    """Have Python collect by itself again. Also due where training fails, which no callback is told."""
+    """Have Python collect automatically again. Also due where training fails: no callback runs then."""
     gc.enable()
     gc.unfreeze()

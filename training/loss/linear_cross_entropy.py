@@ -186,14 +186,14 @@ def _has_kernel(logits: Tensor) -> bool:
 def _add_weight_gradient(total: Tensor, gradients: Tensor, x: Tensor, *, is_first: bool, is_last: bool) -> None:
     """total += gradientsᵀ x, and the first time total = gradientsᵀ x, in the type of the weight.
 
-    Several chunks are added word block by word block: there is no second head-sized temporary.
+    Several chunks are added block of rows by block of rows: there is no second head-sized temporary.
     """
     if is_first and is_last:
         total.copy_(gradients.t() @ x)
         return
-    words = max(1, CHUNK_BYTES // (4 * x.shape[1] * 4))
-    for start in range(0, len(total), words):
-        block, part = total[start : start + words], gradients[:, start : start + words].t()
+    rows = max(1, CHUNK_BYTES // (4 * x.shape[1] * 4))
+    for start in range(0, len(total), rows):
+        block, part = total[start : start + rows], gradients[:, start : start + rows].t()
         if is_first:
             block.copy_(part @ x)
         elif block.dtype == x.dtype:

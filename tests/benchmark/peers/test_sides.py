@@ -114,12 +114,13 @@ def test_nanogpt_gets_its_token_files_and_as_many_parameters(settings, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("parameters", "words", "width"), [(30_900_000, 16_384, 512), (10_900_000, 16_384, 256), (123_600_000, 50_304, 768)]
+    ("parameters", "vocab_size", "width"),
+    [(30_900_000, 16_384, 512), (10_900_000, 16_384, 256), (123_600_000, 50_304, 768)],
 )
-def test_a_gpt2_has_as_many_parameters(parameters, words, width):
-    model = {"parameters": parameters, "vocab_size": words, "hidden_size": width}
+def test_a_gpt2_has_as_many_parameters(parameters, vocab_size, width):
+    model = {"parameters": parameters, "vocab_size": vocab_size, "hidden_size": width}
     layers, found = find_gpt2_shape(model, 512)
-    assert (words + 512) * found + layers * 12 * found**2 == pytest.approx(parameters, rel=0.05)
+    assert (vocab_size + 512) * found + layers * 12 * found**2 == pytest.approx(parameters, rel=0.05)
     assert abs(found - width) <= width // 8
     with pytest.raises(UserError, match="no GPT-2"):
         find_gpt2_shape({"parameters": 1000, "vocab_size": 50_000, "hidden_size": 512}, 512)

@@ -132,6 +132,28 @@ def test_results_and_gradients_are_those_of_float64(case: Case):
         assert not one[outside].any(), f"{name}: tokens of no document"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "kv_heads", "group", "dim", "lengths", "window"),
+    [
+        (1300, 1, 2, 128, [1300], 0),  # several chunks of keys
+        (1300, 1, 2, 32, [1201], 600),  # a window that begins in one chunk and ends in another
+        (600, 1, 1, 256, [513, 64, 23], 0),
+        (300, 2, 3, 16, [3] * 100, 0),
+        (256, 4, 1, 64, [64] * 4, 0),  # enough tasks that none is split
+    ],
+)
+def test_edges_of_chunks_windows_and_tasks(
+    tokens: int, kv_heads: int, group: int, dim: int, lengths: list[int], window: int, dtype: torch.dtype
+):
+    starts = np.cumsum([0, *lengths[:-1]]).tolist()
+    places = documents_of(list(zip(starts, lengths, strict=True)))
+    tensors, angles, terms = Case(1, tokens, kv_heads, group, dim, places, window, dtype, True, "plain", 0).build()
+    found = differentiate(attend, tensors, terms, angles)
+    for one, other in zip(found, differentiate_reference(tensors, terms, angles), strict=True):
+        assert find_error(one, other) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [[1], [65, 1, 63], [700], [513, 512, 2]], ids=str)
 def test_packed_queries_keys_and_values_are_one_input(lengths: list[int], dtype: torch.dtype):

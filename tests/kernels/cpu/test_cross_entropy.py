@@ -29,11 +29,11 @@ TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 1e-2}  # of gradients: e^(logi
 def test_losses_and_gradients_are_those_of_float64(
     shape: tuple[int, int], dtype: torch.dtype, terms: tuple[float, float, float], gap: int, seed: int
 ):
-    rows, words = shape
+    rows, vocab_size = shape
     generator = torch.Generator().manual_seed(seed)
-    wide = (torch.randn(rows, words + gap, generator=generator) * 4).to(dtype)
-    before, logits = wide.clone(), wide[:, :words]
-    labels = torch.randint(0, words, (rows,), generator=generator)
+    wide = (torch.randn(rows, vocab_size + gap, generator=generator) * 4).to(dtype)
+    before, logits = wide.clone(), wide[:, :vocab_size]
+    labels = torch.randint(0, vocab_size, (rows,), generator=generator)
     labels[torch.rand(rows, generator=generator) < 0.2] = -100
     exact = logits.double().requires_grad_()
     expected = references.cross_entropy(exact, labels, *terms)
@@ -47,11 +47,11 @@ def test_losses_and_gradients_are_those_of_float64(
     assert find_error(losses, expected, floor=0.1) < (1e-6 if dtype == torch.float32 else 1e-4)
     assert exact.grad is not None
     assert find_error(logits, exact.grad, floor=0.05 * terms[2]) < TOLERANCE[dtype]
-    assert torch.equal(wide[:, words:], before[:, words:]), "what lies between rows is nobody's"
+    assert torch.equal(wide[:, vocab_size:], before[:, vocab_size:]), "what lies between rows is nobody's"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_of_any_size_and_words_that_cannot_be(dtype: torch.dtype):
+def test_logits_of_any_size_and_tokens_that_cannot_be(dtype: torch.dtype):
     logits = torch.tensor([[1e4, -1e4, 0, 5.0] * 5, [-1e4] * 19 + [float("-inf")]]).to(dtype)
     labels = torch.tensor([2, 0])
     exact = logits.double().requires_grad_()
@@ -80,13 +80,13 @@ def test_threads_change_no_bit():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"logits": torch.zeros(2, 3, 5)}, r"logits: \(rows, words\)"),
+        ({"logits": torch.zeros(2, 3, 5)}, r"logits: \(rows, vocab_size\)"),
         ({"logits": torch.zeros(5, 3).t()}, "dense rows"),
         ({"logits": torch.zeros(3, 5, dtype=torch.float16)}, "expected float32 or bfloat16, not Half"),
         ({"labels": torch.tensor([0, 1])}, "one int64 per row"),
         ({"labels": torch.tensor([0, 1, 2], dtype=torch.int32)}, "one int64 per row"),
-        ({"labels": torch.tensor([0, 1, 5])}, "label 5 of row 2 is no word of 5"),
-        ({"labels": torch.tensor([-1, 1, 4])}, "label -1 of row 0 is no word of 5"),
+        ({"labels": torch.tensor([0, 1, 5])}, "label 5 of row 2 is outside the vocabulary of 5"),
+        ({"labels": torch.tensor([-1, 1, 4])}, "label -1 of row 0 is outside the vocabulary of 5"),
     ],
 )
 def test_what_does_not_fit_is_an_error(changes: dict[str, Any], message: str):

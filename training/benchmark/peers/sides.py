@@ -36,7 +36,7 @@ SCRIPTS = "training.benchmark.peers.scripts"
 SCRIPTS_DIR = Path(__file__).with_name("scripts")
 ROOT = Path(__file__).resolve().parents[3]
 ZERO2_JSON = DEEPSPEED_DIR / "zero2_bf16.json"
-UINT16_WORDS = 2**16
+UINT16_SIZE = 2**16
 PARAMETERS_TOLERANCE = 0.05
 # Fields of TrainingArguments that only say less: nothing is sent anywhere, and the log has no progress bar.
 QUIET = {"logging_steps": LOG_EVERY, "disable_tqdm": True}
@@ -113,8 +113,16 @@ class RedlineSide:
         return read_redline(run.output / "run", WARMUP_STEPS)
 
 
+class ScriptSide:
+    """A side that one of our scripts trains: `scripts/`."""
+
+    def read(self, run: PeerRun, log: Path, peak_bytes: int) -> Measurement:
+        """From the script's JSON."""
+        return read_script(run.output / "result.json", run.count_timed_tokens())
+
+
 @dataclass(frozen=True)
-class StockSide:
+class StockSide(ScriptSide):
     """The stock Hugging Face Trainer. settings: fields of TrainingArguments that differ from the shared ones."""
 
     name: str
@@ -143,13 +151,9 @@ class StockSide:
         command = [sys.executable, "-m", f"{SCRIPTS}.stock", *list_script_arguments(run, settings), *padded]
         return PeerLaunch(command, environment)
 
-    def read(self, run: PeerRun, log: Path, peak_bytes: int) -> Measurement:
-        """From the script's JSON."""
-        return read_script(run.output / "result.json", run.count_timed_tokens())
-
 
 @dataclass(frozen=True)
-class TrlSide:
+class TrlSide(ScriptSide):
     """TRL's SFTTrainer, which has a memory-saving default that costs time; it is off, as on the other sides."""
 
     name: str = "trl"
@@ -166,10 +170,6 @@ class TrlSide:
         settings = {**build_trainer_settings(run), "max_length": run.situation.shape(run.settings)[1]}
         command = [sys.executable, "-m", f"{SCRIPTS}.sft", *list_script_arguments(run, settings)]
         return PeerLaunch(command, {"PYTHONPATH": _python_path()})
-
-    def read(self, run: PeerRun, log: Path, peak_bytes: int) -> Measurement:
-        """From the script's JSON."""
-        return read_script(run.output / "result.json", run.count_timed_tokens())
 
 
 @dataclass(frozen=True)
@@ -222,8 +222,8 @@ class NanogptSide:
             return "no --nanogpt CHECKOUT was given"
         if not (settings.nanogpt / "train.py").is_file():
             return f"--nanogpt {settings.nanogpt}: it has no train.py"
-        if settings.vocab_size > UINT16_WORDS:
-            return f"its token files are uint16, and the vocabulary has {settings.vocab_size:,} words"
+        if settings.vocab_size > UINT16_SIZE:
+            return f"its token files are uint16, and the vocabulary size is {settings.vocab_size:,}"
         return None
 
     def prepare(self, run: PeerRun) -> PeerLaunch:
@@ -297,7 +297,7 @@ def find_tcmalloc(settings: PeerSettings) -> str | None:
 
 
 def build_litgpt_config(run: PeerRun) -> dict[str, Any]:
-    """The shape of the exported model, the shared arguments and the exported rows, in LitGPT's words."""
+    """The shape of the exported model, the shared arguments and the exported rows, under LitGPT's names."""
     model, shared = run.model, run.situation.build_arguments(run.settings)
     steps, seq_len, batch = run.situation.shape(run.settings)
     rate = shared["learning_rate"]
@@ -337,7 +337,7 @@ def build_litgpt_config(run: PeerRun) -> dict[str, Any]:
 
 
 def build_nanogpt_flags(run: PeerRun) -> dict[str, Any]:
-    """The shared arguments in nanoGPT's words. It counts steps from 0, and the last one is `max_iters`."""
+    """The shared arguments under nanoGPT's names. It counts steps from 0, and the last one is `max_iters`."""
     shared = run.situation.build_arguments(run.settings)
     steps, seq_len, batch = run.situation.shape(run.settings)
     layers, width = find_gpt2_shape(run.model, seq_len)
@@ -355,14 +355,14 @@ def build_nanogpt_flags(run: PeerRun) -> dict[str, Any]:
 
 def find_gpt2_shape(model: Mapping[str, Any], seq_len: int) -> tuple[int, int]:
     """Layers and width of a GPT-2 with as many parameters within 5 %, of a width as near as possible."""
-    wanted, width, words = model["parameters"], model["hidden_size"], model["vocab_size"]
+    wanted, width, vocab_size = model["parameters"], model["hidden_size"], model["vocab_size"]
     grain = max(8, width // 64 * 8)
     for step in range(16):
         for candidate in (width + grain * step, width - grain * step):
             if candidate < grain:
                 continue
             layer = 12 * candidate**2 + 2 * candidate
-            layers = max(1, round((wanted - (words + seq_len) * candidate) / layer))
-            if abs((words + seq_len) * candidate + layers * layer - wanted) <= PARAMETERS_TOLERANCE * wanted:
+            layers = max(1, round((wanted - (vocab_size + seq_len) * candidate) / layer))
+            if abs((vocab_size + seq_len) * candidate + layers * layer - wanted) <= PARAMETERS_TOLERANCE * wanted:
                 return layers, candidate
     raise UserError(f"no GPT-2 of a width near {width} has {wanted:,} parameters within {PARAMETERS_TOLERANCE:.0%}")

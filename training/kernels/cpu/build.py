@@ -31,7 +31,7 @@ SOURCES = tuple(sorted(FOLDER.glob("*.cpp")))
 VARIABLE = "REDLINE_KERNELS_DIR"
 FLAGS_VARIABLE = "REDLINE_KERNELS_CFLAGS"  # more flags for the compiler, -fsanitize=address for one
 LIBRARY = "redline_cpu.so"
-# Instruction sets by torch's name, best first: what the compiler is told.
+# Instruction sets by torch's name, best first, and the compiler's flags for them.
 INSTRUCTION_SETS = {
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],

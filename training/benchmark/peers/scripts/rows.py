@@ -4,6 +4,7 @@ A folder holds `ids.npy` and `labels.npy` (all rows end to end) and `offsets.npy
 `evaluation`. The files are memory-mapped.
 """
 
+import argparse
 import json
 import re
 import time
@@ -13,6 +14,16 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """What every script takes: the exported folder, the result to write, arguments of its Trainer, untimed steps."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--inputs", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--settings", type=json.loads, required=True)
+    parser.add_argument("--warmup", type=int, required=True)
+    return parser
 
 
 class ExportedRows(Dataset):

@@ -7,25 +7,16 @@ documents apart, which does not run on a CPU. Rows are tokenized already, so TRL
 tokens come out as they went in.
 """
 
-import argparse
-import json
-from pathlib import Path
-
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from training.benchmark.peers.scripts.rows import ExportedRows, StepClock
+from training.benchmark.peers.scripts.rows import ExportedRows, StepClock, build_parser
 
 
 def main() -> None:
     """Train and write the result."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--inputs", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--settings", type=json.loads, required=True)
-    parser.add_argument("--warmup", type=int, required=True)
-    options = parser.parse_args()
+    options = build_parser().parse_args()
 
     rows = ExportedRows(options.inputs / "train")
     clock = StepClock(options.warmup)

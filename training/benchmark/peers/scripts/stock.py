@@ -5,10 +5,7 @@
 `--settings` are arguments of TrainingArguments. `--padded` pads the rows of a batch to the longest, as chat data needs.
 """
 
-import argparse
-import json
 import os
-from pathlib import Path
 
 from transformers import (
     AutoModelForCausalLM,
@@ -19,16 +16,12 @@ from transformers import (
     default_data_collator,
 )
 
-from training.benchmark.peers.scripts.rows import ExportedRows, StepClock
+from training.benchmark.peers.scripts.rows import ExportedRows, StepClock, build_parser
 
 
 def main() -> None:
     """Train and write the result."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--inputs", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--settings", type=json.loads, required=True)
-    parser.add_argument("--warmup", type=int, required=True)
+    parser = build_parser()
     parser.add_argument("--padded", action="store_true")
     parser.add_argument("--local_rank", type=int, default=int(os.environ.get("LOCAL_RANK", -1)))
     options = parser.parse_args()

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from training import precision
 from training.benchmark.advise.levers import Baseline, list_variants
 from training.config import load_config
-from training.precision import PRECISIONS, find_precision, list_switches, speed_up_float32
+from training.precision import PRECISIONS, compute_float32, find_precision, list_switches, speed_up_float32
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,22 @@ def test_float32_products_are_left_alone_where_onednn_would_round_them(monkeypat
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("asked", "bf16", "device_type", "is_said"),
+    [
+        ("auto", False, "cpu", True),
+        ("torch", False, "cpu", False),
+        ("auto", True, "cpu", False),
+        ("auto", False, "cuda", False),
+    ],
+)
+def test_float32_products_change_for_a_run_that_needs_it_and_no_longer(
+    asked: str, bf16: bool, device_type: str, is_said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    with caplog.at_level("INFO", logger="redline.launch"), compute_float32(asked, {"bf16": bf16}, device_type):
+        assert any("float32 products: " in message for message in caplog.messages) == is_said
+        assert is_said or torch.get_float32_matmul_precision() == before
+    assert torch.get_float32_matmul_precision() == before

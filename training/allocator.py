@@ -3,8 +3,8 @@
 On a CPU, PyTorch takes the memory of each activation from `malloc` and gives it back with `free`. glibc returns large
 blocks to the kernel when they are freed, so each step gets new pages and pays a page fault for every one of them. An
 allocator that keeps freed memory avoids these faults. A library such as tcmalloc must be there when a process starts:
-the process replaces itself once by the same program with `LD_PRELOAD`. glibc can be told inside the process to keep
-freed memory. On a GPU, tensors are not allocated by `malloc`, and `auto` changes nothing.
+the process replaces itself once by the same program with `LD_PRELOAD`. `mallopt` makes glibc keep freed memory within
+the process. On a GPU, tensors are not allocated by `malloc`, and `auto` changes nothing.
 
 Imports no torch.
 """

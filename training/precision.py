@@ -7,12 +7,17 @@ is imported before torch, so it names the torch dtype and looks it up only when 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+
+logger = logging.getLogger("redline.launch")
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,23 @@ def find_precision(arguments: Mapping[str, Any]) -> Precision:
 
 FLOAT32_ERROR = 2e-6
 """Largest relative error of a float32 product of this length (`speed_up_float32`); one in bfloat16 has 2e-3."""
+
+
+@contextmanager
+def compute_float32(asked: str, arguments: Mapping[str, Any], device_type: str) -> Iterator[None]:
+    """Within it, float32 products are computed as `perf.float32_products` asks: `auto` or `torch`. Logs which way.
+
+    arguments: as of `find_precision`. Only `auto` in float32 on a CPU changes anything.
+    """
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    if asked == "auto" and device_type == "cpu" and find_precision(arguments).name == "float32":
+        logger.info("float32 products: %s", speed_up_float32())
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def speed_up_float32() -> str:

@@ -1,4 +1,4 @@
-"""Which mode of `perf.compile` a run gets, and what it is told otherwise."""
+"""Which mode of `perf.compile` a run gets, and the error where it cannot have one."""
 
 from __future__ import annotations
 

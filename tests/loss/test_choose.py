@@ -1,4 +1,4 @@
-"""Which loss kernel a run gets, and what it is told otherwise."""
+"""Which loss kernel a run gets, and the error where it cannot have one."""
 
 import importlib.util
 import logging

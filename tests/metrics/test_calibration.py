@@ -52,6 +52,16 @@ def test_what_changes_the_rate_is_measured_anew(calibrator, measured, change):
     assert replace(calibrator, **change).find_machine_peak().tflops == 3.0
 
 
+def test_each_way_of_float32_products_has_rates_of_its_own(calibrator, measured):
+    before = torch.get_float32_matmul_precision()
+    assert calibrator.find_machine_peak().tflops == 1.0
+    try:
+        torch.set_float32_matmul_precision("medium" if before == "highest" else "highest")
+        assert calibrator.find_machine_peak().tflops == 3.0
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_ranks_that_do_not_keep_only_read(calibrator, measured):
     replace(calibrator, keeps=False).find_machine_peak()
     assert not calibrator.file.exists()

@@ -306,7 +306,7 @@ class TestCastWeights:
         cast = CastWeights().get((weight,), torch.float32)
         assert cast.data_ptr() == weight.data_ptr() and not cast.requires_grad
 
-    def test_they_are_kept_when_told_to_and_until_cleared(self):
+    def test_they_are_kept_where_asked_until_cleared(self):
         casts, weight = CastWeights(), nn.Parameter(torch.zeros(3, 4))
         first = casts.get((weight,), torch.bfloat16)
         assert casts.get((weight,), torch.bfloat16) is not first

@@ -42,8 +42,8 @@ def computes_itself(module: Any, queries: int, keys: int, mask: Tensor | None, s
 
 def is_causal(module: Any, settings: dict[str, Any]) -> bool:
     """Whether a query of this call sees no later key."""
-    told = settings.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if told is None else told)
+    asked = settings.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if asked is None else asked)
 
 
 def find_terms(

@@ -130,7 +130,9 @@ class Calibrator:
         return Peak(**{**best, "shape": tuple(best["shape"]) if best["shape"] else None})
 
     def _name(self, what: str, shapes: Sequence[object]) -> str:
-        device = f"{device_label(self.device)}, {self.ranks} at once, {self.dtype}, torch {torch.__version__}"
+        # Float32 products have more than one way, whose rates differ (`precision.speed_up_float32`, TF32).
+        way = f" ({torch.get_float32_matmul_precision()})" if self.dtype == torch.float32 else ""
+        device = f"{device_label(self.device)}, {self.ranks} at once, {self.dtype}{way}, torch {torch.__version__}"
         return f"{what} on {platform.node()}: {device}; {shapes}"
 
     def _remember(self, key: str, measure: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import UserError
@@ -31,7 +32,7 @@ from training.config.resume_changes import Change, describe_settings, find_chang
 from training.data.held_out import warn_of_warmup, without_empty_evaluation
 from training.launch import World, join_world, leave_world
 from training.memory.comparison import MemoryBase, measure_base
-from training.precision import find_precision, speed_up_float32
+from training.precision import compute_float32
 from training.ranks import on_each_node, on_main_rank
 from training.reporting.summary import Summary
 from training.run.build import build_trainer, build_training_arguments, find_run_path
@@ -48,7 +49,7 @@ Finish = Callable[[LoadedConfig, Prepared, Any, MemoryBase], None]
 def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = None) -> None:
     """Prepare the data, train as configured and finish the run, by `finish.finish_run` unless another is given.
 
-    Raises UserError for what the user can mend.
+    Raises UserError for what the user can correct.
     """
     config = loaded.config
     transformers_logging.disable_progress_bar()
@@ -62,55 +63,60 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
     lock = RunLock(run_dir.path)
     try:
         on_main_rank(world, lock.acquire)
-        # What needs no data is settled before it is prepared: where to start, what changed since, the arguments.
-        settings = describe_settings(loaded)  # the recipe's, before a micro-batch is chosen for this machine
-        checkpoint = on_main_rank(world, lambda: find_start(loaded, run_dir, world))
-        changes = on_main_rank(world, lambda: find_changes_since(checkpoint, settings))
-        is_float32 = find_precision(config.arguments()).switch is None
-        if is_float32 and device.type == "cpu" and config.perf.float32_products == "auto":
-            logger.info("float32 products: %s", speed_up_float32())
-        args = build_training_arguments(loaded, run_dir, device, world)
-        prepared = on_each_node(world, lambda: prepare(config.data, config.tokenizer))
-        if (evaluated := without_empty_evaluation(loaded, prepared)) is not loaded:
-            loaded, args = evaluated, build_training_arguments(evaluated, run_dir, device, world)
-        if checkpoint is not None and is_over(run_dir, checkpoint, args.max_steps, world):
-            return
-        if config.perf.micro_batch_size == "auto":
-            loaded = fit_micro_batch(loaded, prepared, world, device)
-            args = build_training_arguments(loaded, run_dir, device, world)
-        memory_base = measure_base(device)
-        trainer = build_trainer(loaded, prepared, run_dir, args, world)
-        by_epochs = args.max_steps <= 0
-        trainer.start_data(checkpoint)
-        if by_epochs and checkpoint is not None and is_over(run_dir, checkpoint, args.max_steps, world):
-            return
-        warn_of_warmup(args)
-        opening = Opening(loaded, run_dir, world, checkpoint, changes)
-        trainer.on_open(opening)
-        trainer.settings = settings
-        trainer.changed_options = {change.key: (change.old, change.new) for change in changes}
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            if finish is None:
-                from training.run.finish import (
-                    finish_run as finish,  # its libraries are not loaded before the first step
-                )
-            finish(loaded, prepared, trainer, memory_base)
-        except BaseException as error:
-            # What fails after the run has finished leaves it finished.
-            if world.is_main and opening.is_open and not run_dir.is_finished():
-                message = f"{type(error).__name__}: {error}".splitlines()[0]
-                steps, details = trainer.state.global_step, getattr(error, "details", {})
-                run_dir.append_event("error", steps, message)
-                summary = Summary(name=run_dir.name, status="failed", steps=steps, error=message, **details)
-                run_dir.write_json(run_dir.summary, summary.as_json())
-            raise
-        finally:
-            give_back()
-            trainer.close()
+        with compute_float32(config.perf.float32_products, config.arguments(), device.type):
+            _run_locked(loaded, world, finish, run_dir, device)
     finally:
         lock.release()
         leave_world()
+
+
+def _run_locked(
+    loaded: LoadedConfig, world: World, finish: Finish | None, run_dir: RunDir, device: torch.device
+) -> None:
+    config = loaded.config
+    # What needs no data is settled before it is prepared: where to start, what changed since, the arguments.
+    settings = describe_settings(loaded)  # the recipe's, before a micro-batch is chosen for this machine
+    checkpoint = on_main_rank(world, lambda: find_start(loaded, run_dir, world))
+    changes = on_main_rank(world, lambda: find_changes_since(checkpoint, settings))
+    args = build_training_arguments(loaded, run_dir, device, world)
+    prepared = on_each_node(world, lambda: prepare(config.data, config.tokenizer))
+    if (evaluated := without_empty_evaluation(loaded, prepared)) is not loaded:
+        loaded, args = evaluated, build_training_arguments(evaluated, run_dir, device, world)
+    if checkpoint is not None and is_over(run_dir, checkpoint, args.max_steps, world):
+        return
+    if config.perf.micro_batch_size == "auto":
+        loaded = fit_micro_batch(loaded, prepared, world, device)
+        args = build_training_arguments(loaded, run_dir, device, world)
+    memory_base = measure_base(device)
+    trainer = build_trainer(loaded, prepared, run_dir, args, world)
+    by_epochs = args.max_steps <= 0
+    trainer.start_data(checkpoint)
+    if by_epochs and checkpoint is not None and is_over(run_dir, checkpoint, args.max_steps, world):
+        return
+    warn_of_warmup(args)
+    opening = Opening(loaded, run_dir, world, checkpoint, changes)
+    trainer.on_open(opening)
+    trainer.settings = settings
+    trainer.changed_options = {change.key: (change.old, change.new) for change in changes}
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if finish is None:
+            from training.run.finish import (
+                finish_run as finish,  # its libraries are not loaded before the first step
+            )
+        finish(loaded, prepared, trainer, memory_base)
+    except BaseException as error:
+        # What fails after the run has finished leaves it finished.
+        if world.is_main and opening.is_open and not run_dir.is_finished():
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            steps, details = trainer.state.global_step, getattr(error, "details", {})
+            run_dir.append_event("error", steps, message)
+            summary = Summary(name=run_dir.name, status="failed", steps=steps, error=message, **details)
+            run_dir.write_json(run_dir.summary, summary.as_json())
+        raise
+    finally:
+        give_back()
+        trainer.close()
 
 
 def is_over(run_dir: RunDir, checkpoint: Path, max_steps: int, world: World) -> bool:

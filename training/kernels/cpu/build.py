@@ -41,7 +41,7 @@ INSTRUCTION_SETS = {
 
 @cache
 def find_obstacle() -> str | None:
-    """What keeps the kernels from being built or loaded here, as far as can be told at once; None: nothing."""
+    """What keeps the kernels from being built or loaded here, as far as it is known at once; None: nothing."""
     if sys.platform != "linux":
         return f"the CPU kernels are built on Linux only, and this is {sys.platform}"
     if find_library().exists():

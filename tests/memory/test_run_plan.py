@@ -7,6 +7,7 @@ import pytest
 from data_prep.errors import UserError
 from training.config import load_config
 from training.memory.run_plan import ASSUMED_MFU_PCT, plan_run
+from training.models.fused import find_casts
 from training.models.planned import build_planned_model
 
 TINY = [
@@ -62,6 +63,30 @@ def test_zero_3_shards_what_a_rank_holds():
     assert sizes["optimizer states"] == 8 * PARAMETERS / 4
     # weights of 2 bytes; a checkpoint adds fp32 master weights and Adam's states
     assert found.disk_bytes == {"final": 2 * PARAMETERS, "one checkpoint": (2 * 2 + 4 + 8) * PARAMETERS}
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "are_fused"),
+    [
+        ([], None, True),
+        (["--deepspeed", "zero2_bf16"], None, True),
+        (["model.attn_implementation=sdpa"], None, False),
+        (["perf.fused_layers=off"], None, False),
+        (["--deepspeed", "zero3_bf16"], None, False),
+        ([], "NVIDIA L4", False),
+    ],
+)
+def test_layers_are_fused_in_a_plan_where_they_are_in_a_run(changes, device, are_fused):
+    loaded = load_config([*TINY, *changes])
+    built = []
+
+    def build(*given):
+        built.append(build_planned_model(loaded.config, *given))
+        return built[-1]
+
+    plan_run(loaded, build, world_size=2, device=device)
+    traced = built[-1]
+    assert (find_casts(traced) is not None) == are_fused
 
 
 def test_a_rate_that_a_run_reached_comes_first():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from training.attention import cpu
 from training.attention.choose import find_model_class, find_named, find_usable
 from training.attention.kernels import AttentionKernel, Compute
 from training.memory.devices import find_device_bytes
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 
 ASSUMED_MFU_PCT = 40.0
 
-BuildModel = Callable[[torch.dtype, bool], Any]
-"""(compute dtype, with 4-bit layers) -> the recipe's model on the meta device."""
+BuildModel = Callable[[torch.dtype, bool, bool], Any]
+"""(compute dtype, with 4-bit layers, with layers that may be fused) -> the recipe's model on the meta device."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Planner:
         self.on_gpu = on_gpu
         self.precision = find_precision(loaded.config.arguments())
         self.dtype = self.precision.dtype
-        self.model = build(self.dtype, loaded.config.adapter.load_in_4bit)
+        self.model = build(self.dtype, loaded.config.adapter.load_in_4bit, False)
         kernel, note = _find_kernel(loaded.config, Compute("cpu", self.dtype, packed=True), self.model)
         self.attention = kernel.stand_in(masked=masked)
         notes = [note, "packed and padded rows get a mask of seq_len x seq_len" * self.attention.has_mask]
@@ -170,7 +171,7 @@ class Planner:
             else None
         )
         self.optimizer = choose_optimizer(loaded.config.arguments(), loaded.deepspeed)
-        self.tracer = self._build_tracer(build)
+        self.tracer = self._build_tracer(build, kernel)
         self.states = self._list_states()
 
     def estimate(self, micro_batch_size: int, *, accumulates: bool | None = None) -> Estimate:
@@ -214,9 +215,11 @@ class Planner:
         offload = [name for name, on in _offloads(self.zero).items() if on]
         return f"{dtype}, ZeRO-{self.zero.stage}" + (f", {' and '.join(offload)} on the host" if offload else "")
 
-    def _build_tracer(self, build: BuildModel) -> StepTracer:
-        """The same model unquantised; DeepSpeed casts all of it to the 2-byte dtype."""
-        model = build(self.dtype, False)
+    def _build_tracer(self, build: BuildModel, kernel: AttentionKernel) -> StepTracer:
+        """The same model unquantised, with the layers of the run; DeepSpeed casts all of it to the 2-byte dtype."""
+        partitioned = (self.zero is not None and self.zero.stage == 3) or bool(self.config.argument("fsdp"))
+        fuses = not self.on_gpu and kernel.name == cpu.NAME and not partitioned
+        model = build(self.dtype, False, fuses)
         if self.zero is not None:
             model = model.to(self.dtype)
         return StepTracer(model, on_gpu=self.on_gpu)

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from training.config import Config
 
 
-def build_planned_model(config: Config, dtype: torch.dtype, four_bit: bool) -> Any:
-    """The recipe's model on the meta device. Kernels are neither at hand nor needed: the plan stands in for them."""
+def build_planned_model(config: Config, dtype: torch.dtype, four_bit: bool, fuses: bool = False) -> Any:
+    """The recipe's model on the meta device. Kernels are neither at hand nor needed: the plan stands in for them.
+
+    fuses: whether the run's device, attention and partitioning leave layers to be fused, as the recipe wants it.
+    """
     log = logging.getLogger("redline.models")
     level = log.level
     log.setLevel(logging.WARNING)  # what a run says of its model would be said of none
@@ -32,8 +35,8 @@ def build_planned_model(config: Config, dtype: torch.dtype, four_bit: bool) -> A
             meta=True,
         )
         is_compiled = bool(config.training.get("torch_compile")) or config.perf.compile in ("blocks", "model")
-        asked = "off" if config.perf.fused_layers == "off" else "auto"
-        fuse_layers(model, asked, is_compiled=is_compiled, is_planned=True)
+        wanted = fuses and config.perf.fused_layers != "off"
+        fuse_layers(model, "auto" if wanted else "off", is_compiled=is_compiled, is_planned=True)
         if not config.training.get("use_liger_kernel"):
             _install_planned_loss(model, config.perf.loss_kernel)
         return model

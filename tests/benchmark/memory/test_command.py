@@ -35,12 +35,12 @@ def process_as_before(monkeypatch):
 
 
 def test_the_grid_has_what_it_must():
-    assert len(GRID) == len({case.name for case in GRID}) == 38
-    assert sum(case.ranks == 1 for case in GRID) == 30
+    assert len(GRID) == len({case.name for case in GRID}) == 45
+    assert sum(case.ranks == 1 for case in GRID) == 36
     assert {case.zero_stage for case in GRID if case.ranks == 2} == {None, 1, 2, 3}
     assert {case.family for case in GRID} == {"minigpt", "qwen2", "llama", "gpt2"}
     assert {case.method for case in GRID} == {"dense", "lora", "4-bit"}
-    assert {case.attention for case in GRID} == {"masked", "causal", "eager"}
+    assert {case.attention for case in GRID} == {"masked", "causal", "eager", "documents"}
     assert {case.zero_stage for case in GRID} == {None, 1, 2, 3}
     for of in ("bf16", "checkpointing"):
         assert {getattr(case, of) for case in GRID} == {False, True}
@@ -92,8 +92,8 @@ def test_of_several_ranks_the_highest_peak_counts():
 
 
 def test_numbers_beyond_the_grid_are_refused(capsys):
-    assert main(["--only", "39"]) == 2
-    assert "the grid has the numbers 1 to 38" in capsys.readouterr().err
+    assert main(["--only", "46"]) == 2
+    assert "the grid has the numbers 1 to 45" in capsys.readouterr().err
 
 
 def test_the_page_says_what_was_missed_and_what_could_not_be_measured():

@@ -1,4 +1,4 @@
-"""The configurations that are measured: recipes that differ in what decides memory, 30 on one rank and 8 on two.
+"""The configurations that are measured: recipes that differ in what decides memory, 36 on one rank and 9 on two.
 
 Sizes are such that a step peaks at 100 MB or more, so that a kernel's workspace is not what is compared, and such that
 a CPU does one in a second or two. Batches, widths and vocabularies vary as well.
@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-Attention = Literal["masked", "causal", "eager"]
+from training.attention import cpu
+
+Attention = Literal["masked", "causal", "eager", "documents"]
 
 _DECODER = {
     "hidden_size": 320,
@@ -38,7 +40,8 @@ PRETRAINED = ("qwen2", "llama")
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration. `attention`: causal has one document in each row, the others several; eager by that name."""
+    """One configuration. `attention`: causal has one document in each row, the others several; eager by that name;
+    documents is our CPU kernel, with fused layers where they can be. What is not said is the default."""
 
     family: str
     rows: int
@@ -78,7 +81,7 @@ class Case:
             model: dict[str, Any] = {"config": {**FAMILIES[self.family], **dict(self.changes)}}
         else:
             model = {"path": str(inputs.base_model(self.family))}
-        model["attn_implementation"] = "eager" if self.attention == "eager" else "sdpa"
+        model["attn_implementation"] = {"eager": "eager", "documents": cpu.NAME}.get(self.attention, "sdpa")
         adapter = {"method": "lora", "load_in_4bit": self.method == "4-bit"} if self.method != "dense" else {}
         deepspeed = {} if self.zero_stage is None else {"deepspeed": str(inputs.deepspeed_json(self.zero_stage))}
         return {
@@ -191,8 +194,16 @@ GRID = [
     replace(_GPT2, bf16=True, zero_stage=2, accumulation=2, checkpointing=True, ranks=2, rows=2),
     replace(_MINIGPT, bf16=True, zero_stage=3, ranks=2, rows=2),
     replace(_LLAMA, bf16=True, zero_stage=3, accumulation=2, checkpointing=True, ranks=2, rows=2, seq_len=128),
+    replace(_MINIGPT, attention="documents"),
+    replace(_MINIGPT, attention="documents", bf16=True, rows=8),
+    replace(_QWEN2, attention="documents", bf16=True, seq_len=512),
+    replace(_QWEN2, attention="documents", bf16=True, checkpointing=True, accumulation=2, rows=8),
+    replace(_QWEN2, attention="documents", method="lora", bf16=True, seq_len=512),
+    replace(_LLAMA, attention="documents", bf16=True, zero_stage=2, rows=2),
+    replace(_LLAMA, attention="documents", bf16=True, zero_stage=2, accumulation=2, ranks=2, rows=2),
 ]
-RESIDENT = [GRID[0], GRID[7], GRID[13], GRID[18], GRID[23]]
+_FAST = GRID[-5]
+RESIDENT = [GRID[0], GRID[7], GRID[13], GRID[18], GRID[23], _FAST]
 """Of which resident memory is measured as well, in a second process."""
 QUICK = [
     _MINIGPT,

@@ -5,6 +5,6 @@ sides        one object each: how a side is launched, what keeps it from running
 inputs       text, tokenizer, recipe; rows and initial weights exported from Redline for the other sides
 reading      the result of one run, from what each side writes
 running      one run in processes of its own, with its peak memory; rounds in turn
-report       table and page
+report       table and page; picture: cost of a token, from several pages
 scripts/     the other sides' training scripts, to be checked by a reader; they import nothing of Redline but rows.py
 """

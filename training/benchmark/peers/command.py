@@ -7,7 +7,8 @@
 Rows and initial weights are exported from Redline once, and the other sides read them in the same order. Each side runs
 in processes of its own, in turn over the rounds. A side that cannot run here gets a row that says why. The scripts of
 the other sides are in training/benchmark/peers/scripts. Runs stay in `--work_dir` with their logs. All six sides with
-6 rounds of m1 take some two hours on 2 cores.
+6 rounds of m1 take some two hours on 2 cores. `--picture` measures nothing: it draws the cost of a token against row
+length and micro-batch from pages of several runs with different `--seq_len` and `--batch`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from training.benchmark.command_line import build_parser
 from training.benchmark.isolation import ProcessRunner, run_fresh
 from training.benchmark.page import PACKAGES, look_at_machine, write_page
 from training.benchmark.peers.inputs import PeerInputs
+from training.benchmark.peers.picture import write_picture
 from training.benchmark.peers.report import format_page, format_table, list_unequal
 from training.benchmark.peers.running import BASE, RunSide, SituationResult, measure_situation, run_peer
 from training.benchmark.peers.sides import SIDES
@@ -50,6 +52,10 @@ def main(argv: list[str], run: ProcessRunner = run_fresh, run_side: RunSide = ru
     options = _parse(argv)
     logging.basicConfig(level=logging.INFO, format="benchmark | %(message)s", stream=sys.stderr)
     try:
+        if options.picture:
+            write_picture(options.picture, options.out)
+            print(options.out)
+            return 0
         settings = build_settings(options)
         command = shlex.join(["python", "-m", "training.benchmark", "peers", *argv])
         machine = look_at_machine(command, (*PACKAGES, "trl", "litgpt"))
@@ -67,7 +73,9 @@ def main(argv: list[str], run: ProcessRunner = run_fresh, run_side: RunSide = ru
         print("", result.situation.name, *format_table(result), sep="\n")
     for sentence in list_unequal(results):
         print(f"warning: {sentence}", file=sys.stderr)
-    write_page(options.out, format_page(results, machine), {"machine": machine, "situations": as_numbers(results)})
+    write_page(
+        options.out, format_page(results, machine), {"machine": machine, "situations": as_numbers(results, settings)}
+    )
     print(f"\n{options.out}")
     return 0
 
@@ -90,6 +98,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tcmalloc", metavar="PATH", help="library to preload (default: that of the machine)")
     parser.add_argument("--litgpt", metavar="PYTHON", help="Python of an environment with LitGPT")
     parser.add_argument("--nanogpt", type=Path, metavar="CHECKOUT", help="checkout of github.com/karpathy/nanoGPT")
+    parser.add_argument("--picture", nargs="+", type=Path, metavar="PAGE.md", help="draw what these pages measured")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/peers"), help="directory for inputs and runs")
     parser.add_argument("--out", type=Path, default=Path("runs/peers.md"), metavar="PAGE.md", help="page to write")
     return parser.parse_args(argv)
@@ -147,11 +156,12 @@ def choose_recipe(model: str, work_dir: Path) -> tuple[Path, int]:
     return Path(model).resolve(), load_config(["--config", model]).config.tokenizer.vocab_size
 
 
-def as_numbers(results: Sequence[SituationResult]) -> list[dict[str, Any]]:
-    """All numbers, for the JSON beside the page."""
+def as_numbers(results: Sequence[SituationResult], settings: PeerSettings) -> list[dict[str, Any]]:
+    """All numbers, for the JSON beside the page. shape: steps, tokens of a row, rows of a micro-batch."""
     return [
         {
             "name": result.situation.name,
+            "shape": result.situation.shape(settings),
             "measured": {side: [asdict(one) for one in runs] for side, runs in result.measured.items()},
             "not measured": result.obstacles,
         }

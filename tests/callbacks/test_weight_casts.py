@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from training.callbacks.weight_casts import WeightCasts
-from training.models.fused import CastWeights, multiply
+from training.models.projections import CastWeights, Projection, multiply
 
 
 def test_casts_live_from_the_beginning_of_a_step_to_its_end() -> None:
@@ -37,7 +37,7 @@ def test_steps_of_two_micro_batches_learn_what_they_learn_without_casts() -> Non
             if has_callback:
                 callback.on_step_begin(nobody, nobody, nobody)
             for _ in range(2):
-                multiply(torch.randn(5, 8).bfloat16(), (linear,), casts).float().square().mean().backward()
+                multiply(torch.randn(5, 8).bfloat16(), (Projection(linear),), casts).float().square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
             if has_callback:

@@ -7,7 +7,7 @@ from typing import Any
 
 from training.callbacks.contract import StatefulCallback
 from training.callbacks.step_recorder import StepRecorder
-from training.models.fused import CastWeights
+from training.models.projections import CastWeights
 
 
 @dataclass(eq=False)

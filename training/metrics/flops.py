@@ -236,17 +236,19 @@ def _attention_costs(found: Matmuls, executed: Matmuls, *, flash: bool) -> tuple
 def measure_flops(fn: Callable[[], Any], *, flash_recompute: bool = True) -> int:
     """Run `fn` (a forward and backward) under torch's `FlopCounterMode` and return the FLOPs it executed.
 
-    torch's counter is corrected in its two known deviations, and completed in two:
+    torch's counter is corrected in its two known deviations, and completed in three:
     1. it takes causal attention for full: here `is_causal` counts `n (n + 1) / 2` pairs (plus the window, in varlen
     kernels);
     2. its flash backward has five products, one of them the scores computed again: kept by default, as the machine
     does it
        (compare with `StepFlops.hardware`), left out with `flash_recompute=False` (compare with `StepFlops.model`);
     3. it does not know the CPU flash kernel at all: here it is counted like the others;
-    4. nor the grouped products that experts are computed with, torch's and the one that transformers has instead.
+    4. nor the grouped products that experts are computed with, torch's and the one that transformers has instead;
+    5. nor products that are added to a tensor in place.
     Runs everything once at reduced speed: a check for now and then, not a counter for each step.
     """
     formulas = _attention_formulas(flash_recompute) | _document_formulas(flash_recompute) | _grouped_formulas()
+    formulas[torch.ops.aten.addmm_] = lambda _, *factors, **kwargs: count_grouped(*factors)
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         fn()
     return counter.get_total_flops()

@@ -2,8 +2,9 @@
 
 Of Llama, Mistral, Qwen 2 and 3, and MiniGPT: the residual sum with its RMSNorm, query, key and value as one product
 with their rotation inside attention, gate and up as one product, SwiGLU in one pass. A layer keeps its modules,
-parameters and names; only its class changes, to a subclass whose forward pass calls `training/kernels/cpu`. Weights are
-cast to the computing type once a step. With cached keys (generation) the class it had computes.
+parameters and names; only its class changes, to a subclass whose forward pass calls `training/kernels/cpu`. Weights
+that train are cast to the computing type once a step; LoRA adapters are multiplied together with the frozen weights
+that they stand on (`projections.py`). With cached keys (generation) the class it had computes.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from functools import cache
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.nn import functional
 
 from data_prep.errors import UserError
 from training.attention import cpu
 from training.kernels.cpu import build
 from training.kernels.cpu.functions import DIM_UNIT, add_rms_norm, attend, attend_packed, swiglu
+from training.models import projections
+from training.models.projections import CastWeights, find_group, multiply, project
 
 logger = logging.getLogger("redline.models")
 
@@ -32,83 +35,6 @@ MODULES = frozenset(
     | {"training.models.minigpt.modeling_minigpt"}
 )
 OUTPUT_CAPTURING = "transformers.utils.output_capturing"
-
-
-class CastWeights:
-    """Weights in the type that a step computes in, packed side by side where one product takes several.
-
-    With `keeps` they are kept until `clear`, which is due whenever weights have changed: a fused optimizer changes them
-    without a trace. Without, each forward pass makes its own.
-    """
-
-    def __init__(self) -> None:
-        self.keeps = False
-        self._kept: dict[tuple[Any, ...], Tensor] = {}
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._kept.clear()
-
-    def get(self, tensors: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-        """The tensors (n_i, ...) as one (sum of n_i, ...) of `dtype`."""
-        if len(tensors) == 1 and tensors[0].dtype == dtype:
-            return tensors[0].detach()
-        key = (dtype, *map(id, tensors))
-        if key in self._kept:
-            return self._kept[key]
-        first = tensors[0]
-        packed = first.new_empty((sum(len(t) for t in tensors), *first.shape[1:]), dtype=dtype)
-        for part, tensor in zip(packed.split([len(t) for t in tensors]), tensors, strict=True):
-            part.copy_(tensor.detach())
-        if self.keeps:
-            self._kept[key] = packed
-        return packed
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, casts: CastWeights, count: int, *parameters: Tensor) -> Tensor:
-        weight = casts.get(parameters[:count], x.dtype)
-        bias = casts.get(parameters[count:], x.dtype) if len(parameters) > count else None
-        ctx.save_for_backward(x)
-        ctx.weight, ctx.shapes = weight, [(len(p), p.dtype) for p in parameters]
-        ctx.count = count
-        return functional.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (x,) = ctx.saved_tensors
-        grad = grads[0].reshape(-1, grads[0].shape[-1])
-        of_x = (grad @ ctx.weight).view(x.shape) if ctx.needs_input_grad[0] else None
-        results: list[Tensor | None] = [None] * len(ctx.shapes)
-        wanted = ctx.needs_input_grad[3:]
-        for first in range(0, len(ctx.shapes), ctx.count):  # weights, then biases
-            group = range(first, first + ctx.count)
-            if not any(wanted[i] for i in group):
-                continue
-            packed = grad.t() @ x.reshape(-1, x.shape[-1]) if first == 0 else grad.sum(0, dtype=torch.float32)
-            parts = packed.split([ctx.shapes[i][0] for i in group])
-            for i, part in zip(group, parts, strict=True):
-                results[i] = part.to(ctx.shapes[i][1]) if wanted[i] else None
-        return of_x, None, None, *results
-
-
-def multiply(x: Tensor, modules: tuple[nn.Linear, ...], casts: CastWeights) -> Tensor:
-    """What the Linear modules make of x (..., in_features), side by side: one product."""
-    parameters = [module.weight for module in modules]
-    biases = [module.bias for module in modules]
-    parameters += [bias for bias in biases if bias is not None]
-    return _Linear.apply(x, casts, len(modules), *parameters)
-
-
-def _are_plain(modules: tuple[nn.Module, ...]) -> bool:
-    """Whether they are Linear layers as torch has them (an adapter is something else), alike in having a bias."""
-    plain = all(type(module) is nn.Linear for module in modules)
-    return plain and len({getattr(module, "bias", None) is None for module in modules}) == 1
-
-
-def _project(x: Tensor, module: nn.Module, casts: CastWeights) -> Tensor:
-    return multiply(x, (module,), casts) if isinstance(module, nn.Linear) and _are_plain((module,)) else module(x)
 
 
 def _find_dtype(x: Tensor) -> torch.dtype:
@@ -193,23 +119,24 @@ class _FusedLayer(nn.Module):
         cos, sin = (angle.float().contiguous() for angle in embeddings)
         terms = cpu.find_terms(attention, rows, tokens, dim, mask, settings)
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        if _are_plain(projections) and not hasattr(attention, "q_norm"):
-            packed = multiply(normed, projections, self.casts).view(rows, tokens, -1, dim)
+        group = None if hasattr(attention, "q_norm") else find_group(normed, projections)
+        if group is not None:
+            packed = multiply(normed, group, self.casts).view(rows, tokens, -1, dim)
             out = attend_packed(packed, attention.k_proj.out_features // dim, terms, (cos, sin))
         else:
             query, key, value = (
-                _project(normed, module, self.casts).view(rows, tokens, -1, dim) for module in projections
+                project(normed, module, self.casts).view(rows, tokens, -1, dim) for module in projections
             )
             if hasattr(attention, "q_norm"):
                 query, key = _normalise(attention.q_norm, query), _normalise(attention.k_norm, key)
             out = attend(query, key, value, terms, (cos, sin))
-        return _project(out.view(rows, tokens, -1), attention.o_proj, self.casts)
+        return project(out.view(rows, tokens, -1), attention.o_proj, self.casts)
 
     def _run_mlp(self, mlp: Any, normed: Tensor) -> Tensor:
-        if not _are_plain((mlp.gate_proj, mlp.up_proj)):
+        group = find_group(normed, (mlp.gate_proj, mlp.up_proj))
+        if group is None:
             return mlp(normed)
-        gated = swiglu(multiply(normed, (mlp.gate_proj, mlp.up_proj), self.casts))
-        return _project(gated, mlp.down_proj, self.casts)
+        return project(swiglu(multiply(normed, group, self.casts)), mlp.down_proj, self.casts)
 
 
 class _FusedNorm(nn.Module):
@@ -290,3 +217,9 @@ def fuse_layers(
         if _is_one_of(module, NORMS):
             module.__class__ = _find_class(_FusedNorm, type(module))
     logger.info("layers: fused (RMSNorm with the residual, QKV, gate and up, SwiGLU in one pass each)")
+    adapted = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    obstacles = sorted({why for module in adapted if (why := projections.find_obstacle(module)) is not None})
+    if obstacles:
+        logger.info("adapters: by peft's own code (%s)", "; ".join(obstacles))
+    elif adapted:
+        logger.info("adapters: within the fused layers")

@@ -81,3 +81,14 @@ def test_under_zero_losses_are_those_of_the_plain_path(launch_all, tmp_path):
     losses = {name: run.values(names.TRAIN_LOSS) for name, run in done.items()}
     gaps = {name: find_gap(losses[name], losses[f"plain {name}"]) for name in runs if not name.startswith("plain")}
     assert all(0 < gap < BFLOAT16 for gap in gaps.values()), gaps
+
+
+@pytest.mark.launch
+def test_one_rank_trains_without_zero_what_it_trains_with_it(launch_all, tmp_path):
+    flags = write_flags(RUNS["all"], "--deepspeed", str(ROOT / "ds_configs" / "zero2_bf16.json"), "perf.num_threads=1")
+    skipping = [*flags, "perf.skip_zero_at_world_1=true", "--save_strategy", "steps", "--save_steps", "10"]
+    done = launch_all("python", tmp_path, {"skipping": skipping, "zero": flags})  # ZeRO stays in a process
+    assert "one rank, so ZeRO-2 is left out" in done["skipping"].output
+    losses = [run.values(names.TRAIN_LOSS) for run in done.values()]
+    assert 0 < find_gap(losses[0], losses[1]) < BFLOAT16
+    assert not list((tmp_path / "skipping" / "checkpoint-10").glob("global_step*"))

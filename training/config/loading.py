@@ -55,6 +55,7 @@ from training.config.sections import (
     MonitorSection,
     PerfSection,
 )
+from training.config.skipped_zero import describe_skipping
 from training.config.synonyms import NAMES
 from training.config.training_fields import DEFAULTS, hf_defaults, refused, training_section
 from training.config.usage import TRAIN, Command, usage
@@ -69,7 +70,8 @@ OPTIONS = {
 class LoadedConfig:
     """A checked recipe and where it came from.
 
-    deepspeed: the JSON with what it leaves out filled in, `"auto"` still in it. resume: "auto", "never" or a
+    deepspeed: the JSON with what it leaves out filled in, `"auto"` still in it; None also where a single rank does
+    without it (`skipped_zero.py`). resume: "auto", "never" or a
     checkpoint directory.
     recipe: name of the recipe file, "default" for the empty recipe; the run directory is runs/NAME by default.
     notes: lines on what was filled in, to be said once there is a log.
@@ -128,18 +130,20 @@ def load_config(argv: Sequence[str], world_size: int | None = None, command: Com
     layer = expand_home(with_tokenizer_of_model(layer))
     config = _build(layer, known)
     check_contradictions(config, layer)
+    ranks = world_size or int(os.environ.get("WORLD_SIZE", "1"))
     if deepspeed:
         compare_with_recipe(deepspeed, layer, config.arguments())
-        ranks = world_size or int(os.environ.get("WORLD_SIZE", "1"))
         check_micro_batch(deepspeed, config)
         check_deepspeed(deepspeed.values, config, ranks, str(deepspeed.origin(("train_batch_size",))))
         layer.origins[("deepspeed",)] = json_origin
     check_optimizer(config, layer, deepspeed.values if deepspeed else None)
-    values, notes = None, ()
+    values, notes, resume = None, (), _resume(options.get("resume"))
     if deepspeed:
         values = fill_in(deepspeed.values, config.arguments(), key_table()["params"])
-        notes = tuple(filter(None, [describe_filled(deepspeed.values, values, config.arguments())]))
-    return LoadedConfig(config, layer.origins, values, path, _resume(options.get("resume")), name, notes)
+        is_skipped, note = describe_skipping(values, config, ranks, resume)
+        notes = tuple(filter(None, [describe_filled(deepspeed.values, values, config.arguments()), note]))
+        values, path = (None, None) if is_skipped else (values, path)
+    return LoadedConfig(config, layer.origins, values, path, resume, name, notes)
 
 
 def _defaults(name: str, deepspeed: Layer | None) -> Layer:

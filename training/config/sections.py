@@ -104,7 +104,11 @@ class AdapterSection(Section):
         description="Scale of the adapters: an update is multiplied by alpha/r (with rslora, by alpha/sqrt(r)).",
     )
     dropout: float = Field(
-        default=0.05, ge=0, lt=1, description="Dropout probability of an adapter's inputs, during training only."
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Dropout probability of an adapter's inputs, during training only. Above 0, PEFT's code computes "
+        "adapters instead of ours, which takes longer.",
     )
     target_modules: list[str] | str = Field(
         default="all-linear",
@@ -174,6 +178,11 @@ class PerfSection(Section):
         description="Whether the decoder layers of Llama, Mistral, Qwen 2 and 3 and MiniGPT compute their pieces "
         "together on a CPU (norm with residual, QKV, gate and up, SwiGLU). auto does so where the CPU kernels can be "
         "built and attention is theirs.",
+    )
+    skip_zero_at_world_1: bool = Field(
+        default=False,
+        description="Whether a run of one rank in bfloat16 leaves out ZeRO-1 or 2 of its DeepSpeed JSON, which has "
+        "nothing to share there. Losses differ by rounding; a checkpoint that ZeRO wrote is resumed with ZeRO.",
     )
     compile: Literal["auto", "off", "blocks", "model"] = Field(
         default="auto",

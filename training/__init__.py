@@ -12,7 +12,7 @@ Layers, imports go downwards only (held by `make check`):
                 attention, loss                         kernels of both, and the choice among them
                   kernels, ranks, environment           kernels: C++ for CPUs
                   config, run_dir, run_lock, launch
-                    optim, precision, allocator     optimizers, number formats, malloc, and what each decides
+                    optim, precision, allocator, activations    optimizers, number formats, malloc, checkpointing
                       data_prep                         raw text -> token store; knows no torch
 """
 

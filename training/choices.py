@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from data_prep.command import run_command
 from training import allocator, precision
+from training.activations import modes
 from training.attention import kernels
 from training.attention.pairs import Attended
 from training.compiling.modes import AUTO, MODES
@@ -20,12 +21,12 @@ from training.optim import optimizers
 from training.optim.facts import ChosenOptimizer, Optimizer
 
 INTRODUCTION = """\
-# Precisions, kernels, compilation, optimizers and memory allocators
+# Precisions, kernels, compilation, checkpointing, optimizers and memory allocators
 
 This page is generated: `python -m training.choices > docs/choices.md`. Each row is one object in the code. To add a
 choice, add an object to `PRECISIONS` (`training/precision.py`), `KERNELS` (`training/attention/kernels.py`,
-`training/loss/kernels.py`), `MODES` (`training/compiling/modes.py`), `OPTIMIZERS` (`training/optim/optimizers.py`) or
-`LIBRARIES` (`training/allocator.py`), and its test.
+`training/loss/kernels.py`), `MODES` (`training/compiling/modes.py`, `training/activations/modes.py`), `OPTIMIZERS`
+(`training/optim/optimizers.py`) or `LIBRARIES` (`training/allocator.py`), and its test.
 """
 PRECISION_TEXT = """\
 ## Precisions
@@ -55,8 +56,14 @@ took 15 s, and 2.5 s with compiled code in `perf.compile_cache_dir`. On a GPU it
   batch has a mask. A compilation after the second step is logged with its reason, as an event `recompile`.
 - Passes without gradients (evaluation, samples) and batches of another shape run uncompiled. With
   `data.max_tokens_per_batch` these are batches of one row.
-- It works with DDP, ZeRO-2, LoRA and gradient checkpointing; ZeRO-1 is not tried. ZeRO-3, FSDP and
+- It works with DDP, ZeRO-2, LoRA and activation checkpointing; ZeRO-1 is not tried. ZeRO-3, FSDP and
   `training.torch_compile` are refused.
+"""
+CHECKPOINTING_TEXT = """\
+## Activation checkpointing
+
+`perf.activation_checkpointing: auto` takes the first mode whose planned peak fits in memory. `every_N` takes any N from
+2 on. Done again is the share of the layers whose matrix products and attention the backward pass computes once more.
 """
 OPTIMIZER_TEXT = """\
 ## Optimizers
@@ -93,6 +100,7 @@ def build_page() -> str:
         (KERNEL_TEXT, list_kernels()),
         (LOSS_TEXT, list_losses()),
         (COMPILE_TEXT, list_compile_modes()),
+        (CHECKPOINTING_TEXT, list_checkpointing()),
         (OPTIMIZER_TEXT, list_optimizers()),
         ("## Not offered\n", list_refused()),
         (ALLOCATOR_TEXT, list_allocators()),
@@ -138,6 +146,12 @@ def list_compile_modes() -> list[list[str]]:
     rows = [["mode", "`auto`", "compiles", "graphs of a training step"]]
     rows += [[f"`{mode.name}`", "yes" if mode is AUTO else "no", mode.compiles, mode.graphs] for mode in MODES]
     return rows
+
+
+def list_checkpointing() -> list[list[str]]:
+    """Header and one row for each mode of activation checkpointing, in the order of `auto`."""
+    rows = [["mode", "keeps", "done again"]]
+    return rows + [[f"`{mode.name}`", mode.keeps, f"{100 * mode.share_products(100):.0f} %"] for mode in modes.MODES]
 
 
 def list_optimizers() -> list[list[str]]:

@@ -142,8 +142,27 @@ def format_plan(plan: RunPlan) -> str:
         lines.append(f"  {what:<40}{_size(plan.evaluation_peak_bytes):>13}")
     if plan.host_bytes:
         lines.append(f"  {'on the host':<40}{_size(plan.host_bytes):>13}")
-    lines += ["", *_format_fit(plan), *_format_work(plan), "", *(f"note: {note}" for note in plan.notes)]
+    lines += [
+        "",
+        *_format_checkpointing(plan),
+        *_format_fit(plan),
+        *_format_work(plan),
+        "",
+        *(f"note: {note}" for note in plan.notes),
+    ]
     return "\n".join(lines)
+
+
+def _format_checkpointing(plan: RunPlan) -> list[str]:
+    if not plan.checkpointing_modes:
+        return []
+    lines = [
+        f"activation checkpointing: auto takes {plan.checkpointing}",
+        f"  {'mode':<12}{'peak':>13}  forward pass done again",
+    ]
+    for mode in plan.checkpointing_modes:
+        lines.append(f"  {mode.name:<12}{_size(mode.peak_bytes):>13}  {mode.recomputed_pct:.0f} %")
+    return [*lines, ""]
 
 
 def _format_fit(plan: RunPlan) -> list[str]:

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models.tiny import SHAPE, VOCAB_SIZE, build_tiny
+from training.activations.modes import find_checkpointing
 from training.compiling.compiled import BatchShapes, CompiledCall
 from training.compiling.counts import count_compilations
 from training.compiling.install import install_compile
@@ -19,17 +20,15 @@ LENGTH = 32
 STEPS = 20
 
 
-def build(kind: str, *, lora: bool = False, checkpointing: bool = False) -> Any:
+def build(kind: str, *, lora: bool = False, checkpointing: str = "off") -> Any:
     torch.manual_seed(0)
     shape = {"kind": "minigpt", "config": SHAPE} if kind == "minigpt" else {"config": {"model_type": kind, **SHAPE}}
     model = build_tiny(shape | {"attn_implementation": "sdpa"})  # whole graphs; ours ends them
     if lora:
         model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     install_loss(model, "auto", device_type="cpu")
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        if lora:
-            model.enable_input_require_grads()
+    if checkpointing != "off":
+        find_checkpointing(checkpointing).apply(model)
     return model.train()
 
 
@@ -78,11 +77,12 @@ def train(model: Any, batch: Any, *, bf16: bool = False) -> tuple[list[float], l
     return losses, frames
 
 
-CASES: dict[str, tuple[str, str, Any, dict[str, bool], float]] = {
+CASES: dict[str, tuple[str, str, Any, dict[str, Any], float]] = {
     "packed": ("minigpt", "blocks", packed_batch, {}, 1e-5),
-    "padded, LoRA, checkpointing": ("qwen2", "blocks", padded_batch, {"lora": True, "checkpointing": True}, 1e-5),
+    "padded, LoRA, checkpointing": ("qwen2", "blocks", padded_batch, {"lora": True, "checkpointing": "full"}, 1e-5),
     "padded, whole model": ("minigpt", "model", padded_batch, {}, 1e-5),
-    "packed, bf16, checkpointing": ("qwen2", "blocks", packed_batch, {"checkpointing": True}, 2e-3),
+    "packed, bf16, selective": ("qwen2", "blocks", packed_batch, {"checkpointing": "selective"}, 2e-3),
+    "packed, every second layer": ("minigpt", "blocks", packed_batch, {"checkpointing": "every_2"}, 1e-5),
 }
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from training.config import load_config
+from training.config import dump_resolved, load_config
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,26 @@ from training.config import load_config
         (["--max_grad_norm=-0.5"], "is -0.5: must not be below 0"),
         (["--remove_unused_columns"], "is true, but the collator needs every column"),
         (["training.gradient_checkpointing_kwargs={use_reentrant: true}"], "sets use_reentrant to true"),
+        (
+            ["--gradient_checkpointing", "perf.activation_checkpointing=every_2"],
+            "perf.activation_checkpointing (command line) and training.gradient_checkpointing (command line): disagree "
+            "(true means full): set the second to null",
+        ),
+        (["training.activation_checkpointing=true", "perf.activation_checkpointing=off"], "disagree (true means full)"),
+        (["--gradient_checkpointing", "false", "perf.activation_checkpointing=auto"], "disagree (false means off)"),
+        (
+            ["perf.activation_checkpointing=every_1"],
+            "'every_1' is none of off, auto, selective, every_4, every_2, full",
+        ),
+        (
+            [
+                "perf.activation_checkpointing=full",
+                "--fsdp",
+                "full_shard",
+                "training.fsdp_config={activation_checkpointing: true}",
+            ],
+            "both checkpoint activations",
+        ),
         (["--use_liger_kernel"], "not for MiniGPT"),
         (["--use_cpu", "--fp16"], "fp16 needs a GPU"),
     ],
@@ -95,6 +115,9 @@ def test_contradiction_names_the_lines(tmp_path: Path, monkeypatch: pytest.Monke
         ["--dataloader_persistent_workers"],
         ["--dataloader_persistent_workers", "--dataloader_num_workers", "2"],
         ["--packing", "none", "--group_by_length", "--max_tokens_per_batch", "4096"],
+        ["--gradient_checkpointing", "perf.activation_checkpointing=full"],
+        ["--gradient_checkpointing", "false", "perf.activation_checkpointing=off"],
+        ["perf.activation_checkpointing=every_2", "training.activation_checkpointing_kwargs={early_stop: false}"],
         ["model.path=x", "--method", "lora", "--load_in_4bit"],
         ["--config", "minigpt_small", "model.path=x", "model.kind=null", "model.config=null"],
         ["--config", "qwen2.5_7b_sft_qlora", "--method", "none", "--load_in_4bit", "false"],
@@ -102,3 +125,25 @@ def test_contradiction_names_the_lines(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_what_goes_together(argv: list[str]) -> None:
     load_config(argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "mode"),
+    [
+        ([], "off"),
+        (["--gradient_checkpointing"], "full"),
+        (["--activation_checkpointing", "true"], "full"),
+        (["--config", "low_memory"], "auto"),
+        (["--config", "qwen2.5_0.5b_sft_full"], "full"),
+        (["--config", "qwen2.5_0.5b_sft_full", "perf.activation_checkpointing=selective"], "selective"),
+        (["--config", "qwen2.5_0.5b_sft_full", "perf.activation_checkpointing=off"], "off"),
+        (["--config", "low_memory", "--gradient_checkpointing"], "full"),
+        (["--config", "low_memory", "perf.activation_checkpointing=off"], "off"),
+        (["--config", "qwen2.5_0.5b_sft_full", "--gradient_checkpointing", "false"], "off"),
+    ],
+)
+def test_the_arguments_of_transformers_are_modes_of_ours(argv: list[str], mode: str, tmp_path: Path) -> None:
+    loaded = load_config(argv)
+    assert loaded.config.perf.activation_checkpointing == mode
+    (tmp_path / "again.yaml").write_text(dump_resolved(loaded), encoding="utf-8")
+    assert load_config(["--config", str(tmp_path / "again.yaml")]).config.perf.activation_checkpointing == mode

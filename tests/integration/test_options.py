@@ -9,6 +9,7 @@ import os
 
 import pytest
 import torch
+import yaml
 
 from tests.integration.several_runs import REFUSED, UNFINISHED
 from training.metrics import names
@@ -52,11 +53,27 @@ def runs(launch_all, recipe, tmp_path_factory):
         "changed": [*straight, *CHANGED, *from_2, UNFINISHED],
         "refused": [*straight, "--optim", "sgd", *from_2, REFUSED],
         "held": [*COSINE, REFUSED],
+        "auto": [*straight, "perf.activation_checkpointing=auto", UNFINISHED],
         "zero2": [*zero2, UNFINISHED],
+        "zero2-selective": [*zero2, "perf.activation_checkpointing=selective", UNFINISHED],
+        "zero2-every-2": [
+            *zero2,
+            "perf.activation_checkpointing=every_2",
+            "--resume",
+            str(folder / "zero2" / "checkpoint-2"),
+            UNFINISHED,
+        ],
         "zero2-changed": [*zero2, *CHANGED, "--resume", str(folder / "zero2" / "checkpoint-2"), UNFINISHED],
         "adamw": [*COSINE, "--deepspeed", str(folder / "adamw.json"), UNFINISHED],
         "schedule": [*COSINE[2:], "--deepspeed", str(folder / "schedule.json"), UNFINISHED],
         "zero3": [*COSINE, "--deepspeed", str(folder / "zero3.json")],
+        "zero3-selective": [
+            *COSINE,
+            "--deepspeed",
+            str(folder / "zero3.json"),
+            "perf.activation_checkpointing=selective",
+            UNFINISHED,
+        ],
         "quantised": [*COSINE, "--deepspeed", str(folder / "quantised.json"), REFUSED],
     }
     (folder / "held").mkdir()
@@ -147,6 +164,23 @@ def test_what_changed_counts_under_zero_as_well(runs):
     assert state["clip_grad"] == 0.25
     groups = state["base_optimizer_state"]["param_groups"] if "base_optimizer_state" in state else None
     assert groups is None or [group["weight_decay"] for group in groups] == [0.5, 0.0]
+
+
+def losses(run):
+    return [record[names.TRAIN_LOSS] for record in run.metrics() if names.TRAIN_LOSS in record]
+
+
+@pytest.mark.parametrize(
+    ("stored", "checkpointed"),
+    [("zero2", "zero2-selective"), ("zero2", "zero2-every-2"), ("zero3", "zero3-selective"), ("straight", "auto")],
+)
+def test_checkpointing_changes_no_loss_and_may_change_on_a_resume(runs, stored, checkpointed):
+    assert losses(runs[checkpointed])[-2:] == losses(runs[stored])[-2:]
+
+
+def test_what_auto_chose_is_said_and_stands_in_the_run(runs):
+    assert "activation checkpointing: off (auto: planned peaks with 2 rows in GiB: off 0.0" in runs["auto"].output
+    assert yaml.safe_load((runs["auto"].path / "config.yaml").read_text())["perf"]["activation_checkpointing"] == "off"
 
 
 def test_an_optimizer_block_trains_with_the_recipe_s_numbers(runs):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from training.activations.modes import OFF
 from training.attention.stand_ins import FLASH
 from training.memory.estimate import Estimate, estimate_rank, find_largest_micro_batch
 from training.memory.states import MemoryPart
@@ -19,7 +20,7 @@ class FixedTracer:
 
 
 def shape(accumulates):
-    return StepShape(1, 8, FLASH, None, checkpointing=False, accumulates=accumulates, keeps_gradients=True)
+    return StepShape(1, 8, FLASH, None, checkpointing=OFF, accumulates=accumulates, keeps_gradients=True)
 
 
 STATES = [

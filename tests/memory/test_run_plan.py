@@ -6,7 +6,7 @@ import pytest
 
 from data_prep.errors import UserError
 from training.config import load_config
-from training.memory.run_plan import ASSUMED_MFU_PCT, plan_run
+from training.memory.run_plan import ASSUMED_MFU_PCT, find_first_fitting, plan_run
 from training.models.fused import find_casts
 from training.models.planned import build_planned_model
 
@@ -111,3 +111,23 @@ def test_a_device_without_bfloat16_asks_for_fp16():
 def test_an_unknown_device_is_refused():
     with pytest.raises(UserError, match="--device 'abacus': unknown"):
         plan(device="abacus")
+
+
+def test_auto_takes_the_first_mode_of_checkpointing_that_fits():
+    long = ["data.seq_len=2048", "model.config.num_hidden_layers=8", "perf.activation_checkpointing=auto"]
+    roomy = plan(*long, device="80GiB")
+    peaks = {mode.name: mode.peak_bytes for mode in roomy.checkpointing_modes}
+    assert list(peaks) == ["off", "selective", "every_4", "every_2", "full"] and roomy.checkpointing == "off"
+    assert peaks["off"] > peaks["selective"] > peaks["full"]
+    assert peaks["off"] > peaks["every_4"] > peaks["every_2"] > peaks["full"]
+    for mode, peak in peaks.items():
+        alone = plan(*long[:2], f"perf.activation_checkpointing={mode}", device="80GiB")
+        assert alone.device_peak_bytes == peak and alone.checkpointing_modes == []
+        chosen = find_first_fitting(roomy.checkpointing_modes, peak).name
+        assert chosen == next(name for name, other in peaks.items() if other <= peak)
+    assert find_first_fitting(roomy.checkpointing_modes, 1).name == "full"
+    shares = {mode.name: mode.recomputed_pct for mode in roomy.checkpointing_modes}
+    assert shares["off"] == shares["selective"] == 0 and 0 < shares["every_4"] == shares["full"] / 4
+    # all of a layer but its last product, of the forward pass with its head
+    layers = 8 * (2 * MATMULS_OF_A_LAYER + 4 * 64 * 2049 / 2)
+    assert shares["full"] == pytest.approx(100 * (layers - 8 * 2 * 64 * 192) / (layers + 2 * EMBEDDING))

@@ -9,6 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tests.metrics.decoders import CONFIGS, build_decoder
+from training.activations.modes import FULL, MODES, OFF
 from training.attention.stand_ins import EAGER, FLASH, MASKED, StandIn
 from training.memory.trace import Reduction, StepShape, StepTracer, _LiveBytes, _Reducer
 
@@ -42,25 +43,47 @@ def real_step(model: Any, autocast: torch.dtype | None) -> None:
 
 
 def shape(attention: StandIn = FLASH, autocast: torch.dtype | None = None, **changes: Any) -> StepShape:
-    fields: dict[str, Any] = {"checkpointing": False, "accumulates": False, "keeps_gradients": True}
+    fields: dict[str, Any] = {"checkpointing": OFF, "accumulates": False, "keeps_gradients": True}
     fields |= {"micro_batch_size": ROWS, **changes}
     return StepShape(seq_len=SEQ_LEN, attention=attention, autocast=autocast, **fields)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
+@pytest.mark.parametrize("checkpointing", [OFF, FULL], ids=["stored", "checkpointed"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bf16"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("architecture", ["minigpt", "minigpt_gelu", "qwen3", "gpt2_dropout", "qwen3_moe"])
 def test_traced_peak_is_the_allocated_one(architecture, method, autocast, checkpointing):
     model = build_decoder(architecture, method)
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpointing.apply(model)
     measured = measure_peak_bytes(lambda: real_step(model, autocast))
     attention = EAGER if architecture == "minigpt_gelu" else FLASH
     tracer = StepTracer(build_decoder(architecture, method, device="meta"))
     traced = tracer.trace(shape(attention, autocast, checkpointing=checkpointing))
     missing = measured - traced.peak
     assert -0.03 * measured < missing < max(0.03 * measured, WORKSPACE_BYTES)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("architecture", "method"),
+    [("qwen3", "full"), ("minigpt_gelu", "full"), ("minigpt", "lora"), ("qwen3_moe", "full")],
+)
+def test_traced_peak_of_each_mode_of_checkpointing_is_the_allocated_one(architecture, method, autocast):
+    attention = EAGER if architecture == "minigpt_gelu" else FLASH
+    tracer = StepTracer(build_decoder(architecture, method, device="meta"))
+    measured, traced = {}, {}
+    for mode in MODES:
+        model = build_decoder(architecture, method)
+        mode.apply(model)
+        measured[mode.name] = measure_peak_bytes(lambda model=model: real_step(model, autocast))
+        traced[mode.name] = tracer.trace(shape(attention, autocast, checkpointing=mode)).peak
+        missing = measured[mode.name] - traced[mode.name]
+        assert -0.03 * measured[mode.name] < missing < max(0.03 * measured[mode.name], WORKSPACE_BYTES), mode.name
+    assert sorted(traced, key=traced.__getitem__) == sorted(measured, key=measured.__getitem__)
+    assert traced["full"] < traced["every_2"] < traced["every_4"] < traced["off"]
+    assert (
+        traced["selective"] < traced["off"] or method == "lora"
+    )  # frozen weights need few of the inputs that are kept
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bf16"])
@@ -105,13 +128,13 @@ def tracer():
 
 def test_tracing_twice_gives_the_same(tracer):
     first = tracer.trace(shape())
-    tracer.trace(shape(checkpointing=True, accumulates=True))
+    tracer.trace(shape(checkpointing=FULL, accumulates=True))
     assert tracer.trace(shape()) == first
 
 
 @pytest.mark.parametrize(
     ("architecture", "kind", "changes"),
-    [("minigpt", MASKED, {"checkpointing": True}), ("qwen2", FLASH, {}), ("gpt2", EAGER, {"accumulates": True})],
+    [("minigpt", MASKED, {"checkpointing": FULL}), ("qwen2", FLASH, {}), ("gpt2", EAGER, {"accumulates": True})],
 )
 def test_a_third_size_lies_on_the_lines_of_two(architecture, kind, changes, monkeypatch):
     """Against a trace of that size by itself."""
@@ -139,7 +162,7 @@ def test_order_of_attention_kinds(tracer):
 
 
 def test_checkpointing_keeps_a_layers_input_only(tracer):
-    assert tracer.trace(shape(checkpointing=True)).layer == ROWS * SEQ_LEN * 32 * 4
+    assert tracer.trace(shape(checkpointing=FULL)).layer == ROWS * SEQ_LEN * 32 * 4
 
 
 def test_gradients_of_earlier_micro_batches_are_there_from_the_start(tracer):

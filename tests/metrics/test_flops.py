@@ -1,6 +1,7 @@
 """FLOPs against torch's own counter (corrections in `measure_flops`), and against numbers worked out by hand."""
 
 import logging
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.metrics.decoders import CONFIGS, build_batch, build_decoder
+from training.activations.modes import FULL, MODES
 from training.attention import cpu
 from training.kernels.cpu import build
 from training.metrics.flops import ModelFlops, StepFlops, causal_pairs, count_grouped, measure_flops, square_pairs
@@ -45,6 +47,30 @@ def test_hardware_flops_equal_the_executed_ones(architecture, method, kind, chec
         model.gradient_checkpointing_enable()
     counted = ModelFlops.from_model(model).count(batch.document_lengths, batch.tokens, 0, rows=batch.rows)
     assert relative_error(counted.hardware, measure_flops(lambda: batch.step(model))) < 0.005
+
+
+# Goes on after the last tensor that the backward pass needs.
+WHOLE = replace(FULL, options=(("early_stop", False),))
+
+
+@pytest.mark.parametrize("mode", [*MODES[1:], WHOLE], ids=["selective", "4", "2", "full", "whole"])
+@pytest.mark.parametrize(
+    ("architecture", "method"),
+    [
+        ("minigpt", "full"), ("minigpt_gelu", "lora"), ("qwen3", "dora"), ("qwen2", "frozen_lower_half"),
+        ("gpt2_dropout", "full"), ("qwen3_moe", "full"),
+    ],
+)  # fmt: skip
+def test_each_mode_of_checkpointing_computes_again_what_is_counted(architecture, method, mode):
+    model, batch = build_decoder(architecture, method), build_batch("padded")
+    stored = measure_flops(lambda: batch.step(model))
+    mode.apply(model)
+    counted = ModelFlops.from_model(model).count(batch.document_lengths, batch.tokens, 0, rows=batch.rows)
+    executed = measure_flops(lambda: batch.step(model))
+    assert relative_error(counted.hardware, executed) < 0.005
+    again = executed - stored
+    assert again == 0 if mode.keeps_products else again >= 0
+    assert again > 0 or mode is not FULL
 
 
 @pytest.mark.skipif(build.find_obstacle() is not None, reason=str(build.find_obstacle()))
@@ -199,7 +225,9 @@ def test_lora_is_not_six_n():
 
 
 def test_nothing_below_the_first_trainable_layer_has_a_backward():
-    frozen = find_matmuls(build_decoder("llama", "frozen_lower_half"))
+    model = build_decoder("llama", "frozen_lower_half")
+    FULL.apply(model)
+    frozen = find_matmuls(model)
     by_layer = {i: [m for m in frozen.layers if f"layers.{i}." in m.name] for i in range(4)}
     assert not any(m.input_grad or m.weight_grad or m.recomputed for i in (0, 1) for m in by_layer[i])
     assert all(m.weight_grad and m.input_grad for m in by_layer[3])
@@ -217,8 +245,10 @@ def test_head_counts_the_tokens_it_is_computed_for():
 
 
 def test_recompute_counts_in_hardware_only():
-    flops = ModelFlops.from_model(build_decoder("llama"))
-    plain, again = (flops.count([16, 16], 32, 32, checkpointing=on) for on in (False, True))
+    model = build_decoder("llama")
+    plain = ModelFlops.from_model(model).count([16, 16], 32, 32)
+    FULL.apply(model)
+    again = ModelFlops.from_model(model).count([16, 16], 32, 32)
     assert (again.model, again.palm) == (plain.model, plain.palm)
     assert again.hardware > 1.2 * plain.hardware
 

@@ -1,5 +1,7 @@
 """Least times by hand; bytes of real optimizers; forward FLOPs against torch's own counter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,16 +18,17 @@ BANDWIDTH = Bandwidth(10.0, "cpu", 1.0)
 
 
 def test_bytes_of_two_layers_by_hand():
-    trained = Matmul("up", 100, 400, weight_grad=True, input_grad=True, recomputed=True)
+    trained = Matmul("up", 100, 400, weight_grad=True, input_grad=True)
     lowest = Matmul("q", 100, 50, weight_grad=True, input_grad=False)
-    found = Matmuls([trained, lowest], [], [Attention("a", 60, 40, None, True, True, True)], [])
-    traffic = Traffic.of(found, 2, recomputes=False)
+    attention = Attention("a", 60, 40, None, True, True, True)
+    traffic = Traffic.of(Matmuls([trained, lowest], [], [attention], []), 2)
     # per position: (100 + 400) + (100 + 50) numbers of matmuls, 60 + 40 of attention; weights 40,000 + 5,000
     assert (traffic.forward_per_token, traffic.forward_per_batch) == (2 * 750, 2 * 45_000)
     # backward: twice 500 (both gradients), once 150 (weight gradient), attention twice; weights 2 x 40,000 + 5,000
     assert (traffic.backward_per_token, traffic.backward_per_batch) == (2 * (1000 + 150 + 200), 2 * 85_000)
-    again = Traffic.of(found, 2, recomputes=True)
-    assert again.backward_per_token - traffic.backward_per_token == 2 * 500
+    done_again = [replace(trained, recomputed=True), lowest], [], [replace(attention, recomputed=True)], []
+    again = Traffic.of(Matmuls(*done_again), 2)
+    assert again.backward_per_token - traffic.backward_per_token == 2 * (500 + 100)
     assert again.backward_per_batch - traffic.backward_per_batch == 2 * 40_000
     assert traffic.count(10, 3) == {"forward": 15_000 + 270_000, "backward": 27_000 + 510_000}
 

@@ -17,7 +17,7 @@ from training.metrics.throughput import WARMUP_STEPS, Meter, Rates, Totals
 class TenFlopsAToken:
     """10 model FLOPs a useful token, 12 by PaLM's count, 15 for each position the machine works on."""
 
-    def count(self, document_lengths, tokens, loss_tokens, *, rows, checkpointing):
+    def count(self, document_lengths, tokens, loss_tokens, *, rows):
         useful = sum(document_lengths)
         return StepFlops(model=10 * useful, palm=12 * useful, hardware=15 * tokens)
 

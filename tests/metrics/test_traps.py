@@ -23,6 +23,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2MoeConfig
 
 from tests.metrics.test_phase_timer import HandClock
+from training.activations.modes import FULL
 from training.metrics import names
 from training.metrics.flops import ModelFlops
 from training.metrics.peaks import Peak, find_peak
@@ -112,7 +113,9 @@ def test_recomputation_is_no_work_of_the_model():
     again in backward   each layer but its last product, down: 2 x (576 - 128) = 896, in two layers 1792 a token
     per pair            a flash backward computes the scores again, 16 a layer; checkpointing all of forward, 32 a layer
     """
-    found = count(build_llama(), [4], checkpointing=True)
+    model = build_llama()
+    FULL.apply(model)
+    found = count(model, [4])
     assert found.model == 7392 * 4 + 192 * 10 == 31488
     assert found.hardware == (7392 + 1792) * 4 + (192 + 2 * 16 + 2 * 32) * 10 == 39616
     assert 8 * 1232 * 4 == 39424  # naive: "8 N" as MFU, a third above 6 N; it is what HFU is for
@@ -188,7 +191,6 @@ def build_gpu_meter(monkeypatch, device_name: str) -> Meter:
     monkeypatch.setattr(build.Calibrator, "find_model_ceiling", lambda *_: None)
     args: Any = SimpleNamespace(
         device=torch.device("cuda"), bf16=True, fp16=False, tf32=None, per_device_train_batch_size=1, process_index=0,
-        gradient_checkpointing=False,
     )  # fmt: skip
     return build.build_meter(build_llama(), args, seq_len=8)
 

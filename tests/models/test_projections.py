@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from tests.models.test_fused import build_family, check_same, find_norm, make_batch, run
 from tests.models.tiny import SHAPE, VOCAB_SIZE, build_tiny
+from training.activations.modes import FULL, OFF
 from training.attention import cpu
 from training.kernels.cpu import build
 from training.loss.choose import install_loss
@@ -254,7 +255,7 @@ def test_4bit_weights_are_unpacked_once_each_way_and_one_at_a_time(
 ) -> None:
     lora = {"method": "lora", "r": RANK, "dropout": 0.0, "load_in_4bit": True}
     sections = {"path": str(qwen_dir), "attn_implementation": cpu.NAME}
-    model = build_tiny(sections, lora, dtype=torch.bfloat16, gradient_checkpointing=checkpointing).train()
+    model = build_tiny(sections, lora, dtype=torch.bfloat16, checkpointing=FULL if checkpointing else OFF).train()
     if fuses:
         fuse_layers(model, "on")
     unpacking = Unpacking()
@@ -262,7 +263,7 @@ def test_4bit_weights_are_unpacked_once_each_way_and_one_at_a_time(
     _, grads = run(model, make_batch("whole"), torch.bfloat16)
     assert len(grads) == 2 * 2 * 7
     products = 2 * 7
-    backward = products - 3 * (not checkpointing)  # the input of the first q, k and v needs a gradient then only
+    backward = products - 3  # the input of the first q, k and v needs no gradient
     assert len(unpacking.dtypes) == products + backward + checkpointing * products
     assert unpacking.most == 1 and not unpacking.live
     assert set(unpacking.dtypes) == {torch.bfloat16}  # in another type the backward pass would make a second copy

@@ -55,7 +55,10 @@ def test_padding_recompute_and_memory(write_run):
     findings = find(run_dir, mfu_pct=30.0, hfu_pct=40.0)
     assert "2.00 tokens are computed" in findings["Computation on padding"].arithmetic
     recompute = findings["More FLOPs are executed than the model needs"]
-    assert "(40.0 - 30.0) / 40.0 = 25 %" in recompute.arithmetic and "gradient_checkpointing is on" in recompute.advice
+    assert (
+        "(40.0 - 30.0) / 40.0 = 25 %" in recompute.arithmetic
+        and "gradient_checkpointing is true: perf.activation_checkpointing: auto" in recompute.advice
+    )
     assert "10.00 GiB (50 %)" in findings["Reserved memory is unused"].arithmetic
 
 

@@ -22,7 +22,6 @@ from training.run.micro_batch import (
     find_divisors,
     find_largest_fitting,
     fit_micro_batch,
-    measure_free_bytes,
     with_micro_batch,
 )
 from training.run.session import run_training
@@ -51,18 +50,6 @@ def test_rows_of_a_step_stay():
     assert count_rows(chosen.config) == count_rows(loaded.config) == 24
 
 
-def test_cpu_memory_is_shared_by_the_ranks_and_a_container_has_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(micro_batch.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    monkeypatch.setattr(micro_batch, "CGROUP", tmp_path)
-    two = World("torchrun", rank=0, local_rank=0, size=2, local_size=2)
-    assert measure_free_bytes(CPU, two) == 400
-    (tmp_path / "memory.max").write_text("600\n")
-    (tmp_path / "memory.current").write_text("100\n")
-    assert measure_free_bytes(CPU, two) == 200
-    (tmp_path / "memory.max").write_text("max\n")
-    assert measure_free_bytes(CPU, two) == 400
-
-
 @pytest.mark.parametrize("packing", ["best_fit", "none"])
 def test_trial_batches_are_full_and_masked(packing):
     batch = next(FullBatches(Collator(0, 16, 8, packing, varlen=False), rows=3, vocabulary=50, device=CPU))
@@ -82,7 +69,7 @@ def fit(monkeypatch, *, planned: int, fits: Any) -> tuple[int, list[int]]:
         return fits(tried[-1])
 
     planner = SimpleNamespace(
-        estimate=lambda size, accumulates: SimpleNamespace(device_peak=size, host=0),
+        predict_peak=lambda size, accumulates: size,
         estimate_evaluation=lambda: Evaluation(rows=4, device_peak=5, allowances=0),
     )
     monkeypatch.setattr(micro_batch, "Planner", lambda *_, **__: planner)

@@ -33,14 +33,25 @@ class StandIn:
     """Whether the model makes one boolean mask, (rows, 1, seq_len, seq_len), and hands it to every layer."""
 
 
+# An operator, since selective checkpointing (`training/activations`) keeps the outputs of operators, by name.
+_library = torch.library.Library("redline", "FRAGMENT")
+_library.define("attention_stand_in(Tensor query, Tensor value) -> (Tensor, Tensor)")
+
+
+@torch.library.register_fake("redline::attention_stand_in", lib=_library)
+def _make_outputs(query: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and log-sum-exp."""
+    batch, heads, seq_len, _ = query.shape
+    out = query.new_empty((batch, seq_len, heads, value.shape[-1])).transpose(1, 2)  # as kernels lay it out
+    return out, query.new_empty(query.shape[:3], dtype=torch.float32)
+
+
 class _Kernel(torch.autograd.Function):
     """Attention that computes nothing and keeps for backward what FlashAttention does (and a bias, when it has one)."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: Any) -> torch.Tensor:
-        batch, heads, seq_len, _ = query.shape
-        out = query.new_empty((batch, seq_len, heads, value.shape[-1])).transpose(1, 2)  # as kernels lay it out
-        log_sum_exp = query.new_empty(query.shape[:3], dtype=torch.float32)
+        out, log_sum_exp = torch.ops.redline.attention_stand_in(query, value)
         ctx.save_for_backward(query, key, value, out, log_sum_exp, bias)
         return out
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from data_prep.errors import UserError
 from data_prep.recipe import MODEL_REPLACES, Layer, Replaces, either
 from training.config.ranges import check_ranges
-from training.config.sections import Config
+from training.config.sections import CHECKPOINTING, Config
 from training.precision import find_precision, list_switches
 
 # Of each pair, a later layer replaces the key of an earlier one. Both keys in one layer are a contradiction.
@@ -17,6 +17,8 @@ REPLACES: Replaces = (
     *either(("training", "max_steps"), ("training", "num_train_epochs")),
     *either(("training", "bf16"), ("training", "fp16")),
     *either(("perf", "compile"), ("training", "torch_compile")),
+    *either(("perf", "activation_checkpointing"), ("training", "gradient_checkpointing")),
+    *either(("perf", "activation_checkpointing"), ("training", "activation_checkpointing")),
     *either(("data", "num_workers"), ("training", "dataloader_num_workers")),
     *MODEL_REPLACES,
 )
@@ -215,10 +217,9 @@ def _depends(config: Config) -> Broken:
             ("training.liger_kernel_config",),
             "applies only to training.use_liger_kernel, which is not set: set it to true, or leave this key out",
         )
-    for name in ("gradient_checkpointing", "activation_checkpointing"):
-        if argument(f"{name}_kwargs") and not (
-            argument("gradient_checkpointing") or argument("activation_checkpointing")
-        ):
+    is_off = config.perf.activation_checkpointing == "off" and not any(map(argument, CHECKPOINTING))
+    for name in CHECKPOINTING:
+        if argument(f"{name}_kwargs") and is_off:
             yield (
                 (f"training.{name}_kwargs",),
                 f"applies only to training.{name}, which is not set: set it to true, or leave this key out",
@@ -235,11 +236,24 @@ def _depends(config: Config) -> Broken:
 
 
 def _one_checkpointing(config: Config) -> Broken:
-    names = ("gradient_checkpointing", "activation_checkpointing")
-    if len({config.training[name] for name in names if config.training.get(name) is not None}) > 1:
+    training = config.training
+    switches = {name: training[name] for name in CHECKPOINTING if training.get(name) is not None}
+    if len(set(switches.values())) > 1:
         yield (
-            tuple(f"training.{name}" for name in names),
+            tuple(f"training.{name}" for name in switches),
             "are two names of one setting, with different values: keep one",
+        )
+    mode = config.perf.activation_checkpointing
+    for name, on in switches.items():
+        if "activation_checkpointing" in config.perf.model_fields_set and mode != ("full" if on else "off"):
+            means = "true means full" if on else "false means off"
+            yield ("perf.activation_checkpointing", f"training.{name}"), f"disagree ({means}): set the second to null"
+    if (mode != "off" or any(switches.values())) and (config.argument("fsdp_config") or {}).get(
+        "activation_checkpointing"
+    ):
+        yield (
+            ("perf.activation_checkpointing", "training.fsdp_config"),
+            "both checkpoint activations: set fsdp_config.activation_checkpointing to false",
         )
 
 
@@ -247,10 +261,10 @@ def _owned(config: Config) -> Broken:
     """Arguments with one allowed value, because data or measurements would be wrong with another."""
     if config.training.get("remove_unused_columns"):
         yield ("training.remove_unused_columns",), "is true, but the collator needs every column: leave it out"
-    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
-        if (config.training.get(name) or {}).get("use_reentrant"):
+    for name in CHECKPOINTING:
+        if (config.training.get(f"{name}_kwargs") or {}).get("use_reentrant"):
             yield (
-                (f"training.{name}",),
+                (f"training.{name}_kwargs",),
                 "sets use_reentrant to true, which loses the gradients of adapters: set it to false",
             )
     if config.training.get("use_liger_kernel") and not config.model.path and not config.model.config.get("model_type"):

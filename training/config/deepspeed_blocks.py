@@ -73,7 +73,7 @@ _TRACKER = "Redline sends metrics to the trackers of training.report_to: disable
 REFUSED_BLOCKS: dict[str, tuple[On, str]] = {
     "activation_checkpointing": (
         _any_set,
-        "has no effect on models of transformers: use training.gradient_checkpointing",
+        "has no effect on models of transformers: use perf.activation_checkpointing",
     ),
     "autotuning": (
         _enabled,

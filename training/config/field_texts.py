@@ -6,7 +6,10 @@ hold here; these say what a key does in Redline. A field that is not listed keep
 
 from training.optim.choose import describe_offer
 
-_CHECKPOINTING = "Whether to recompute activations in the backward pass, which needs less memory and more compute."
+_CHECKPOINTING = (
+    "Whether to recompute activations in the backward pass, which needs less memory and more compute. true means full "
+    "in perf.activation_checkpointing, which has more modes."
+)
 _CHECKPOINTING_OPTIONS = (
     "Options of torch.utils.checkpoint: use_reentrant (must be false), preserve_rng_state, determinism_check, debug, "
     "early_stop."

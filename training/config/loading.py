@@ -32,6 +32,7 @@ from data_prep.recipe import (
     translate,
     with_tokenizer_of_model,
 )
+from training.activations.modes import FULL
 from training.config.contradictions import REPLACES, check_contradictions
 from training.config.deepspeed_blocks import describe_filled, fill_in
 from training.config.deepspeed_json import (
@@ -47,6 +48,7 @@ from training.config.deepspeed_json import (
 from training.config.field_texts import DEFAULTS_HERE
 from training.config.optimizers import check_optimizer
 from training.config.sections import (
+    CHECKPOINTING,
     AdapterSection,
     CheckpointSection,
     Config,
@@ -137,6 +139,8 @@ def load_config(argv: Sequence[str], world_size: int | None = None, command: Com
         check_deepspeed(deepspeed.values, config, ranks, str(deepspeed.origin(("train_batch_size",))))
         layer.origins[("deepspeed",)] = json_origin
     check_optimizer(config, layer, deepspeed.values if deepspeed else None)
+    if any(config.training.get(name) for name in CHECKPOINTING):
+        config = config.with_checkpointing(FULL.name)
     values, notes, resume = None, (), _resume(options.get("resume"))
     if deepspeed:
         values = fill_in(deepspeed.values, config.arguments(), key_table()["params"])

@@ -6,14 +6,21 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from data_prep.options import DataSection, Section, TokenizerSection
+from training.activations.modes import Checkpointing, check_name, find_checkpointing
 from training.config.training_fields import hf_defaults
 
 Mapping = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
 Steps = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+# Fields of TrainingArguments that turn activation checkpointing on, two names of one.
+CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
+
+
+def _read_off(value: Any) -> Any:
+    return "off" if value is False else value  # YAML reads `off` as false
 
 
 class MiniGPTFields(Section):
@@ -150,7 +157,7 @@ class PerfSection(Section):
     )
     allocator: Annotated[
         Literal["auto", "tcmalloc", "jemalloc", "glibc", "off"],
-        BeforeValidator(lambda value: "off" if value is False else value),  # YAML reads `off` as false
+        BeforeValidator(_read_off),
     ] = Field(
         default="auto",
         description="Memory allocator of the process. auto, on a CPU, keeps a preloaded tcmalloc or jemalloc, else "
@@ -183,6 +190,13 @@ class PerfSection(Section):
         default=False,
         description="Whether a run of one rank in bfloat16 leaves out ZeRO-1 or 2 of its DeepSpeed JSON, which has "
         "nothing to share there. Losses differ by rounding; a checkpoint that ZeRO wrote is resumed with ZeRO.",
+    )
+    activation_checkpointing: Annotated[str, BeforeValidator(_read_off), AfterValidator(check_name)] = Field(
+        default="off",
+        description="What the backward pass computes again, to need less memory: off (nothing), selective (all but "
+        "matrix products and attention, whose outputs are kept), every_N (one layer in N, such as every_4), "
+        "full (every layer). auto takes the first of off, selective, every_4, every_2 and full whose planned peak fits "
+        "in memory, for per_device_train_batch_size rows; micro_batch_size: auto chooses the rows after that.",
     )
     compile: Literal["auto", "off", "blocks", "model"] = Field(
         default="auto",
@@ -271,6 +285,17 @@ class Config(Section):
     perf: PerfSection
     monitor: MonitorSection
     checkpoint: CheckpointSection
+
+    def find_checkpointing(self) -> Checkpointing:
+        """What the backward pass computes again. Raises ValueError while it is still `auto`."""
+        options: dict[str, Any] = next(filter(None, (self.argument(f"{name}_kwargs") for name in CHECKPOINTING)), {})
+        options = {key: value for key, value in options.items() if key != "use_reentrant"}
+        return find_checkpointing(self.perf.activation_checkpointing, options)
+
+    def with_checkpointing(self, mode: str) -> "Config":
+        """The same with this mode of activation checkpointing."""
+        perf = self.perf.model_copy(update={"activation_checkpointing": mode})
+        return self.model_copy(update={"perf": perf})
 
     def argument(self, name: str) -> Any:
         """The value TrainingArguments will have for a field: the recipe's, ours, or HF's literal default."""

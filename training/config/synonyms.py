@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from data_prep.recipe import DATA_NAMES, Names, Synonym
+from training.activations.modes import check_name
 
 _FP16 = {"training.fp16": True, "training.bf16": False}
 _BF16 = {"training.bf16": True, "training.fp16": False}
@@ -103,6 +104,13 @@ def _compile(on: bool) -> dict[str, Any]:
     return {"perf.compile": "blocks" if on else "off"}
 
 
+def _checkpointing(text: str) -> dict[str, Any]:
+    """The argument of transformers takes true and false, ours a mode."""
+    if text in ("true", "false"):
+        return {"training.activation_checkpointing": text == "true"}
+    return {"perf.activation_checkpointing": "off" if text == "none" else check_name(text)}
+
+
 def _device(text: str) -> dict[str, Any]:
     return {"training.use_cpu": _one_of({"cpu": True, "cuda": False, "gpu": False}, text)}
 
@@ -191,6 +199,10 @@ SYNONYMS = {
     "report_to": Synonym("many", _report_to),
     "lora_target_linear": Synonym("switch", lambda on: {"adapter.target_modules": "all-linear"} if on else {}),
     **dict.fromkeys(("compile_model", "enable_compile"), Synonym("switch", _compile)),
+    **dict.fromkeys(
+        ("activation_checkpointing", "activation_checkpoint", "ac_mode", "recompute_granularity"),
+        Synonym("word", _checkpointing),
+    ),
     "device": Synonym("one", _device),
     **dict.fromkeys(("wandb", "use_wandb", "wandb_log"), _tracker("wandb")),
     **dict.fromkeys(("tensorboard", "use_tensorboard"), _tracker("tensorboard")),

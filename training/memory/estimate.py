@@ -164,5 +164,6 @@ def _sum(parts: list[MemoryPart], at: str, place: Place = "device") -> int:
 
 
 def _activation_note(shape: StepShape, trace: StepTrace) -> str:
-    how = "checkpointed" if shape.checkpointing else f"{shape.attention.name} attention"
+    mode = shape.checkpointing
+    how = f"checkpointing {mode.name}" if mode.every else f"{shape.attention.name} attention"
     return f"{shape.micro_batch_size} x {shape.seq_len} tokens, {how}, {trace.layer / 2**20:.1f} MiB per layer"

@@ -5,15 +5,18 @@ Everything uncertain is in `notes`: what is assumed about the data, the attentio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from training.activations.modes import AUTO, FULL, MODES, OFF, Checkpointing
 from training.attention import cpu
 from training.attention.choose import find_model_class, find_named, find_usable
 from training.attention.kernels import AttentionKernel, Compute
+from training.memory.available import measure_host_share
 from training.memory.devices import find_device_bytes
 from training.memory.estimate import (
     Estimate,
@@ -48,6 +51,15 @@ BuildModel = Callable[[torch.dtype, bool, bool], Any]
 
 
 @dataclass(frozen=True)
+class PlannedMode:
+    """A mode of activation checkpointing in a plan. recomputed_pct: of the FLOPs of the forward pass."""
+
+    name: str
+    peak_bytes: int
+    recomputed_pct: float
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """All of a plan; sizes in bytes of one rank, work of all ranks. None: cannot be known from the recipe."""
 
@@ -59,6 +71,10 @@ class RunPlan:
     trained_parameters: int
     micro_batch_size: int
     seq_len: int
+    checkpointing: str
+    """The mode that was planned with."""
+    checkpointing_modes: list[PlannedMode]
+    """What `auto` chose it from; empty where the recipe names it."""
     parts: list[MemoryPart]
     device_peak_bytes: int
     host_bytes: int
@@ -98,9 +114,13 @@ def plan_run(
     capacity = find_device_bytes(device) if device else None
     planner = Planner(loaded, build, world_size, on_gpu=device is not None)
     micro_batch_size = int(config.argument("per_device_train_batch_size"))
-    estimate = planner.estimate(micro_batch_size)
+    modes = plan_modes(planner, micro_batch_size) if config.perf.activation_checkpointing == AUTO else []
+    if modes:
+        config = config.with_checkpointing(find_first_fitting(modes, capacity or measure_host_share(world_size)).name)
+    predict = partial(planner.estimate, checkpointing=config.find_checkpointing())
+    estimate = predict(micro_batch_size)
     evaluation = planner.estimate_evaluation()
-    largest = find_largest_micro_batch(planner.estimate, estimate, capacity) if capacity else None
+    largest = find_largest_micro_batch(predict, estimate, capacity) if capacity else None
     accumulation = int(config.argument("gradient_accumulation_steps") or 1)
     rows_per_step = micro_batch_size * accumulation * world_size
     flops = ModelFlops.from_model(planner.model).count([config.data.seq_len], config.data.seq_len, config.data.seq_len)
@@ -117,6 +137,8 @@ def plan_run(
         trained_parameters=planner.counts.trained,
         micro_batch_size=micro_batch_size,
         seq_len=config.data.seq_len,
+        checkpointing=config.perf.activation_checkpointing,
+        checkpointing_modes=modes,
         parts=estimate.parts,
         device_peak_bytes=estimate.device_peak,
         host_bytes=estimate.host,
@@ -135,6 +157,29 @@ def plan_run(
         disk_bytes=_disk_bytes(planner),
         notes=_notes(config, planner, device, steps, has_rate=tflops is not None),
     )
+
+
+def plan_modes(planner: Planner, micro_batch_size: int) -> list[PlannedMode]:
+    """Every mode that `auto` chooses from, in its order."""
+    rows, seq_len = [planner.config.data.seq_len], planner.config.data.seq_len
+    OFF.apply(planner.model)
+    needed = ModelFlops.from_model(planner.model).count(rows, seq_len, seq_len)
+    FULL.apply(planner.model)
+    again = ModelFlops.from_model(planner.model).count(rows, seq_len, seq_len).hardware - needed.hardware
+    num_layers = planner.model.config.get_text_config().num_hidden_layers
+    return [
+        PlannedMode(
+            mode.name,
+            planner.predict_peak(micro_batch_size, checkpointing=mode),
+            100 * mode.share_products(num_layers) * again / needed.forward,
+        )
+        for mode in MODES
+    ]
+
+
+def find_first_fitting(modes: Sequence[PlannedMode], budget: int) -> PlannedMode:
+    """The first whose peak is within `budget` bytes, else the last."""
+    return next((mode for mode in modes if mode.peak_bytes <= budget), modes[-1])
 
 
 class Planner:
@@ -174,11 +219,13 @@ class Planner:
         self.tracer = self._build_tracer(build, kernel)
         self.states = self._list_states()
 
-    def estimate(self, micro_batch_size: int, *, accumulates: bool | None = None) -> Estimate:
-        """accumulates: whether a step has several micro-batches; None: as in the recipe."""
+    def estimate(
+        self, micro_batch_size: int, *, accumulates: bool | None = None, checkpointing: Checkpointing | None = None
+    ) -> Estimate:
+        """accumulates: whether a step has several micro-batches; None of both: as in the recipe."""
         if accumulates is None:
             accumulates = int(self.config.argument("gradient_accumulation_steps") or 1) > 1
-        shape = self._find_shape(micro_batch_size, accumulates=accumulates)
+        shape = self._find_shape(micro_batch_size, accumulates=accumulates, checkpointing=checkpointing)
         return estimate_rank(
             self.states,
             self.tracer,
@@ -188,20 +235,29 @@ class Planner:
             world_size=self.world_size,
         )
 
+    def predict_peak(self, micro_batch_size: int, **changes: Any) -> int:
+        """Bytes of a rank that must fit where it computes; on a CPU what is offloaded is there, too. changes: as of
+        `estimate`."""
+        estimate = self.estimate(micro_batch_size, **changes)
+        return estimate.device_peak if self.on_gpu else estimate.device_peak + estimate.host
+
     def estimate_evaluation(self) -> Evaluation | None:
         """None when the recipe does not evaluate."""
         if self.config.argument("eval_strategy") == "no":
             return None
-        shape = self._find_shape(int(self.config.argument("per_device_eval_batch_size")), accumulates=False)
+        rows = int(self.config.argument("per_device_eval_batch_size"))
+        shape = self._find_shape(
+            rows, accumulates=False, checkpointing=OFF
+        )  # nothing is kept, so nothing is done again
         return estimate_evaluation(self.states, self.tracer, shape, on_gpu=self.on_gpu, world_size=self.world_size)
 
-    def _find_shape(self, rows: int, *, accumulates: bool) -> StepShape:
+    def _find_shape(self, rows: int, *, accumulates: bool, checkpointing: Checkpointing | None) -> StepShape:
         return StepShape(
             micro_batch_size=rows,
             seq_len=self.config.data.seq_len,
             attention=self.attention,
             autocast=self.dtype if self.zero is None and self.dtype != torch.float32 else None,
-            checkpointing=bool(self.config.argument("gradient_checkpointing")),
+            checkpointing=checkpointing or self.config.find_checkpointing(),
             accumulates=accumulates,
             keeps_gradients=self.zero is None or self.zero.stage < 2,
             reduction=self._find_reduction(self._gradient_bytes()),

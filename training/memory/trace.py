@@ -31,8 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from training.activations.modes import OFF, Checkpointing
 from training.attention.stand_ins import StandIn
-from training.metrics.decoder_modules import is_checkpointing
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StepShape:
     seq_len: int
     attention: StandIn
     autocast: torch.dtype | None
-    checkpointing: bool
+    checkpointing: Checkpointing
     accumulates: bool
     """Gradients of an earlier micro-batch are there already."""
     keeps_gradients: bool
@@ -74,7 +74,7 @@ class StepTrace:
     after_forward: int
     """What the backward pass was left: activations, autocast copies (and gradients, when accumulating)."""
     layer: int
-    """Activations that one decoder layer keeps (its input only, when checkpointing)."""
+    """Activations that one decoder layer keeps: its input only if it is computed again; the mean where some are."""
     logits: int
     """Peak minus what lived when the head began: logits, their copies, the loss and its gradient."""
 
@@ -118,6 +118,7 @@ class StepTracer:
     def __init__(self, model: nn.Module, *, on_gpu: bool = False) -> None:
         self._traced: dict[StepShape, list[_Timeline]] = {}  # by shape, without its micro-batch size
         self._model = model
+        self._checkpointing = OFF
         self._on_gpu = on_gpu
         self._fakes = FakeTensorMode()
         with self._fakes:
@@ -151,7 +152,7 @@ class StepTracer:
                 for parameter in trained:
                     parameter.grad = torch.zeros_like(parameter)
             mask = _build_mask(shape)
-            if not shape.checkpointing:  # which keeps the inputs of every layer, the mask among them
+            if not shape.checkpointing.every:  # which keeps the inputs of every layer, the mask among them
                 marks.until_head, mask = mask, None
             loss = _forward(self._model, ids, shape)
             after_forward = live.now
@@ -178,16 +179,10 @@ class StepTracer:
         self._model.train()
         return max(live.timeline)
 
-    def _set_checkpointing(self, on: bool) -> None:
-        model: Any = self._model
-        if on == is_checkpointing(model):
-            return
-        if on:
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
-        else:
-            disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
-            disable()
+    def _set_checkpointing(self, mode: Checkpointing) -> None:
+        if mode != self._checkpointing:
+            mode.apply(self._model)
+        self._checkpointing = mode
 
 
 def _build_mask(shape: StepShape) -> torch.Tensor | None:
@@ -278,10 +273,9 @@ class _Marks:
         self.head_start = self._live.now
 
     def layer_bytes(self) -> int:
-        """Between the starts of the two middle layers of the first forward pass."""
+        """Between the starts of the first and the last layer of the first forward pass, divided by the layers."""
         starts = self._starts[: len(self._layers)]
-        middle = len(starts) // 2
-        return starts[middle] - starts[middle - 1] if len(starts) > 1 else 0
+        return (starts[-1] - starts[0]) // (len(starts) - 1) if len(starts) > 1 else 0
 
 
 def find_decoder_layers(model: nn.Module) -> list[nn.Module]:

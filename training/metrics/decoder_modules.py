@@ -121,10 +121,10 @@ def keeps_tensor(name: str, module: nn.Module) -> bool:
     return drops or experts or "dora" in type(module).__name__.lower()
 
 
-def checkpoints_reentrantly(model: nn.Module) -> bool:
-    """Whether checkpointing is on with `use_reentrant=True` (transformers' default is False)."""
-    functions = (getattr(m, "_gradient_checkpointing_func", None) for m in model.modules())
-    return any(getattr(f, "keywords", {}).get("use_reentrant") for f in functions if f is not None)
+def find_checkpoint_options(model: nn.Module) -> dict[str, Any]:
+    """Arguments that layers hand to `torch.utils.checkpoint.checkpoint`, as transformers has set them."""
+    functions = (getattr(module, "_gradient_checkpointing_func", None) for module in model.modules())
+    return next((getattr(function, "keywords", {}) for function in functions if function is not None), {})
 
 
 def find_text_config(model: nn.Module) -> Any:
@@ -139,12 +139,12 @@ def find_output_head(model: nn.Module) -> nn.Module | None:
     return find() if find else None
 
 
-def is_checkpointing(model: Any, otherwise: bool = False) -> bool:
-    """Whether layers are recomputed in the backward pass; `otherwise`, for a model that is none of transformers'."""
+def is_checkpointing(model: Any) -> bool:
+    """Whether some layer is computed again in the backward pass; False for a model that is none of transformers'."""
     for name in ("is_activation_checkpointing", "is_gradient_checkpointing"):  # the older name warns in newer versions
         if hasattr(type(_find_base(model)), name):
             return bool(getattr(model, name))
-    return otherwise
+    return False
 
 
 def _find_base(model: Any) -> Any:

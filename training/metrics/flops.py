@@ -40,7 +40,6 @@ from training.attention.kernels import AttentionKernel, find_kernel
 from training.attention.pairs import Attended, causal_pairs, square_pairs
 from training.kernels.cpu.functions import ops as operators
 from training.loss.head import find_loss_head
-from training.metrics.decoder_modules import is_checkpointing
 from training.metrics.matmuls import Matmul, Matmuls, find_matmuls, uses_input_grad_hook
 
 logger = logging.getLogger("redline.metrics")
@@ -88,12 +87,12 @@ class ModelFlops:
     recompute_per_forward: int
     attentions: tuple[_AttentionCost, ...]
     kernel: AttentionKernel
-    checkpointing: bool
     head_on_loss_tokens: bool
 
     @classmethod
     def from_model(cls, model: nn.Module, *, head_on_loss_tokens: bool | None = None) -> ModelFlops:
-        """Walk `model` once. Call it after adapters and freezing are in place, before an engine wraps it.
+        """Walk `model` once. Call it when adapters, freezing and activation checkpointing are in place, before an
+        engine wraps it.
 
         `head_on_loss_tokens`: True when the loss computes logits only where there is a label; Hugging Face models
         compute them for every token. None: as the model's loss kernel does.
@@ -126,7 +125,6 @@ class ModelFlops:
             recompute_per_forward=sum(m.forward for m in executed.layers if m.recomputed and m.rows),
             attentions=_attention_costs(found, executed, flash=kernel.recomputes_scores),
             kernel=kernel,
-            checkpointing=is_checkpointing(model),
             head_on_loss_tokens=head_on_loss_tokens,
         )
 
@@ -137,7 +135,6 @@ class ModelFlops:
         loss_tokens: int,
         *,
         rows: int | None = None,
-        checkpointing: bool | None = None,
     ) -> StepFlops:
         """FLOPs of one micro-batch's forward and backward.
 
@@ -146,26 +143,22 @@ class ModelFlops:
         loss_tokens:      positions with a label; used only with `head_on_loss_tokens`.
         rows:             rows of the batch. Needed to know the attention a masked kernel executes; None takes the
                           kernel to skip what is masked, a lower bound of `hardware`.
-        checkpointing:    whether layers are recomputed in backward; None: as the model was set when walked.
         """
         lengths = [int(n) for n in document_lengths]  # numpy's int32 would overflow when squared
         real_tokens = sum(lengths)
-        recomputes = self.checkpointing if checkpointing is None else checkpointing
         head_tokens, head_hardware_tokens = (loss_tokens,) * 2 if self.head_on_loss_tokens else (real_tokens, tokens)
         linear = self.layers_per_token * real_tokens + self.head_per_token * head_tokens
         hardware = self.hardware_layers_per_token * tokens + self.hardware_head_per_token * head_hardware_tokens
-        hardware += self.per_forward
+        hardware += self.per_forward + self.recompute_per_token * tokens + self.recompute_per_forward
         forward = self.hardware_layers_forward_per_token * tokens + self.per_forward
         forward += self.hardware_head_forward_per_token * head_hardware_tokens
-        if recomputes:
-            hardware += self.recompute_per_token * tokens + self.recompute_per_forward
         model = palm = linear
         for cost in self.attentions:
             causal, square = _pairs(lengths, cost.window)
             model += cost.model * causal
             palm += cost.model * square
             executed = self._executed_pairs(len(lengths), causal, tokens, rows, cost.window)
-            hardware += (cost.hardware + (cost.recompute if recomputes else 0)) * executed
+            hardware += (cost.hardware + cost.recompute) * executed
             forward += cost.forward * executed
         return StepFlops(model, palm, hardware, forward)
 
@@ -244,10 +237,11 @@ def measure_flops(fn: Callable[[], Any], *, flash_recompute: bool = True) -> int
        (compare with `StepFlops.hardware`), left out with `flash_recompute=False` (compare with `StepFlops.model`);
     3. it does not know the CPU flash kernel at all: here it is counted like the others;
     4. nor the grouped products that experts are computed with, torch's and the one that transformers has instead;
-    5. nor products that are added to a tensor in place.
+    5. nor products that are added to a tensor in place, nor those with frozen weights in our fused layers.
     Runs everything once at reduced speed: a check for now and then, not a counter for each step.
     """
-    formulas = _attention_formulas(flash_recompute) | _document_formulas(flash_recompute) | _grouped_formulas()
+    formulas = _attention_formulas(flash_recompute) | _document_formulas(flash_recompute)
+    formulas |= _grouped_formulas() | _frozen_formulas()
     formulas[torch.ops.aten.addmm_] = lambda _, *factors, **kwargs: count_grouped(*factors)
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         fn()
@@ -299,6 +293,16 @@ def _document_formulas(flash_recompute: bool) -> dict[Any, Callable[..., int]]:
     for formula in (count, count_backward):
         formula._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]  as above
     return {operators.attention: count, operators.attention_backward: count_backward}
+
+
+def _frozen_formulas() -> dict[Any, Callable[..., int]]:
+    """Of the products with frozen weights and adapters in fused layers (`training/models/projections.py`)."""
+
+    def count(rows: Any, weights: Any, biases: Any, lows: Any, ups: Any, **kwargs: Any) -> int:
+        factors = [*weights, *(up for up in ups if up is not None)]
+        return sum(2 * rows[0] * out_features * in_features for out_features, in_features in factors)
+
+    return {operators.multiply_frozen: count} if hasattr(operators, "multiply_frozen") else {}
 
 
 def _attention_formula(packet: Any, flash_recompute: bool) -> Callable[..., int]:

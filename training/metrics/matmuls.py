@@ -25,13 +25,14 @@ from torch import nn
 from training.metrics.decoder_modules import (
     STAGE_MLP,
     base_linear,
-    checkpoints_reentrantly,
     execution_stage,
+    find_checkpoint_options,
     find_output_head,
     find_text_config,
     full_shape,
     fused_experts,
     is_attention,
+    is_checkpointing,
     is_layer_list,
     is_linear,
     is_router,
@@ -60,7 +61,7 @@ class Matmul:
     overhead: bool = False
     """True: the implementation does it, the model does not need it. Counts as hardware FLOPs only."""
     recomputed: bool = False
-    """Done again in backward under gradient checkpointing (in layers; see `_Walk.mark_recomputed`)."""
+    """Done again in backward, as activation checkpointing is set in the model (see `_Walk.mark_recomputed`)."""
 
     @property
     def forward(self) -> int:
@@ -105,8 +106,7 @@ class Attention:
 
 @dataclass
 class Matmuls:
-    """What the walk found. `layers` and `head` are kept apart because only layers are recomputed under
-    checkpointing."""
+    """What the walk found. `layers` and `head` are kept apart: a loss may need logits at some positions only."""
 
     layers: list[Matmul] = field(default_factory=list)
     head: list[Matmul] = field(default_factory=list)
@@ -143,7 +143,10 @@ class _Walk:
     def __init__(self, model: nn.Module, upstream: bool) -> None:
         self.found = Matmuls()
         self.config: Any = find_text_config(model)
-        self.reentrant = checkpoints_reentrantly(model)
+        options = find_checkpoint_options(model)
+        self.stops_early = not options.get("use_reentrant") and options.get("early_stop", True)
+        self.keeps_products = "context_fn" in options  # selective: by us or, it is assumed, by a policy alike
+        self.checkpoints = is_checkpointing(model)
         self.head = find_output_head(model)
         self.upstream = upstream
         """Whether anything trainable lies before the current point."""
@@ -164,11 +167,16 @@ class _Walk:
                 self.block(child_path, child, self.upstream)
             self.note_trainable(child)
         self._own_parameters(name, layer)
-        if self.upstream:  # backward reaches this layer
+        if self.upstream and self._computes_again(layer):  # the backward pass reaches this layer
             self.found.attentions[first_attention:] = [
                 replace(a, recomputed=True) for a in self.found.attentions[first_attention:]
             ]
-            self.mark_recomputed(first_matmul, *children[-1])
+            stops_early = self.stops_early and not getattr(layer, "repeats_last_product", False)
+            self.mark_recomputed(first_matmul, *children[-1], stops_early=stops_early)
+
+    def _computes_again(self, layer: nn.Module) -> bool:
+        """Layers of models from the hub may have no switch of their own."""
+        return bool(getattr(layer, "gradient_checkpointing", self.checkpoints)) and not self.keeps_products
 
     def attention(self, name: str, module: nn.Module) -> None:
         """Inputs (q, k, v), the two attention products, then the output projection: the linear registered last."""
@@ -284,18 +292,18 @@ class _Walk:
                 found += _adapter_matmuls(f"{name}.{adapter}", module, adapter, found[0])
         return found
 
-    def mark_recomputed(self, first: int, last_name: str, last: nn.Module) -> None:
+    def mark_recomputed(self, first: int, last_name: str, last: nn.Module, *, stops_early: bool) -> None:
         """Mark the matmuls of one layer (from index `first`) that checkpointing does again.
 
         torch's non-reentrant checkpoint stops at the last tensor that backward needs. The layer's last product saves
         its inputs before it runs and a residual sum saves nothing, so that product is not done again, unless something
-        after it keeps a tensor: a norm, a dropout, expert weighting, DoRA's magnitudes.
+        after it keeps a tensor: a norm, a dropout, expert weighting, DoRA's magnitudes. In our fused layers it is.
         """
         marked = [replace(m, recomputed=True) for m in self.found.layers[first:]]
         keeps_more = execution_stage(last_name, last) > STAGE_MLP or any(
             keeps_tensor(n, m) for n, m in last.named_modules()
         )
-        if not (keeps_more or self.reentrant):
+        if stops_early and not keeps_more:
             marked[-1] = replace(marked[-1], recomputed=False)
         self.found.layers[first:] = marked
 

@@ -54,11 +54,11 @@ class Traffic:
     backward_per_batch: int
 
     @classmethod
-    def of(cls, found: Matmuls, itemsize: int, *, recomputes: bool) -> Traffic:
-        """itemsize: bytes of a number in a matmul. recomputes: under gradient checkpointing."""
+    def of(cls, found: Matmuls, itemsize: int) -> Traffic:
+        """itemsize: bytes of a number in a matmul."""
         matmuls = [matmul for matmul in (*found.layers, *found.head) if not matmul.rows]
-        again = [matmul for matmul in matmuls if matmul.recomputed] if recomputes else []
-        attended = [attention for attention in found.attentions if attention.recomputed] if recomputes else []
+        again = [matmul for matmul in matmuls if matmul.recomputed]
+        attended = [attention for attention in found.attentions if attention.recomputed]
         values = (
             _rows(matmuls) + _attended(found.attentions),
             _weights(matmuls),

@@ -76,7 +76,6 @@ class Forward:
     shape: BatchShape
     flops: ModelFlops | None
     with_backward: bool
-    checkpointing: bool
 
     def count(self) -> Work:
         """A pass without gradients, as of a reference model, costs FLOPs and trains on no token."""
@@ -84,7 +83,7 @@ class Forward:
         tokens = rows * self.shape.seq_len
         work = Work(tokens=tokens, useful_tokens=sum(lengths), micro_batches=1) if self.with_backward else Work()
         if self.flops is not None and self.with_backward:
-            flops = self.flops.count(lengths, tokens, sum(lengths), rows=rows, checkpointing=self.checkpointing)
+            flops = self.flops.count(lengths, tokens, sum(lengths), rows=rows)
             work.add_flops(flops)
         elif self.flops is not None:
             work.add_flops(self.flops.count_forward(lengths, tokens, rows=rows))
@@ -152,7 +151,6 @@ class Meter:
         *,
         gather: GatherOverRanks = lambda values: [values],
         model_flops: ModelFlops | None = None,
-        checkpointing: bool = False,
         rates: Rates | None = None,
     ) -> None:
         self.timer = timer
@@ -160,7 +158,6 @@ class Meter:
         self.peak, self.ceiling, self.calibrator = rates.peak, rates.ceiling, rates.calibrator
         self._gather = gather
         self._flops = model_flops
-        self._checkpointing = checkpointing
         self._current = Work()
         self._forwards: list[Forward] = []
         self._forwards_of_steps: deque[list[Forward]] = deque()
@@ -177,9 +174,7 @@ class Meter:
         """Count one micro-batch of the step under way: its rows hold `tokens` positions, padding included."""
         work = Work(tokens=tokens, useful_tokens=useful_tokens, micro_batches=1)
         if self._flops is not None:
-            flops = self._flops.count(
-                document_lengths, tokens, loss_tokens, rows=rows, checkpointing=self._checkpointing
-            )
+            flops = self._flops.count(document_lengths, tokens, loss_tokens, rows=rows)
             work.add_flops(flops)
             self.last_batch_flops = flops.hardware
         self._current += work

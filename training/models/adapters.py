@@ -5,9 +5,8 @@ Guarantees
   float32 masters. The base is frozen; what is not quantised (norms, embeddings, head) stays in the compute dtype.
   peft's `prepare_model_for_kbit_training` would turn those to float32 (2 GiB more for Qwen2.5-7B), and DeepSpeed
   would turn them back; norms compute in float32 anyway.
-- Frozen weights get no gradients computed, and nothing is differentiated below the first adapter. With gradient
-  checkpointing transformers (5.23) makes the embeddings' output require a gradient whatever the way of checkpointing:
-  then gradients pass through the inputs of the first layer, too. The meter counts them.
+- Frozen weights get no gradients computed, and nothing is differentiated below the first adapter, with activation
+  checkpointing as well: what transformers (5.23) adds for it, the gradient of the embeddings' output, is taken away.
 - A 4-bit weight is unpacked once in the forward pass and once in the backward pass (once more where a layer is
   recomputed), and let go of after its product: one lives at a time.
 - 4-bit weights stay trainable after an evaluation on a CPU. With AVX512-BF16 bitsandbytes repacks them on the first

@@ -30,6 +30,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from data_prep.errors import UserError
+from training.activations.modes import OFF, Checkpointing
 from training.attention.choose import check_attention, choose_attention, find_model_class
 from training.attention.kernels import Compute
 from training.precision import PRECISIONS
@@ -51,12 +52,12 @@ def build_model(
     tokenizer: TokenizerFacts,
     compute: Compute,
     *,
-    gradient_checkpointing: bool = False,
+    checkpointing: Checkpointing = OFF,
     meta: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """The model of a recipe, on the CPU (4-bit weights: on this rank's device; `meta`: on the meta device).
 
-    `gradient_checkpointing` turns on non-reentrant checkpointing of every decoder layer.
+    checkpointing: what the backward pass computes again.
     Raises UserError for whatever in the two sections cannot be built.
     """
     lora = adapter.method == "lora"
@@ -77,7 +78,7 @@ def build_model(
             prepare_4bit(built)
     if model.path is not None:
         fit_vocabulary(built, tokenizer.vocab_size, frozen=lora)
-    return _finish(built, adapter, gradient_checkpointing)
+    return _finish(built, adapter, checkpointing)
 
 
 def check_model(model: ModelSection, seq_len: int, *, on_cpu: bool) -> None:
@@ -174,12 +175,11 @@ def _quantize_meta(model: PreTrainedModel, adapter: AdapterSection, dtype: torch
 
 
 def _finish(
-    model: PreTrainedModel, adapter: AdapterSection, gradient_checkpointing: bool
+    model: PreTrainedModel, adapter: AdapterSection, checkpointing: Checkpointing
 ) -> PreTrainedModel | PeftModel:
     built = attach_lora(model, adapter) if adapter.method == "lora" else model
     if built is not model:
         logger.info("%s", trainable_share(built))
-    if gradient_checkpointing:  # after LoRA: peft would add input gradients, which only reentrant checkpointing needs
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    if checkpointing.every:
+        checkpointing.apply(model)
     return built

@@ -71,6 +71,9 @@ class _FusedLayer(nn.Module):
     """Mixed into the class of a decoder layer."""
 
     casts: CastWeights
+    repeats_last_product = True
+    """Whether checkpointing computes the layer's last product again, which needs nothing of it: an autograd function of
+    ours saves its input when it has run. Read by `training/metrics/matmuls.py`."""
 
     def forward(
         self,

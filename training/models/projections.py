@@ -101,6 +101,42 @@ class Projection:
         return not any(parameter.requires_grad for parameter in self.base.parameters(recurse=False))
 
 
+# An operator, for selective checkpointing (`training/activations`) to keep what it makes: within, outputs are written
+# into a given tensor, and those are not kept.
+_library = torch.library.Library("redline", "FRAGMENT")
+_library.define(
+    "multiply_frozen(Tensor rows, Tensor[] weights, Tensor?[] biases, Tensor?[] lows, Tensor?[] ups) -> Tensor"
+)
+
+
+def _multiply_frozen(
+    rows: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    lows: list[Tensor | None],
+    ups: list[Tensor | None],
+) -> Tensor:
+    """rows (n, in_features) to (n, sum of out_features): each weight, and each `up` on its `low` (n, rank)."""
+    widths = [len(weight) for weight in weights]
+    out = rows.new_empty((len(rows), sum(widths)))
+    for weight, bias, part, low, up in zip(weights, biases, out.split(widths, 1), lows, ups, strict=True):
+        if bias is None:
+            torch.mm(rows, weight.t(), out=part)
+        else:
+            torch.addmm(bias, rows, weight.t(), out=part)
+        if low is not None and up is not None:
+            part.addmm_(low, up.t())
+    return out
+
+
+_library.impl("multiply_frozen", _multiply_frozen, "CPU")
+
+
+@torch.library.register_fake("redline::multiply_frozen", lib=_library)
+def _make_product(rows: Tensor, weights: list[Tensor], *args: Any) -> Tensor:
+    return rows.new_empty((len(rows), sum(len(weight) for weight in weights)))
+
+
 class _Frozen(torch.autograd.Function):
     """Gradients of the input and of adapters only. adapters: down and up of each projection that has one, in turn."""
 
@@ -114,14 +150,8 @@ class _Frozen(torch.autograd.Function):
         ups = [None if one.adapter is None else (one.adapter.up * one.adapter.scale).to(x.dtype) for one in group]
         low = None if down is None else rows @ down.t()
         lows = [None] * len(group) if low is None else low.split(ranks, 1)
-        out = x.new_empty((len(rows), sum(widths)))
-        for one, weight, part, of_part, up in zip(group, weights, out.split(widths, 1), lows, ups, strict=True):
-            if one.base.bias is None:
-                torch.mm(rows, weight.t(), out=part)
-            else:
-                torch.addmm(casts.get((one.base.bias,), x.dtype), rows, weight.t(), out=part)
-            if of_part is not None and up is not None:
-                part.addmm_(of_part, up.t())
+        biases = [None if one.base.bias is None else casts.get((one.base.bias,), x.dtype) for one in group]
+        out = torch.ops.redline.multiply_frozen(rows, weights, biases, lows, ups)
         ctx.save_for_backward(*(() if low is None else (x, low)))
         ctx.shape, ctx.group, ctx.weights = x.shape, group, weights
         ctx.widths, ctx.ranks, ctx.down, ctx.ups = widths, ranks, down, ups

@@ -192,13 +192,18 @@ def _check_recompute(run: Run, facts: RunFacts) -> Iterator[Finding]:
     if not facts.hfu_pct or not facts.mfu_pct or facts.hfu_pct < 1.15 * facts.mfu_pct:
         return
     share = 100 * (facts.hfu_pct - facts.mfu_pct) / facts.hfu_pct
-    recomputes = re.search(r"^\s*(gradient|activation)_checkpointing: true\b", run.config_text or "", re.MULTILINE)
+    recomputes = re.search(
+        r"^\s*(gradient|activation)_checkpointing: (true|full|every_\d+)\b", run.config_text or "", re.MULTILINE
+    )
     yield Finding(
         "More FLOPs are executed than the model needs",
         f"HFU {facts.hfu_pct:.1f} % against MFU {facts.mfu_pct:.1f} %: "
         f"({facts.hfu_pct:.1f} - {facts.mfu_pct:.1f}) / {facts.hfu_pct:.1f} = {share:.0f} % of the executed FLOPs are "
         "recomputation, padding or masked-out attention.",
-        "training.gradient_checkpointing is on: set it to false if memory allows." if recomputes else "",
+        f"{recomputes[1]}_checkpointing is {recomputes[2]}: perf.activation_checkpointing: auto computes again only "
+        "what does not fit in memory."
+        if recomputes
+        else "",
     )
 
 

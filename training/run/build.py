@@ -49,6 +49,7 @@ from training.compiling.compiled import BatchShapes
 from training.compiling.install import install_compile
 from training.compiling.modes import OFF, find_mode
 from training.config import Config, LoadedConfig
+from training.config.sections import CHECKPOINTING
 from training.config.trackers import find_trackers
 from training.data.collator import Collator
 from training.data.dataset import RowDataset, build_datasets
@@ -86,7 +87,8 @@ FORCED_ARGUMENTS: dict[str, Any] = {
     "prediction_loss_only": True,
 }
 
-
+# What the recipe sets and something else than TrainingArguments carries out: our trackers, and the model's builder.
+OWN_ARGUMENTS = ("report_to", *CHECKPOINTING, *(f"{name}_kwargs" for name in CHECKPOINTING))
 PREFETCH_FACTOR = 4  # batches that each worker prepares ahead
 
 
@@ -98,7 +100,7 @@ def build_training_arguments(
     precision = find_precision(config.arguments())
     if obstacle := precision.obstacle(device.type):
         raise UserError(f"training.{precision.switch}: {obstacle}: use training.bf16")
-    given = {key: value for key, value in config.training.items() if key != "report_to"}
+    given = {key: value for key, value in config.training.items() if key not in OWN_ARGUMENTS}
     given |= FORCED_ARGUMENTS | {
         "output_dir": str(run_dir.path),
         "logging_steps": config.monitor.train_every,
@@ -315,7 +317,7 @@ def build_run_model(
         config.adapter,
         TokenizerFacts(len(tokenizer), _pad_id(tokenizer), _token_id(tokenizer, "bos"), _token_id(tokenizer, "eos")),
         Compute(args.device.type, find_precision(vars(args)).dtype, packed=config.data.packing != "none"),
-        gradient_checkpointing=bool(args.gradient_checkpointing),
+        checkpointing=config.find_checkpointing(),
     )
     make_savable(model)
     fuse_layers(

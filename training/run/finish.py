@@ -116,7 +116,7 @@ def measure_roofline(trainer: RecipeTrainer, totals: dict[str, float], chosen: O
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     matmuls = find_matmuls(model, embeddings_need_grad=uses_input_grad_hook(model))
     itemsize = find_precision(vars(args)).dtype.itemsize
-    traffic = Traffic.of(matmuls, itemsize, recomputes=bool(args.gradient_checkpointing))
+    traffic = Traffic.of(matmuls, itemsize)
     engine: Any = trainer.deepspeed if trainer.is_deepspeed_enabled else None
     optimizer: Any = engine.basic_optimizer if engine is not None else trainer.optimizer
     step = count_optimizer_work(optimizer, chosen, args.device)

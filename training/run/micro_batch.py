@@ -4,7 +4,8 @@ The rows of an optimizer step are the recipe's, per_device_train_batch_size x gr
 to the row; only how many of them are computed at once is chosen, so only their divisors come into question.
 
 1. Each rank takes the largest divisor whose planned peak fits in what its device has free; the smallest of all ranks'
-   is tried. On a CPU `KEPT_FREE` of the available memory is left alone and the rest divided by the ranks on it.
+   is tried. On a CPU a share of the available memory is left alone and the rest divided by the ranks on it
+   (`training/memory/available.py`).
 2. The trial is a throwaway run: another trainer, built by the same code, takes two optimizer steps on rows of random
    tokens, in an empty directory. The second has the optimizer's states, so its peak is that of training. Out of memory
    on any rank: the next smaller divisor.
@@ -28,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -40,7 +40,7 @@ from training.config import Config, LoadedConfig
 from training.data.collator import Collator
 from training.data.dataset import Row
 from training.launch import World
-from training.memory.estimate import CUDA_CONTEXT_BYTES
+from training.memory.available import measure_free_bytes
 from training.memory.run_plan import Planner
 from training.models.planned import build_planned_model
 from training.ranks import gather_floats
@@ -50,9 +50,7 @@ from training.run_dir import RunDir
 logger = logging.getLogger("redline.train")
 
 GIB = 2**30
-KEPT_FREE = 0.2  # of a CPU's available memory: for the page cache, and for what no allocator counts
 TRIAL_STEPS = 2
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def fit_micro_batch(loaded: LoadedConfig, prepared: Prepared, world: World, device: torch.device) -> LoadedConfig:
@@ -65,10 +63,9 @@ def fit_micro_batch(loaded: LoadedConfig, prepared: Prepared, world: World, devi
     planner = Planner(loaded, partial(build_planned_model, loaded.config), world.size, on_gpu=device.type == "cuda")
 
     def predict(size: int) -> int:
-        estimate = planner.estimate(size, accumulates=size < rows)
-        return estimate.device_peak if device.type == "cuda" else estimate.device_peak + estimate.host
+        return planner.predict_peak(size, accumulates=size < rows)
 
-    budget = measure_free_bytes(device, world)
+    budget = measure_free_bytes(device, world.local_size)
     planned = int(min(gather_floats(float(find_largest_fitting(predict, rows, budget)), device)))
     evaluation = planner.estimate_evaluation()
     if evaluation and evaluation.device_peak > budget:
@@ -123,24 +120,6 @@ def find_largest_fitting(predict: Callable[[int], int], rows: int, budget: int) 
         middle = (low + high) // 2
         low, high = (middle, high) if predict(divisors[middle]) <= budget else (low, middle)
     return divisors[low]
-
-
-def measure_free_bytes(device: torch.device, world: World) -> int:
-    """What this rank may plan with, the CUDA context that it has already and the plan counts again included."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) + CUDA_CONTEXT_BYTES
-    available = min(psutil.virtual_memory().available, _free_of_cgroup())
-    return int((1 - KEPT_FREE) * available / world.local_size)
-
-
-def _free_of_cgroup() -> float:
-    """A container's limit (cgroup v2) less what it uses."""
-    try:
-        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return float("inf") if limit == "max" else max(0, int(limit) - int(used))
-    except (OSError, ValueError):
-        return float("inf")
 
 
 # ---- the trial ----

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from data_prep.errors import UserError
 from data_prep.prepare import Prepared, prepare
+from training.activations.modes import AUTO
 from training.callbacks.garbage import give_back
 from training.checkpoints.manifest import (
     CheckpointManifest,
@@ -36,6 +37,7 @@ from training.precision import compute_float32
 from training.ranks import on_each_node, on_main_rank
 from training.reporting.summary import Summary
 from training.run.build import build_trainer, build_training_arguments, find_run_path
+from training.run.checkpointing import fit_checkpointing
 from training.run.micro_batch import fit_micro_batch
 from training.run.opening import Opening
 from training.run_dir import RunDir
@@ -84,8 +86,11 @@ def _run_locked(
         loaded, args = evaluated, build_training_arguments(evaluated, run_dir, device, world)
     if checkpoint is not None and is_over(run_dir, checkpoint, args.max_steps, world):
         return
+    if config.perf.activation_checkpointing == AUTO:
+        loaded = fit_checkpointing(loaded, world, device)
     if config.perf.micro_batch_size == "auto":
         loaded = fit_micro_batch(loaded, prepared, world, device)
+    if loaded is not evaluated:
         args = build_training_arguments(loaded, run_dir, device, world)
     memory_base = measure_base(device)
     trainer = build_trainer(loaded, prepared, run_dir, args, world)

@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from training.metrics import names
-from training.metrics.decoder_modules import is_checkpointing
 from training.metrics.document_lengths import BatchShape
 from training.metrics.flops import ModelFlops
 from training.metrics.throughput import Forward
@@ -66,7 +65,6 @@ class ForwardCounter:
 
     def _build_hook(self, model: nn.Module) -> Any:
         trainer, flops = self._trainer, find_flops(model)
-        checkpointing = is_checkpointing(model, trainer.args.gradient_checkpointing)
 
         def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             meter = trainer.meter
@@ -78,7 +76,7 @@ class ForwardCounter:
                 shape = BatchShape(kwargs)
             except (KeyError, IndexError):  # no tokens: images, sound
                 return
-            meter.add_forward(Forward(shape, flops, torch.is_grad_enabled(), checkpointing))
+            meter.add_forward(Forward(shape, flops, torch.is_grad_enabled()))
 
         return count
 

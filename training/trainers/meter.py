@@ -40,7 +40,6 @@ def build_meter(model: torch.nn.Module, args: TrainingArguments, seq_len: int | 
         build_phase_timer(args.device.type),
         gather=partial(gather_lists, device=args.device),
         model_flops=None if seq_len is None else ModelFlops.from_model(model),
-        checkpointing=bool(args.gradient_checkpointing),
         rates=Rates(peak, ceiling, calibrator),
     )
 

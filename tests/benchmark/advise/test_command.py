@@ -24,7 +24,7 @@ class StandIn:
     """Trains nothing: writes the run that a training with known effects would have left."""
 
     def __init__(self):
-        self.calls, self.random = [], random.Random(1)
+        self.calls, self.random = [], random.Random(2)
 
     def __call__(self, command, log, limit):
         arguments = command[2:]
@@ -39,7 +39,7 @@ class StandIn:
             rate, memory = 1.2 * rate, 3.0
         if config.data.num_workers == 1:
             rate *= 1.1
-        if config.argument("gradient_checkpointing"):
+        if config.perf.activation_checkpointing == "full":
             rate, memory = 0.7 * rate, 1.0
         if config.data.packing == "wrapped":
             rate, loss = 1.5 * rate, 0.2
@@ -89,7 +89,7 @@ def test_gains_that_change_training_are_told_apart_whatever_the_lever_says(advis
     another = page.split("Faster, but another training")[1]
     assert "packing wrapped" in another and "optimizer adamw_torch" in another
     assert "changed, 24 %" in page  # 1.0 of 4.2 at the last step
-    assert "checkpointing gradient checkpointing on: 0.500 times the memory" in page.split("Less memory")[1]
+    assert "checkpointing full: 0.500 times the memory" in page.split("Less memory")[1]
 
 
 def test_what_fails_and_what_has_nothing_to_turn_is_said_and_not_repeated(advised):
@@ -100,7 +100,7 @@ def test_what_fails_and_what_has_nothing_to_turn_is_said_and_not_repeated(advise
         "zero-stage": "one rank has nothing to shard", "pinned-memory": "on a CPU batches are not copied",
     }  # fmt: skip
     assert sum("compile-blocks" in call for call in stand_in.calls) == 1
-    assert sum("gradient-checkpointing" in call for call in stand_in.calls) == 2  # slower by a fifth in two rounds
+    assert sum("checkpointing-full" in call for call in stand_in.calls) == 2  # slower by a fifth in two rounds
 
 
 def test_every_variant_has_a_run_of_the_configuration_beside_it(advised):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from training import allocator, precision
+from training.activations.modes import AUTO, MODES
 from training.config import LoadedConfig
 from training.launch import count_cores
 from training.optim import optimizers
@@ -168,14 +169,14 @@ def _compile(base: Baseline) -> list[Variant]:
 
 
 def _checkpointing(base: Baseline) -> list[Variant]:
-    names = ("activation_checkpointing", "gradient_checkpointing")
-    name = next((name for name in names if name in base.loaded.config.training), names[1])
-    return _toggle(base, "checkpointing", f"training.{name}", "gradient checkpointing")
-
-
-def _toggle(base: Baseline, lever: str, key: str, what: str) -> list[Variant]:
-    on = bool(base.argument(key.removeprefix("training.")))
-    return [Variant(lever, f"{what} {'off' if on else 'on'}", {key: not on})]
+    now = base.loaded.config.perf.activation_checkpointing
+    if now == AUTO:
+        raise NothingToTurnError("perf.activation_checkpointing: auto already chooses the mode")
+    return [
+        Variant("checkpointing", mode.name, {"perf.activation_checkpointing": mode.name})
+        for mode in MODES
+        if mode.name != now
+    ]
 
 
 def _precision(base: Baseline) -> list[Variant]:

@@ -1,0 +1,1 @@
+"""Activation checkpointing: its modes, and what the selective one keeps."""

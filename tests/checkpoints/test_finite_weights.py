@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from data_prep.errors import UserError
 from training.checkpoints.finite_weights import find_bad_weight
-from training.checkpoints.manifest import check_resumable, find_last_finite, find_resumable, write_manifest
+from training.checkpoints.manifest import check_resumable, find_last_finite, write_manifest
+from training.checkpoints.quarantine import find_resumable
 
 
 @pytest.fixture

@@ -5,8 +5,16 @@ import json
 import pytest
 
 from data_prep.errors import UserError
-from training.checkpoints.manifest import MANIFEST, check_resumable, find_resumable, verify_checkpoint, write_manifest
+from training.checkpoints.manifest import (
+    MANIFEST,
+    BrokenCheckpointError,
+    check_resumable,
+    read_manifest,
+    verify_checkpoint,
+    write_manifest,
+)
 from training.checkpoints.progress import Progress
+from training.checkpoints.quarantine import find_resumable
 
 
 @pytest.fixture
@@ -46,6 +54,57 @@ def test_damage_is_seen_and_named(checkpoint, damage):
     harm, reason = DAMAGE[damage]
     harm(checkpoint)
     with pytest.raises(UserError, match=reason):
+        verify_checkpoint(checkpoint)
+
+
+def test_one_flipped_bit_of_a_manifest_is_found_wherever_it_is(checkpoint):
+    write_manifest(checkpoint, step=20, world_size=2, settings={"data.seed": 1, "rate": 0.1}, versions={"torch": "2é"})
+    text = (checkpoint / MANIFEST).read_bytes()
+    read_manifest(checkpoint)
+    for place in range(0, 8 * len(text), 5):  # each byte, each bit of eight in turn
+        flipped = bytearray(text)
+        flipped[place // 8] ^= 1 << place % 8
+        (checkpoint / MANIFEST).write_bytes(flipped)
+        with pytest.raises(BrokenCheckpointError):
+            read_manifest(checkpoint)
+
+
+def test_a_changed_step_is_not_believed(checkpoint):
+    text = (checkpoint / MANIFEST).read_text()
+    (checkpoint / MANIFEST).write_text(text.replace('"step": 20', '"step": 21'))
+    with pytest.raises(BrokenCheckpointError, match="differs from its own digest"):
+        read_manifest(checkpoint)
+
+
+def test_a_manifest_of_an_older_redline_is_read_with_one_line(checkpoint, caplog):
+    caplog.set_level("INFO")
+    files = read_manifest(checkpoint).files
+    older = {"step": 20, "world_size": 2, "files": files, "settings": None}
+    (checkpoint / MANIFEST).write_text(json.dumps(older, indent=1) + "\n")
+    assert verify_checkpoint(checkpoint).step == 20
+    assert [record.message for record in caplog.records] == [
+        "checkpoint-20: an older Redline wrote it: its manifest has no digest of itself"
+    ]
+    (checkpoint / MANIFEST).write_text(json.dumps({**older, "format": 2}, indent=1) + "\n")
+    with pytest.raises(BrokenCheckpointError, match="digest"):  # a new one cannot pass for an older one
+        read_manifest(checkpoint)
+
+
+def test_a_pickle_that_is_not_of_the_checkpoint_is_refused(checkpoint):
+    (checkpoint / "notes.txt").write_text("mine")
+    verify_checkpoint(checkpoint)
+    (checkpoint / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+    with pytest.raises(UserError, match="pytorch_model.bin: not of this checkpoint"):
+        verify_checkpoint(checkpoint)
+
+
+def test_hashes_that_ranks_made_are_taken_over_and_the_rest_is_hashed(checkpoint):
+    entry = {"bytes": 1000, "xxh3_128": "as it was written"}
+    write_manifest(checkpoint, {"global_step20/optim.pt": entry, "elsewhere.pt": entry}, step=20, world_size=2)
+    manifest = read_manifest(checkpoint)
+    assert set(manifest.files) == {"model.safetensors", "global_step20/optim.pt"}
+    assert manifest.files["global_step20/optim.pt"] == entry and manifest.total_bytes == 2000
+    with pytest.raises(BrokenCheckpointError, match="optim.pt: content differs"):  # as it would be read from the disk
         verify_checkpoint(checkpoint)
 
 

@@ -4,9 +4,9 @@
 `training_fields.py`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from data_prep.options import DataSection, Section, TokenizerSection
 from training.activations.modes import Checkpointing, check_name, find_checkpointing
@@ -261,8 +261,9 @@ class MonitorSection(Section):
     )
 
 
-class CheckpointSection(Section):
-    """Checks of checkpoints. `training.save_steps` sets when one is saved."""
+class CheckpointFields(Section):
+    """How checkpoints are kept and checked. `training.save_steps` sets when one is saved, `training.save_total_limit`
+    how many of the last are kept."""
 
     verify_final: bool = Field(
         default=True,
@@ -271,6 +272,41 @@ class CheckpointSection(Section):
     )
     verify_on_resume: bool = Field(
         default=True, description="Whether to compare a checkpoint with its manifest before the run resumes from it."
+    )
+    keep_every: Steps = Field(
+        default=0,
+        description="A checkpoint whose step is a multiple of this number is never deleted, beside the last "
+        "training.save_total_limit and the best one. 0 keeps none beside these.",
+    )
+    on_disk_full: Literal["continue", "stop"] = Field(
+        default="continue",
+        description="What a full disk does to a run that saves. continue trains on without this checkpoint and warns; "
+        "stop ends the run (exit code 2). Older checkpoints stay whole.",
+    )
+
+    @property
+    def in_background(self) -> bool:
+        """`async`, which is a word of Python's."""
+        return getattr(self, "async")
+
+
+if TYPE_CHECKING:
+    CheckpointSection = CheckpointFields
+else:
+    CheckpointSection = create_model(
+        "CheckpointSection",
+        __base__=CheckpointFields,
+        __doc__=CheckpointFields.__doc__,
+        **{
+            "async": (
+                bool,
+                Field(
+                    default=False,
+                    description="Whether checkpoints are written in the background: the step waits only for a copy of "
+                    "the state in host memory. One save at a time; ZeRO-3 and FSDP save synchronously.",
+                ),
+            )
+        },
     )
 
 

@@ -45,6 +45,7 @@ from training.callbacks.profiler_window import ProfilerWindow
 from training.callbacks.run_events import RunEvents
 from training.callbacks.sinks import build_sinks
 from training.callbacks.weight_casts import WeightCasts
+from training.checkpoints.store import StoreOptions
 from training.compiling.compiled import BatchShapes
 from training.compiling.install import install_compile
 from training.compiling.modes import OFF, find_mode
@@ -213,6 +214,11 @@ def build_trainer(
         log_every=config.perf.log_every,
         flops_profile_every=config.perf.flops_profile_every,
         terms=find_terms(config.argument("label_smoothing_factor"), config.model.z_loss),
+        store=StoreOptions(
+            keep_every=config.checkpoint.keep_every,
+            on_disk_full=config.checkpoint.on_disk_full,
+            in_background=config.checkpoint.in_background,
+        ),
     )
     with explain_setup_errors("training"):
         trainer = RecipeTrainer(

@@ -21,13 +21,9 @@ from data_prep.errors import UserError
 from data_prep.prepare import Prepared, prepare
 from training.activations.modes import AUTO
 from training.callbacks.garbage import give_back
-from training.checkpoints.manifest import (
-    CheckpointManifest,
-    check_resumable,
-    find_checkpoints,
-    find_resumable,
-    read_manifest,
-)
+from training.checkpoints.manifest import CheckpointManifest, check_resumable, find_checkpoints, read_manifest
+from training.checkpoints.quarantine import QUARANTINE, check_seen_by_all, find_resumable
+from training.checkpoints.store import sweep
 from training.config import LoadedConfig
 from training.config.resume_changes import Change, describe_settings, find_changes
 from training.data.held_out import warn_of_warmup, without_empty_evaluation
@@ -79,6 +75,8 @@ def _run_locked(
     # What needs no data is settled before it is prepared: where to start, what changed since, the arguments.
     settings = describe_settings(loaded)  # the recipe's, before a micro-batch is chosen for this machine
     checkpoint = on_main_rank(world, lambda: find_start(loaded, run_dir, world))
+    if checkpoint is not None:
+        check_seen_by_all(checkpoint, world)
     changes = on_main_rank(world, lambda: find_changes_since(checkpoint, settings))
     args = build_training_arguments(loaded, run_dir, device, world)
     prepared = on_each_node(world, lambda: prepare(config.data, config.tokenizer))
@@ -152,10 +150,11 @@ def find_start(loaded: LoadedConfig, run_dir: RunDir, world: World) -> Path | No
         manifest = check_resumable(checkpoint, verify=verify)
         _check_world(checkpoint, manifest, loaded, world)
         return checkpoint
+    sweep(run_dir)
     checkpoint = find_resumable(run_dir.path, verify=verify)
     if checkpoint is not None:
         _check_world(checkpoint, read_manifest(checkpoint), loaded, world)
-    elif find_checkpoints(run_dir.path):
+    elif find_checkpoints(run_dir.path) or (run_dir.path / QUARANTINE).is_dir():
         raise UserError(
             f"{run_dir.path}: no checkpoint in it can be resumed from; --resume never starts from scratch and "
             "keeps them aside"

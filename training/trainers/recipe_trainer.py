@@ -8,7 +8,7 @@ The seams beside those of `Profiled`; no part of the training loop is copied:
 | `prepare_measuring` | weights and packing are checked on the model as it will train |
 | `_prepare_inputs` | the collator's `BatchInfo` is taken out and counted; `h2d` of what was not copied ahead |
 | `optimizer.step`, `_get_grad_norm` | first, all is finite (`finite.py`) |
-| `_save_checkpoint` | the checkpoint is completed, then older ones are removed (`checkpoints/`) |
+| `_save_checkpoint` | its record is written, its weights are checked; `saving.py` does the rest |
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers.trainer_utils import rotate_checkpoints
 
 from data_prep.progress import progress
 from training.callbacks.contract import read_states
 from training.callbacks.sinks import Sink
-from training.checkpoints.complete import complete_checkpoint
 from training.checkpoints.manifest import read_manifest
 from training.checkpoints.progress import Progress
+from training.checkpoints.store import StoreOptions
 from training.data.batch import BATCH_INFO, BatchInfo
 from training.data.loader import TrainBatches
 from training.data.resume_check import check_same_order
@@ -41,7 +41,6 @@ from training.loss.terms import PLAIN, LossTerms
 from training.metrics import names
 from training.metrics.flops import measure_flops
 from training.metrics.throughput import Meter
-from training.models.saved_files import complete_files, save_generation_config
 from training.ranks import gather_floats, sum_over_ranks
 from training.run_dir import RunDir, keep_finite
 from training.trainers.evaluation import TokenMeanEvaluation
@@ -50,6 +49,7 @@ from training.trainers.packing import check_documents_apart
 from training.trainers.profiled_trainer import Profiled
 from training.trainers.progress_keeper import ProgressKeeper
 from training.trainers.resumed_options import AsBuilt, apply_changes
+from training.trainers.saving import StagedSaves
 from training.trainers.setup_errors import explain_setup_errors
 from training.trainers.skipped_steps import SkippedSteps
 from training.trainers.text_counter import TextCounter
@@ -74,9 +74,11 @@ class RecipeParts:
     """Of the training loss."""
     flops_profile_every: int = 0
     """Optimizer steps between counts of executed FLOPs against the analytic ones; 0: never."""
+    store: StoreOptions = StoreOptions()
+    """How checkpoints are kept; their number is that of `save_total_limit`."""
 
 
-class RecipeTrainer(Profiled, TokenMeanEvaluation):
+class RecipeTrainer(Profiled, StagedSaves, TokenMeanEvaluation):
     """The Trainer of a recipe.
 
     `start_data` comes before `train`: it takes the data to where the checkpoint stood and settles the number of steps.
@@ -98,7 +100,6 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
         self._verify_packing = parts.verify_packing
         self._build_sinks: Callable[[int], list[Sink]] = lambda max_steps: []
         self._open_run: Callable[[Callable[[], list[Sink]]], list[Sink]] = lambda build: build()
-        self.settings: dict[str, Any] | None = None  # what each checkpoint says it was trained with
         self.changed_options: dict[str, tuple[Any, Any]] = {}  # since the checkpoint that is resumed from: old, new
         self._as_built: AsBuilt | None = None
         self._step_rate: float | None = None
@@ -109,6 +110,7 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
         self._finite = FiniteCheck(self)
         self._skipped = SkippedSteps(self)
         super().__init__(*args, **kwargs)
+        self.open_store(parts.run_dir, parts.store)
         self.meter, self.recorder.keeps_all = parts.meter, False
         self._terms = parts.terms
         self.label_smoother = None  # the loss smooths itself
@@ -131,7 +133,8 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
         self.recorder.sinks = self._open_run(lambda: self._build_sinks(max_steps))
 
     def close_records(self, error: BaseException | None) -> None:
-        """`close` does, when the run has been finished."""
+        """Complete a save in the background; `close` closes the records, when the run has been finished."""
+        self.settle_store(error)
 
     def is_record_due(self) -> bool:
         """After every `log_every` steps, and after the last."""
@@ -334,43 +337,17 @@ class RecipeTrainer(Profiled, TokenMeanEvaluation):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.write_record()  # a run killed right after the save has the record of its last step
         check_weights(self, f"checkpoint-{self.state.global_step}: not written")
-        # The new checkpoint is whole before an old one goes.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
-        with self.span(names.CHECKPOINT):
-            self._finish_checkpoint(self.run_dir.path / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(*args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and output_dir is not None:
-            save_generation_config(self.accelerator.unwrap_model(self.model), Path(output_dir))
-            complete_files(Path(output_dir))
-
-    def _finish_checkpoint(self, checkpoint: Path) -> None:
+    def note_progress(self) -> tuple[Progress, Any]:
+        """The progress of the run up to this step, and the order of its data. Collective."""
         self._update_progress()
         self.progress.loss_sums = [*gather_floats(float(self._tr_loss.item()), self.args.device)]
         self.progress.last_logged_step = self._globalstep_last_logged
         self.progress.unlogged = self._text.sum_unlogged(self.args.device)
         self.progress.position, self.progress.order = self.train_batches.position, self._order
         self.progress.callbacks = read_states(self.callback_handler.callbacks)
-        complete_checkpoint(
-            checkpoint,
-            self.progress,
-            step=self.state.global_step,
-            world_size=self.args.world_size,
-            settings=self.settings,
-            writes=self.args.should_save,
-        )
-        if self.args.should_save:
-            self.run_dir.append_event("save", self.state.global_step, f"{checkpoint.name} saved")
-            rotate_checkpoints(
-                output_dir=str(self.run_dir.path),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
+        return deepcopy(self.progress), self._order
 
     def on_start(self, build_sinks: Callable[[int], list[Sink]]) -> None:
         """Have the sinks built from the number of optimizer steps once it is known."""

@@ -7,6 +7,7 @@ after another; `full-RANK-…`: at save K from the second on, the disk is full f
 
 import json
 import os
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.faults.layer import CRASH, CRASHED, FULL, armed
 
 NOT_STATE = {"progress.json", "trainer_state.json", "training_args.bin"}
-STRIDE = int(os.environ.get("REDLINE_FAULT_STRIDE", "1"))  # of the writes that find the disk full
+STRIDE = int(os.environ.get("REDLINE_FAULT_STRIDE", "1"))  # from one fault to the next
 
 
 def state_of(checkpoint):
@@ -39,7 +40,7 @@ def inject(trainer):
             with armed(path / ".staging", 1 + (len(saves) - 2) * STRIDE, FULL) as layer:
                 save(*args, **kwargs)
                 trainer.store.drain() if kind[-1] == "single" else None
-            at = (layer.fault_last() or b"").decode()
+                at = (layer.fault_last() or b"").decode()
             with path.with_suffix(".jsonl").open("a") as file:
                 file.write(json.dumps([trainer.state.global_step, at]) + "\n")
             return
@@ -50,7 +51,7 @@ def inject(trainer):
 
 def crash_at_each(trainer, save):
     """A list of [number, operation, exit code, checkpoint that a resume finds, its state, what is left]; the last
-    did not crash."""
+    one did not crash."""
     from training.checkpoints.quarantine import find_resumable
     from training.checkpoints.store import sweep
 
@@ -59,11 +60,13 @@ def crash_at_each(trainer, save):
     shutil.copytree(run, before)
     found = []
     while not found or found[-1][2] == CRASHED:
-        number = len(found) + 1
+        number = 1 + len(found) * STRIDE
         reading, writing = os.pipe()
+        state = random.getstate()  # Python seeds the child's anew
         child = os.fork()
         if child == 0:
             try:
+                random.setstate(state)
                 os.dup2(writing, 2)  # the layer says there what it crashed at
                 with armed(run, number, CRASH):
                     save()

@@ -25,13 +25,12 @@ from tokenizers import Tokenizer
 
 from data_prep.command import CommandParser, program_name, run_command, with_exit_code
 from data_prep.errors import UserError
-from data_prep.progress import progress
-from data_prep.read.fingerprint import hash_file
 from data_prep.store.document_table import DocumentTable
 from data_prep.store.examples import BRACKETS, COLOURS, describe_example, find_pieces, load_examples, mark_loss
 from data_prep.store.statistics import count_tokens, measure_oddness
 from data_prep.store.store import REJECTED_SPLITS, SPLITS, TOKENIZER, Manifest, Split, Store, count_left_out
 from data_prep.store.summary import read_bad_records
+from data_prep.store.verification import verify_shards
 
 BAR_WIDTH = 32
 PIPED_WIDTH = 160  # without a terminal, rich would take 80 and truncate counts and paths
@@ -82,20 +81,8 @@ def inspect(store: Store, split: Split, num_documents: int, console: Console) ->
 
 def verify(store: Store, console: Console) -> None:
     """Check the hash of every shard. Raises UserError that names those with another content."""
-    shards = {shard.name: shard for shard in store.manifest.shards}
-    damaged: list[str] = []
-    with progress("verifying shards", sum(shard.file_bytes for shard in shards.values()), "B") as advance:
-        for name, shard in shards.items():
-            if hash_file(store.path / name) != shard.hash:
-                damaged.append(name)
-            advance(shard.file_bytes)
-    if damaged:
-        raise UserError(
-            f"{store.path}: {len(damaged)} of {len(shards)} shards differ from their hash in the manifest "
-            f"({', '.join(damaged)}): delete the store and prepare again"
-        )
-    size = sum(shard.file_bytes for shard in shards.values())
-    console.print(f"all {len(shards)} shards ({size / 1e6:,.1f} MB) match their hashes")
+    number, size = verify_shards(store)
+    console.print(f"all {number} shards ({size / 1e6:,.1f} MB) match their hashes")
 
 
 def _print_oddest(console: Console, store: Store, table: DocumentTable, shown: int, tokenizer: Tokenizer) -> None:

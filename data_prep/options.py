@@ -333,6 +333,11 @@ class DataSection(Section):
         description="Largest size of a micro-batch in tokens, padding included, instead of "
         "training.per_device_train_batch_size rows. Rows are grouped by length. Needs packing: none.",
     )
+    verify: Literal["sample", "full", "off"] = Field(
+        default="sample",
+        description="Which shards of a cached token store are compared with their hashes at the start: as many as one "
+        "second is enough for, drawn anew each time (sample), all (full), or none (off).",
+    )
     verify_packing: bool = Field(
         default=True,
         description="Whether to check before the first step that a packed document has the same loss as "

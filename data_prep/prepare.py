@@ -3,9 +3,10 @@
     python -m data_prep.prepare --config configs/X.yaml [data.validation_share=0.05 …]
 
 The steps are: (1) find and hash the files; (2) find or train the tokenizer; (3) compute the name of the store, and
-return if it exists; (4) plan parts, reuse those of other stores, tokenize the rest, and write the manifest. A run with
-a cached tokenizer and store costs a stat per file. If several processes need the same product, a lock file lets one
-build it while the others wait. A bad record stops the build, or with `data.on_bad_record: skip` it is listed in
+return if it exists and its shards match their hashes (`data.verify`); (4) plan parts, reuse those of other stores,
+tokenize the rest, and write the manifest. A run with a cached tokenizer and store costs a stat per file, and a second
+for hashes. If several processes need the same product, a lock file lets one build it while the others wait. A bad
+record stops the build, or with `data.on_bad_record: skip` it is listed in
 `STORE/bad_records.jsonl`.
 """
 
@@ -50,6 +51,7 @@ from data_prep.store.duplicates import drop_duplicates, remove_signatures
 from data_prep.store.examples import find_examples, load_examples, log_examples, save_examples
 from data_prep.store.store import MANIFEST, Manifest, Store
 from data_prep.store.summary import check_bad_share, log_store
+from data_prep.store.verification import log_verified
 from data_prep.store.writing import exclusive, explain_write_errors
 from data_prep.stream.stream import StreamPlan, plan_stream, plan_units, sample_texts
 
@@ -157,6 +159,7 @@ def _prepare_store(data: DataSection, plan: _Plan, tokenizer_dir: Path) -> tuple
         if manifest is not None:
             check_bad_share(manifest.bad_records, manifest.num_records, data.max_bad_share, directory)
             log_store(f"store: cached at {directory}", manifest)
+            log_verified(Store(directory, manifest), data.verify)
             log_examples(load_examples(directory))
             return directory, True
         started = time.perf_counter()

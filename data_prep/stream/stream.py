@@ -36,7 +36,7 @@ SHARE_BYTES = 256 * 2**10  # least size of a source in a unit; a small source is
 # Options that may change between sessions without changing a row. The template is named by its text instead.
 NOT_OF_THE_ROWS = {
     "sources", "store_dir", "num_proc", "num_workers", "streaming", "validation_rows", "on_bad_record", "max_bad_share",
-    "verify_packing", "executor", "ray_address", "chat_template", "pad_to_multiple_of",
+    "verify", "verify_packing", "executor", "ray_address", "chat_template", "pad_to_multiple_of",
 }  # fmt: skip
 
 

@@ -186,6 +186,11 @@ def _streaming(config: Config) -> Broken:
             ("data.streaming", "training.num_train_epochs"),
             "a stream has no known length, so epochs cannot set the length of the run: set training.max_steps",
         )
+    if config.data.verify == "full":
+        yield (
+            ("data.streaming", "data.verify"),
+            "a stream has no store whose shards could be verified: leave verify out",
+        )
     for name in ("eval_strategy", "save_strategy"):
         if config.argument(name) == "epoch":
             yield (

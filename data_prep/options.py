@@ -336,7 +336,7 @@ class DataSection(Section):
     verify: Literal["sample", "full", "off"] = Field(
         default="sample",
         description="Which shards of a cached token store are compared with their hashes at the start: as many as one "
-        "second is enough for, drawn anew each time (sample), all (full), or none (off).",
+        "second is enough for, drawn again each time (sample), all (full), or none (off).",
     )
     verify_packing: bool = Field(
         default=True,

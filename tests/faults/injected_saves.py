@@ -62,7 +62,7 @@ def crash_at_each(trainer, save):
     while not found or found[-1][2] == CRASHED:
         number = 1 + len(found) * STRIDE
         reading, writing = os.pipe()
-        state = random.getstate()  # Python seeds the child's anew
+        state = random.getstate()  # Python seeds the child again
         child = os.fork()
         if child == 0:
             try:

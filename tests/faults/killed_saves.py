@@ -37,7 +37,8 @@ def start(ranks, arguments):
                     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
                     os.environ.update(LOCAL_WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
                 output = os.open(os.environ["REDLINE_FAULT_LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                os.dup2(output, 1), os.dup2(output, 2)
+                for stream in (1, 2):
+                    os.dup2(output, stream)
                 from training import train
 
                 code = train.main(arguments, finish=lambda *_: None)

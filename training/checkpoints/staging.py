@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -94,7 +94,7 @@ class Staging:
         self._saved.add(target.relative_to(self.path).as_posix())
         if self.in_background:
             copy = _Chunks()
-            _torch_save(value, copy, *args, **kwargs)
+            _torch_save(value, cast(Any, copy), *args, **kwargs)
             self.write(lambda: _write_chunks(target, copy))
             return
 

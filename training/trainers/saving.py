@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import Trainer
@@ -114,7 +114,11 @@ class StagedSaves(Trainer):
             self._save_files(output_dir, state_dict)
             return
         if staging.in_background and state_dict is None:  # DeepSpeed's is a copy
-            state_dict = copy_to_host(self.model.state_dict(keep_vars=True)) if self.args.should_save else {}
+            state_dict = (
+                copy_to_host(cast(torch.nn.Module, self.model).state_dict(keep_vars=True))
+                if self.args.should_save
+                else {}
+            )
         staging.write(lambda: self._save_files(output_dir, state_dict))
 
     def _save_files(self, output_dir: str | None, state_dict: dict[str, Any] | None) -> None:
@@ -153,7 +157,8 @@ class StagedSaves(Trainer):
 
     def _estimate_bytes(self) -> float:
         """Of a checkpoint on disk: weights and optimizer state, under DeepSpeed in its files, too. Collective."""
-        model, optimizer = self.accelerator.unwrap_model(self.model), self.optimizer
+        model: Any = self.accelerator.unwrap_model(self.model)
+        optimizer: Any = self.optimizer
         own = 0.0
         if self.is_deepspeed_enabled or self.args.should_save:
             own += _count_bytes(value for state in optimizer.state.values() for value in state.values())

@@ -10,7 +10,7 @@ import torch
 
 from training.data.batch import BatchInfo
 from training.run_dir import RunDir
-from training.trainers.finite import FiniteCheck, NotFiniteError, check_weights, guard_engine
+from training.trainers.finite import FiniteCheck, NotFiniteError, check_weights, guard_engine, is_finite
 
 
 def build_trainer(path, weight: float = 1.0) -> Any:
@@ -28,6 +28,17 @@ def fill(check: FiniteCheck, *losses: float) -> FiniteCheck:
         check.begin(BatchInfo(1, 2, 2, 2, 1, [2], (number,)))
         check.losses.append(torch.tensor(loss, dtype=torch.bfloat16))
     return check
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_value_of_a_tensor_is_found_wherever_it_is(dtype, value):
+    tensor = torch.randn(65).to(dtype)
+    assert is_finite(tensor) and is_finite(tensor[:0])
+    for place in range(65):
+        spoiled = tensor.clone()
+        spoiled[place] = value
+        assert not is_finite(spoiled)
 
 
 def test_finite_values_pass_and_others_name_their_micro_batch(tmp_path):

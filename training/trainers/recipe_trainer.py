@@ -336,7 +336,8 @@ class RecipeTrainer(Profiled, StagedSaves, TokenMeanEvaluation):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.write_record()  # a run killed right after the save has the record of its last step
-        check_weights(self, f"checkpoint-{self.state.global_step}: not written")
+        with self.span(names.CHECKPOINT):
+            check_weights(self, f"checkpoint-{self.state.global_step}: not written")
         super()._save_checkpoint(*args, **kwargs)
 
     def note_progress(self) -> tuple[Progress, Any]:

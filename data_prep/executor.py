@@ -70,7 +70,7 @@ def run_parts(function: Callable[[P], R], parts: Sequence[P], processes: int) ->
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         yield from run_bounded(partial(_submit, pool, function), _find_done, Future.result, parts, workers)
-    except (KeyboardInterrupt, GeneratorExit):  # nobody needs the parts that are in progress
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):  # nobody needs the parts that are in progress
         for worker in set(multiprocessing.active_children()) - before:
             worker.terminate()
         raise

@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.errors import UserError
 from training.launch import World
-from training.ranks import on_each_node
+from training.ranks import Agreement, on_each_node
 
 
 @pytest.fixture
@@ -55,3 +55,9 @@ def test_all_ranks_hear_of_an_error_on_any_node(on_two_nodes):
         return "made"
 
     assert [str(found) for found in on_two_nodes(prepare)] == ["line 5 is bad"] * 4
+
+
+def test_one_rank_agrees_with_itself_once():
+    agreement = Agreement(timeout_seconds=5)
+    agreement.post(143)
+    assert (agreement.read(), agreement.read()) == (143, 0)

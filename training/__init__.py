@@ -11,8 +11,10 @@ Layers, imports go downwards only (held by `make check`):
                 metrics                                 phase timer, FLOPs, peaks, names
                 attention, loss                         kernels of both, and the choice among them
                   kernels, ranks, environment           kernels: C++ for CPUs
+                  launcher_watch                          over launch
                   config, run_dir, run_lock, launch
                     optim, precision, allocator, activations    optimizers, number formats, malloc, checkpointing
+                    stop_signals                    what a signal asks of a run
                       data_prep                         raw text -> token store; knows no torch
 """
 

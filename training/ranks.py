@@ -76,3 +76,33 @@ def gather_lists(values: list[float], device: torch.device) -> list[list[float]]
     gathered = mine.new_empty(dist.get_world_size() * len(values))
     dist.all_gather_into_tensor(gathered, mine)
     return gathered.view(-1, len(values)).tolist()
+
+
+class Agreement:
+    """The greatest number that any rank posts, compared on the CPU while a device computes. Collective to build.
+
+    timeout_seconds: how long a rank waits for the others.
+    """
+
+    def __init__(self, timeout_seconds: float) -> None:
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        timeout = timedelta(seconds=timeout_seconds)
+        # Of its own: collectives of one group have to come in one order, and those of DDP come from other threads.
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if several else None
+        self._number = torch.zeros(1, dtype=torch.int64)
+        self._work: Any = None
+
+    def post(self, number: int) -> None:
+        """Tell the others. Collective; `read` comes before the next `post`."""
+        self._number.fill_(number)
+        if self._group is not None:
+            self._work = dist.all_reduce(self._number, dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def read(self) -> int:
+        """The greatest number of the last `post`, once; 0 where none was posted since."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        number = int(self._number)
+        self._number.zero_()
+        return number

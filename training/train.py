@@ -8,7 +8,7 @@
 `--config` takes a path or a bare name in `configs/`; any key of any section can be overridden (`--learning_rate 1e-4`,
 `data.seq_len=1024`); `--resume auto|PATH|never` resumes from the latest complete checkpoint or
 from PATH, or starts from scratch. Exit codes: 0 trained, 2 user error in the recipe, the data or the machine (one line
-says what to do), 130 stopped by Ctrl-C.
+says what to do), 130, 143 or 129 stopped by SIGINT (Ctrl-C), SIGTERM or SIGHUP (docs/stopping.md).
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ from training.launch import (
     set_tracker_environment,
 )
 from training.launch_variables import check_accelerate
+from training.launcher_watch import Launcher, LauncherWatch
 from training.optim.choose import list_unneeded_imports
 from training.run_place import check_place
+from training.stop_signals import Stopped, StopSignals, end_process
 
 logger = logging.getLogger("redline.train")
 
@@ -57,11 +59,25 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
     with another memory allocator (`training.allocator`). finish: what comes after the last step, instead of `final/`
     and the report.
     """
+    with StopSignals() as signals:
+        return _train_as_told(argv, finish, signals)
+
+
+def _train_as_told(argv: Sequence[str] | None, finish: Finish | None, signals: StopSignals) -> int:
     world, loaded = World("python", 0, 0, 1, 1), None
     try:
         world = read_world()
-        loaded = load_config(sys.argv[1:] if argv is None else argv, world.size)
-        train(loaded, world, finish, is_program=argv is None)
+        with LauncherWatch(Launcher.find(world), signals.lose_launcher):
+            loaded = load_config(sys.argv[1:] if argv is None else argv, world.size)
+            signals.exit_code = loaded.config.checkpoint.stop_exit_code
+            train(loaded, world, finish, signals, is_program=argv is None)
+    except Stopped as stopped:
+        if world.is_main:
+            print(f"{stopped}: --resume auto resumes from the latest checkpoint", file=sys.stderr)
+        if argv is None:  # all is closed, and taking the interpreter apart takes seconds that a launcher may not wait
+            sys.stdout.flush()
+            end_process(stopped.exit_code)
+        return stopped.exit_code
     except UserError as error:
         return _refuse(world, loaded.located(str(error)) if loaded else str(error))
     except (ModuleNotFoundError, OSError) as error:
@@ -75,10 +91,12 @@ def main(argv: Sequence[str] | None = None, finish: Finish | None = None) -> int
     return 0
 
 
-def train(loaded: LoadedConfig, world: World, finish: Finish | None, *, is_program: bool = False) -> None:
+def train(
+    loaded: LoadedConfig, world: World, finish: Finish | None, signals: StopSignals, *, is_program: bool = False
+) -> None:
     """Check and prepare what can be without torch, then train. Raises UserError for what the user can correct.
 
-    is_program: whether this process may restart with another memory allocator.
+    signals: what a signal asks for. is_program: whether this process may restart with another memory allocator.
     """
     config = loaded.config
     check_accelerate(config.arguments(), loaded.deepspeed is not None)
@@ -114,7 +132,7 @@ def train(loaded: LoadedConfig, world: World, finish: Finish | None, *, is_progr
 
     from training.run.session import run_training
 
-    run_training(loaded, world, finish)
+    run_training(loaded, world, finish, signals)
 
 
 def leave_out_unneeded(config: Config) -> None:

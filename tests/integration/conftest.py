@@ -146,10 +146,16 @@ def own_port(launcher: str) -> list[str]:
 
 def run(command: list[str], run_dir: Path, expect: int | None = 0, timeout: int = 280) -> Finished:
     """Run in an environment without what a developer's shell may set."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_", "WANDB_", "ACCELERATE_"))}
-    environ |= {"PATH": f"{BIN}:{os.environ['PATH']}", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    environ |= {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environ, cwd=run_dir.parent, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        command, env=find_environment(), cwd=run_dir.parent, capture_output=True, text=True, timeout=timeout
+    )
     finished = Finished(run_dir, done.returncode, done.stdout + done.stderr)
     assert expect is None or finished.code == expect, finished.output[-6000:]
     return finished
+
+
+def find_environment() -> dict[str, str]:
+    """That of a launch: without what a developer's shell may set."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_", "WANDB_", "ACCELERATE_"))}
+    environ |= {"PATH": f"{BIN}:{os.environ['PATH']}", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    return environ | {"HF_HUB_OFFLINE": "1"}

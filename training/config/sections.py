@@ -278,6 +278,11 @@ class CheckpointFields(Section):
         description="A checkpoint whose step is a multiple of this number is never deleted, beside the last "
         "training.save_total_limit and the best one. 0 keeps none beside these.",
     )
+    stop_exit_code: Annotated[int, Field(ge=0, le=255)] | None = Field(
+        default=None,
+        description="Exit code of a run that a signal has stopped. By default, 128 + the number of the signal: 143 "
+        "after SIGTERM, 130 after SIGINT (Ctrl-C), 129 after SIGHUP.",
+    )
     on_disk_full: Literal["continue", "stop"] = Field(
         default="continue",
         description="What a full disk does to a run that saves. continue trains on without this checkpoint and warns; "

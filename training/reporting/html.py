@@ -133,7 +133,7 @@ def _describe_progress(facts: RunFacts) -> str:
 
 
 def _status_tone(status: str) -> str:
-    return {"finished": "good", "failed": "bad", "interrupted": "warn"}.get(status, "")
+    return {"finished": "good", "failed": "bad", "stopped": "warn"}.get(status, "")
 
 
 def _describe_losses(facts: RunFacts) -> str:

@@ -17,7 +17,7 @@ class Summary:
     name: str | None = None
     """Of the run directory."""
     status: str | None = None
-    """`finished` or `failed`."""
+    """`finished`, `stopped` (by a signal) or `failed`."""
     steps: float | None = None
     """Optimizer steps done."""
     epochs: float | None = None
@@ -91,7 +91,7 @@ class Summary:
     report: str | None = None
     """File of the report, in the run directory."""
     error: str | None = None
-    """What ended a failed run."""
+    """What ended a run that is not finished."""
     step_not_finite: int | None = None
     """The step whose loss or gradient was not finite."""
     last_finite_checkpoint: str | None = None
@@ -107,9 +107,9 @@ class Summary:
         return cls(**{key: value for key, value in kept.items() if key not in wrong})
 
     def as_json(self) -> dict[str, Any]:
-        """The content of the file. A failed run has the keys that are known of it."""
+        """The content of the file. A run that is not finished has the keys that are known of it."""
         values = asdict(self)
-        if self.status == "failed":
+        if self.status in ("failed", "stopped"):
             return {key: value for key, value in values.items() if value not in (None, {})}
         return {key: value for key, value in values.items() if key not in _OF_FAILURE}
 

@@ -21,6 +21,7 @@ from data_prep.errors import UserError
 from data_prep.prepare import Prepared, prepare
 from training.activations.modes import AUTO
 from training.callbacks.garbage import give_back
+from training.callbacks.stopping import Stopping
 from training.checkpoints.manifest import CheckpointManifest, check_resumable, find_checkpoints, read_manifest
 from training.checkpoints.quarantine import QUARANTINE, check_seen_by_all, find_resumable
 from training.checkpoints.store import sweep
@@ -30,7 +31,7 @@ from training.data.held_out import warn_of_warmup, without_empty_evaluation
 from training.launch import World, join_world, leave_world
 from training.memory.comparison import MemoryBase, measure_base
 from training.precision import compute_float32
-from training.ranks import on_each_node, on_main_rank
+from training.ranks import Agreement, on_each_node, on_main_rank
 from training.reporting.summary import Summary
 from training.run.build import build_trainer, build_training_arguments, find_run_path
 from training.run.checkpointing import fit_checkpointing
@@ -38,16 +39,20 @@ from training.run.micro_batch import fit_micro_batch
 from training.run.opening import Opening
 from training.run_dir import RunDir
 from training.run_lock import RunLock
+from training.stop_signals import Stopped, StopSignals
 
 logger = logging.getLogger("redline.train")
 
 Finish = Callable[[LoadedConfig, Prepared, Any, MemoryBase], None]
 
 
-def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = None) -> None:
+def run_training(
+    loaded: LoadedConfig, world: World, finish: Finish | None = None, signals: StopSignals | None = None
+) -> None:
     """Prepare the data, train as configured and finish the run, by `finish.finish_run` unless another is given.
 
-    Raises UserError for what the user can correct.
+    signals: what a signal asks for; None: signals are the caller's. Raises UserError for what the user can correct,
+    and `Stopped` when a signal has ended the run.
     """
     config = loaded.config
     transformers_logging.disable_progress_bar()
@@ -62,14 +67,19 @@ def run_training(loaded: LoadedConfig, world: World, finish: Finish | None = Non
     try:
         on_main_rank(world, lock.acquire)
         with compute_float32(config.perf.float32_products, config.arguments(), device.type):
-            _run_locked(loaded, world, finish, run_dir, device)
+            _run_locked(loaded, world, finish, run_dir, device, signals or StopSignals())
     finally:
         lock.release()
         leave_world()
 
 
 def _run_locked(
-    loaded: LoadedConfig, world: World, finish: Finish | None, run_dir: RunDir, device: torch.device
+    loaded: LoadedConfig,
+    world: World,
+    finish: Finish | None,
+    run_dir: RunDir,
+    device: torch.device,
+    signals: StopSignals,
 ) -> None:
     config = loaded.config
     # What needs no data is settled before it is prepared: where to start, what changed since, the arguments.
@@ -100,6 +110,8 @@ def _run_locked(
     opening = Opening(loaded, run_dir, world, checkpoint, changes)
     trainer.on_open(opening)
     trainer.settings = settings
+    agreement = Agreement(args.ddp_timeout)
+    trainer.add_callback(Stopping(run_dir, signals, agreement, writes=world.is_main))  # the last: `on_save` may raise
     trainer.changed_options = {change.key: (change.old, change.new) for change in changes}
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -108,6 +120,10 @@ def _run_locked(
                 finish_run as finish,  # its libraries are not loaded before the first step
             )
         finish(loaded, prepared, trainer, memory_base)
+    except Stopped as stopped:
+        if world.is_main and opening.is_open:
+            record_stop(run_dir, trainer.state.global_step, stopped)
+        raise
     except BaseException as error:
         # What fails after the run has finished leaves it finished.
         if world.is_main and opening.is_open and not run_dir.is_finished():
@@ -120,6 +136,14 @@ def _run_locked(
     finally:
         give_back()
         trainer.close()
+
+
+def record_stop(run_dir: RunDir, steps: int, stopped: Stopped) -> None:
+    """Write the event and the summary of a run that a signal has ended. No report: it takes seconds to draw."""
+    run_dir.append_event("stop", steps, f"{stopped} after step {steps}", exit_code=stopped.exit_code)
+    summary = Summary(name=run_dir.name, status="stopped", steps=steps, error=str(stopped))
+    run_dir.write_json(run_dir.summary, summary.as_json())
+    logger.info("stopped after step %d; python -m training.report %s draws the report", steps, run_dir.path)
 
 
 def is_over(run_dir: RunDir, checkpoint: Path, max_steps: int, world: World) -> bool:

@@ -43,6 +43,7 @@ from training.metrics.flops import measure_flops
 from training.metrics.throughput import Meter
 from training.ranks import gather_floats, sum_over_ranks
 from training.run_dir import RunDir, keep_finite
+from training.stop_signals import Stopped
 from training.trainers.evaluation import TokenMeanEvaluation
 from training.trainers.finite import FiniteCheck, check_weights, guard_step
 from training.trainers.packing import check_documents_apart
@@ -103,6 +104,7 @@ class RecipeTrainer(Profiled, StagedSaves, TokenMeanEvaluation):
         self.changed_options: dict[str, tuple[Any, Any]] = {}  # since the checkpoint that is resumed from: old, new
         self._as_built: AsBuilt | None = None
         self._step_rate: float | None = None
+        self._saved_step = 0
         self._resumed_progress: Progress | None = None
         self._started = 0.0
         self._step_tokens = 0  # of this rank, since the last record of progress
@@ -266,7 +268,12 @@ class RecipeTrainer(Profiled, StagedSaves, TokenMeanEvaluation):
         self.control.should_log |= step >= self.state.max_steps  # the last loss is told, whatever `train_every` is
         if self.control.should_log:
             self.add_to_record(self._skipped.take_record())
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except Stopped:  # in the evaluation, which comes before the save
+            if self._saved_step != step:
+                self._save_checkpoint(*args[2:4])  # model and trial
+            raise
 
     def _update_progress(self) -> None:
         now = time.monotonic()
@@ -339,6 +346,7 @@ class RecipeTrainer(Profiled, StagedSaves, TokenMeanEvaluation):
         with self.span(names.CHECKPOINT):
             check_weights(self, f"checkpoint-{self.state.global_step}: not written")
         super()._save_checkpoint(*args, **kwargs)
+        self._saved_step = self.state.global_step
 
     def note_progress(self) -> tuple[Progress, Any]:
         """The progress of the run up to this step, and the order of its data. Collective."""

@@ -89,7 +89,7 @@ def test_forked_processes_ignore_what_the_terminal_sends_to_all():
             signals.begin_training()
             child = os.fork()
             if not child:
-                send(signal.SIGTERM), send(signal.SIGINT)
+                send(signal.SIGHUP), send(signal.SIGINT), send(signal.SIGUSR1)
                 os._exit(7)
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), signals.level)
     """)

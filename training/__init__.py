@@ -2,7 +2,7 @@
 
 Layers, imports go downwards only (held by `make check`):
 
-    train, plan, choices, compare, report, monitor, generate, export    commands: wire only; benchmark/ beside them
+    train, supervise, plan, choices, compare, report, monitor, generate, export   commands: wire only; benchmark/ beside
       run/                                              one run, from launch to final/
         inference/                                      text from a trained model
           trainers/                                     the Trainer subclass: seams, never a copied loop
@@ -15,6 +15,8 @@ Layers, imports go downwards only (held by `make check`):
                   config, run_dir, run_lock, launch
                     optim, precision, allocator, activations    optimizers, number formats, malloc, checkpointing
                     stop_signals                    what a signal asks of a run
+                    outcomes, sessions              what a supervisor hears of ranks, and their processes
+                    stalls                          ranks without progress
                       data_prep                         raw text -> token store; knows no torch
 """
 

@@ -57,6 +57,11 @@ def monitor() -> int:
     return _run("training.monitor", prints=True)
 
 
+def supervise() -> int:
+    """Keep a training going over failures."""
+    return _run("training.supervise", prints=False)
+
+
 def generate() -> int:
     """Generate text with a trained model."""
     return _run("training.generate", prints=True)

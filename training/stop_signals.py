@@ -12,7 +12,7 @@ sends to all, so the same key stroke arrives twice. What was being written has n
 The exit code is 128 + the signal's number unless `checkpoint.stop_exit_code` is set. A signal that is ignored when the
 process starts stays so (`nohup`). Python runs handlers between two instructions of the main thread only, which may be
 waiting for another rank: so a thread reads the numbers from Python's wake-up descriptor. Processes that are forked
-(data workers) ignore these signals: the terminal sends them to all, and the batches are needed until the step's end.
+(data workers) ignore what a terminal sends to all: their batches are needed until the step's end. SIGTERM ends them.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ class Stopped(SystemExit):
 class StopSignals:
     """Notes signals from `__enter__` to `__exit__`. Does nothing outside the main thread of a process.
 
-    `exit_code`: of a stop; None: 128 + the signal's number.
+    `exit_code`: of a stop; None: 128 + the signal's number. `is_orphan`: whether the launcher is gone.
     """
 
     def __init__(self) -> None:
         self.exit_code: int | None = None
+        self.is_orphan = False
         self._saves, self._stop = False, 0
         self._is_training = self._has_raised = False
         self._first_interrupt: float | None = None
@@ -95,6 +96,7 @@ class StopSignals:
 
     def lose_launcher(self) -> None:
         """Stop as SIGTERM does. A process that is still there after `ORPHAN_SECONDS` ends at once."""
+        self.is_orphan = True
         self._deadline = min(self._deadline, time.monotonic() + ORPHAN_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -125,10 +127,10 @@ class StopSignals:
         self._reader.close()
 
     def release_in_fork(self) -> None:
-        """In a forked process: the signals are the parent's affair."""
+        """In a forked process: all but SIGTERM, by which its parent ends it, are the parent's affair."""
         signal.set_wakeup_fd(-1)
         for number in self._previous:
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """In the main thread, between two instructions of it."""

@@ -46,6 +46,7 @@ from training.launch import (
 from training.launch_variables import check_accelerate
 from training.launcher_watch import Launcher, LauncherWatch
 from training.optim.choose import list_unneeded_imports
+from training.outcomes import RankEnd, describe_error, tell
 from training.run_place import check_place
 from training.stop_signals import Stopped, StopSignals, end_process
 
@@ -67,27 +68,29 @@ def _train_as_told(argv: Sequence[str] | None, finish: Finish | None, signals: S
     world, loaded = World("python", 0, 0, 1, 1), None
     try:
         world = read_world()
+        tell({"rank": world.rank, "pid": os.getpid()})
         with LauncherWatch(Launcher.find(world), signals.lose_launcher):
             loaded = load_config(sys.argv[1:] if argv is None else argv, world.size)
             signals.exit_code = loaded.config.checkpoint.stop_exit_code
             train(loaded, world, finish, signals, is_program=argv is None)
     except Stopped as stopped:
+        tell(vars(RankEnd(world.rank, stopped.exit_code, str(stopped), True, signals.is_orphan)))
         if world.is_main:
             print(f"{stopped}: --resume auto resumes from the latest checkpoint", file=sys.stderr)
         if argv is None:  # all is closed, and taking the interpreter apart takes seconds that a launcher may not wait
             sys.stdout.flush()
             end_process(stopped.exit_code)
         return stopped.exit_code
-    except UserError as error:
-        return _refuse(world, loaded.located(str(error)) if loaded else str(error))
-    except (ModuleNotFoundError, OSError) as error:
-        refusal = describe_missing(error) if isinstance(error, ModuleNotFoundError) else describe_refusal(error)
+    except Exception as error:
+        refusal = _find_refusal(error, loaded)
         if refusal is None:
+            tell(vars(RankEnd(world.rank, 1, describe_error(error))))
             raise
         return _refuse(world, refusal)
     except KeyboardInterrupt:
         print("error: stopped by Ctrl-C; --resume auto resumes from the latest checkpoint", file=sys.stderr)
         return 130
+    tell(vars(RankEnd(world.rank, 0, "")))
     return 0
 
 
@@ -150,7 +153,17 @@ def find_needed(config: Config) -> list[Path]:
     return [Path(config.data.store_dir), *(Path(name) for name in named if name and os.path.exists(name))]
 
 
+def _find_refusal(error: Exception, loaded: LoadedConfig | None) -> str | None:
+    """What the user can correct, in one line; None for a fault of the program."""
+    if isinstance(error, UserError):
+        return loaded.located(str(error)) if loaded else str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return describe_missing(error)
+    return describe_refusal(error) if isinstance(error, OSError) else None
+
+
 def _refuse(world: World, message: str) -> int:
+    tell(vars(RankEnd(world.rank, 2, message)))
     print(f"error: {message}" if world.is_main else f"error on rank {world.rank}: {message}", file=sys.stderr)
     return 2
 

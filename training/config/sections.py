@@ -239,6 +239,21 @@ class MonitorSection(Section):
         "so that they take at most 0.05 % of the time. Each checkpoint and the end of the run get a plot as "
         "well. 0 plots only at the end.",
     )
+    on_stall: Annotated[
+        Literal["warn", "stop", "off"],
+        BeforeValidator(lambda value: "off" if value is False else value),  # YAML reads `off` as false
+    ] = Field(
+        default="warn",
+        description="What happens when a rank makes no progress. warn writes the stacks of all threads of all ranks to "
+        "stalls/ in the run directory, and an event; stop also ends the ranks with exit code 124, for a supervisor to "
+        "start them again.",
+    )
+    stall_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        description="Seconds without progress after which a rank counts as stalled, if 20 times its longest recent "
+        "step is less. Set-up, the first step and a save have 6 times as long.",
+    )
     wandb_entity: str | None = Field(
         default=None,
         description="User or team in Weights & Biases. By default, the environment variable WANDB_ENTITY, else your "

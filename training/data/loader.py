@@ -29,6 +29,7 @@ from training.data.collator import Collator
 from training.data.dataset import Row, RowDataset
 from training.data.device_copy import CudaCopies, copy_ahead
 from training.data.order import LengthGroupedRows, ShuffledRows
+from training.data.workers import iterate_quietly, next_over_losses
 
 logger = logging.getLogger("redline.data")
 
@@ -119,11 +120,14 @@ class StoreBatches:
 
     def start(self, position: Any, copy_span: Span = nullcontext) -> None:
         """Continue from `position`."""
-        self.position = position or 0
+        self.position, self._copy_span = position or 0, copy_span
+        self._open()
+
+    def _open(self) -> None:
         sampler = _RankRows(self.batching.cut(self.position, self.rank, self.world_size))
         batches = _load(self.rows, sampler, self.collator, self.options)
         if self.device.type == "cuda":
-            batches = copy_ahead(batches, CudaCopies(self.device), copy_span)
+            batches = copy_ahead(batches, CudaCopies(self.device), self._copy_span)
         self._batches = batches
 
     def count_steps(self, num_epochs: float, gradient_accumulation_steps: int) -> int:
@@ -148,7 +152,7 @@ class StoreBatches:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        batch = next(self._batches)
+        batch = next_over_losses(lambda: next(self._batches), self._open)
         self.position = batch.pop(_END)
         return batch
 
@@ -175,7 +179,7 @@ def _load(
         multiprocessing_context=options.multiprocessing_context,
         generator=torch.Generator(),
     )
-    for batch in loader:
+    for batch in iterate_quietly(loader):
         end, numbers = sampler.ends.popleft()
         yield {**batch, BATCH_INFO: replace(batch[BATCH_INFO], row_ids=numbers), _END: end}
 

@@ -39,6 +39,7 @@ from training.data.device_copy import CudaCopies, copy_ahead
 from training.data.loader import LoaderOptions, Span
 from training.data.order import permute
 from training.data.packing import describe_changes, plan_rows
+from training.data.workers import iterate_quietly, next_over_losses
 
 logger = logging.getLogger("redline.data")
 
@@ -315,10 +316,14 @@ class StreamBatches:
         if self._deal.slices > 1:
             shared = f"each is read whole by {self._deal.slices} of them, for a share of its rows"
             logger.info("stream: %d unit%s for %d readers: %s", num_units, "s" * (num_units > 1), readers, shared)
+        self._copy_span = copy_span
+        self._open()
+
+    def _open(self) -> None:
         rows = StreamRows(self.plan, self.data, (*self._earlier, self._deal), self.rank, self._turn)
         batches = _load_batches(rows, _StreamCollator(self.collator), self.options, self.micro_batch_size)
         if self.device.type == "cuda":
-            batches = copy_ahead(batches, CudaCopies(self.device), copy_span)
+            batches = copy_ahead(batches, CudaCopies(self.device), self._copy_span)
         self._batches = batches
 
     def count_steps(self, num_epochs: float, gradient_accumulation_steps: int) -> int:
@@ -333,7 +338,7 @@ class StreamBatches:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        batch = next(self._batches)
+        batch = next_over_losses(lambda: next(self._batches), self._open)
         self._advance(batch.pop(_PROGRESS))
         return batch
 
@@ -375,7 +380,7 @@ def _load_batches(
         multiprocessing_context="forkserver" if options.num_workers else None,
         generator=torch.Generator(),  # the default one is the model's
     )
-    for batch in loader:
+    for batch in iterate_quietly(loader):
         if isinstance(batch, Failure):
             raise UserError(batch.message)
         yield batch

@@ -34,7 +34,8 @@ from training.reporting.statistics import recent_part
 BLOCKS = "▁▂▃▄▅▆▇█"
 NUM_EVENTS = 6
 KIND_STYLES = {
-    "alert": "red", "error": "red", "not_finite": "red", "signal": "yellow", "skipped_step": "yellow",
+    "alert": "red", "error": "red", "not_finite": "red", "stall": "red",
+    "signal": "yellow", "stop": "yellow", "attempt": "yellow", "skipped_step": "yellow",
 }  # fmt: skip
 
 

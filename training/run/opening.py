@@ -19,6 +19,7 @@ from training.config import LoadedConfig, dump_resolved
 from training.config.resume_changes import Change
 from training.environment import describe_environment
 from training.launch import World
+from training.outcomes import tell
 from training.ranks import on_main_rank
 from training.run_dir import RunDir, write_text_atomic
 
@@ -53,6 +54,8 @@ class Opening:
 
         on_main_rank(self.world, open_here)
         self.is_open = True
+        if self.world.is_main:
+            tell({"run_dir": str(self.run_dir.path.resolve())})
         return opened
 
 

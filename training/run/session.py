@@ -21,6 +21,7 @@ from data_prep.errors import UserError
 from data_prep.prepare import Prepared, prepare
 from training.activations.modes import AUTO
 from training.callbacks.garbage import give_back
+from training.callbacks.stall_signs import StallSigns
 from training.callbacks.stopping import Stopping
 from training.checkpoints.manifest import CheckpointManifest, check_resumable, find_checkpoints, read_manifest
 from training.checkpoints.quarantine import QUARANTINE, check_seen_by_all, find_resumable
@@ -37,6 +38,7 @@ from training.run.build import build_trainer, build_training_arguments, find_run
 from training.run.checkpointing import fit_checkpointing
 from training.run.micro_batch import fit_micro_batch
 from training.run.opening import Opening
+from training.run.stalling import build_stall_watch
 from training.run_dir import RunDir
 from training.run_lock import RunLock
 from training.stop_signals import Stopped, StopSignals
@@ -101,7 +103,9 @@ def _run_locked(
     if loaded is not evaluated:
         args = build_training_arguments(loaded, run_dir, device, world)
     memory_base = measure_base(device)
+    watch = build_stall_watch(config.monitor, run_dir, world)
     trainer = build_trainer(loaded, prepared, run_dir, args, world)
+    trainer.add_callback(StallSigns(run_dir, watch))
     by_epochs = args.max_steps <= 0
     trainer.start_data(checkpoint)
     if by_epochs and checkpoint is not None and is_over(run_dir, checkpoint, args.max_steps, world):
@@ -125,6 +129,7 @@ def _run_locked(
             record_stop(run_dir, trainer.state.global_step, stopped)
         raise
     except BaseException as error:
+        error.add_note(f"after step {trainer.state.global_step}")
         # What fails after the run has finished leaves it finished.
         if world.is_main and opening.is_open and not run_dir.is_finished():
             message = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -134,6 +139,7 @@ def _run_locked(
             run_dir.write_json(run_dir.summary, summary.as_json())
         raise
     finally:
+        watch.stop()
         give_back()
         trainer.close()
 

@@ -23,7 +23,7 @@ SUPERVISE = [sys.executable, "-m", "training.supervise", "--wait", "0.5", "--max
 SAVE = ["--save_strategy", "steps", "--save_steps", "5", "checkpoint.verify_final=false"]
 THIRTY_SECONDS = 30.0
 # Long enough for a kill in each attempt, which starts in seconds; slow enough a step for it to hit the run.
-STEPS_A_TRIAL = 150
+STEPS_A_TRIAL = 60
 
 
 def check_same_weights(one, other):
@@ -72,9 +72,9 @@ def test_ranks_that_are_killed_or_hang_come_back_and_train_the_same(recipe, tmp_
 
 
 def test_killed_data_workers_leave_the_run_as_it_was(recipe, tmp_path, launch):
-    flags = ["--max_steps", "300", "checkpoint.verify_final=false", "data.num_workers=2"]
+    flags = ["--max_steps", "60", "checkpoint.verify_final=false", "data.num_workers=2"]
     running = start("python", recipe, tmp_path / "run", *flags)
-    for step in (3, 6, 40):
+    for step in (3, 6, 20):
         running.wait_for_step(step)
         workers = psutil.Process(running.process.pid).children(recursive=True)
         if workers:

@@ -109,8 +109,9 @@ def start(launcher: str, config: Path, path: Path, *flags: str, before: Sequence
     command = [*before, *LAUNCHERS[launcher], *own_port(launcher), TRAIN]
     command += ["--config", str(config), "--output_dir", str(path), *flags]
     log = path.with_name(f"{path.name}.log")
+    environ = {**find_environment(), "PYTHONPATH": str(ROOT)}  # for what comes before: a run finds itself
     with log.open("ab") as file:
         process = subprocess.Popen(
-            command, env=find_environment(), cwd=path.parent, stdout=file, stderr=file, start_new_session=True
+            command, env=environ, cwd=path.parent, stdout=file, stderr=file, start_new_session=True
         )
     return Running(path, process, log)

@@ -96,6 +96,20 @@ def test_forked_processes_ignore_what_the_terminal_sends_to_all():
     assert done.stdout == "7 0\n", done.stderr
 
 
+def test_it_ends_while_a_forked_process_stays():
+    done = run("""
+        with StopSignals() as signals:
+            child = os.fork()
+            if not child:
+                time.sleep(20)
+                os._exit(0)
+        print("over", flush=True)
+        os.kill(child, signal.SIGTERM)  # which ends it
+        os.waitpid(child, 0)
+    """)
+    assert (done.returncode, done.stdout) == (0, "over\n")
+
+
 def test_what_is_ignored_at_the_start_stays_ignored():
     done = run("""
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

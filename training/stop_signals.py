@@ -36,6 +36,7 @@ SAVE_LEVEL = 1
 REPEAT_SECONDS = 1.0
 GRACE_SECONDS = 3.0
 ORPHAN_SECONDS = 8.0
+_END = b"\0"  # the number of no signal
 
 
 class Stopped(SystemExit):
@@ -122,8 +123,9 @@ class StopSignals:
             if signal.getsignal(number) == self._handle:  # else somebody has taken over
                 signal.signal(number, previous)
         signal.set_wakeup_fd(self._previous_wakeup)
-        self._writer.close()  # ends the thread
+        self._writer.send(_END)  # closing it would not do: forked processes have it, too
         self._thread.join()
+        self._writer.close()
         self._reader.close()
 
     def release_in_fork(self) -> None:
@@ -149,10 +151,10 @@ class StopSignals:
             if not ready:
                 continue
             numbers = self._reader.recv(64)
-            if not numbers:
-                return
             for number in numbers:
                 self._arrive(number)
+            if numbers.endswith(_END):
+                return
 
     def _arrive(self, number: int) -> None:
         if number not in (*STOPS, SAVES):

@@ -78,10 +78,13 @@ def test_no_rank_outlives_a_launcher_that_is_killed(recipe, tmp_path, launcher):
 
 
 def test_two_ranks_end_at_one_step_whenever_the_signal_comes(recipe, tmp_path):
-    """Each launch continues where the last one was stopped, a moment after it began to train."""
+    """Each launch continues where the last one was stopped, a moment after it began to train: in a step, an evaluation
+    or a save."""
+    often = ["--eval_strategy", "steps", "--eval_steps", "2", "--per_device_eval_batch_size", "1"]
+    often += ["--save_strategy", "steps", "--save_steps", "3"]
     draw, step = random.Random(0), 0
     for trial in range(RANDOM_POINTS):
-        running = start("torchrun", recipe, tmp_path / "run", *LONG, "--resume", "auto")
+        running = start("torchrun", recipe, tmp_path / "run", *LONG, *often, "--resume", "auto")
         running.wait_until(lambda: len(running.events("start") + running.events("resume")) > trial)  # noqa: B023
         time.sleep(draw.uniform(0, 2))
         running.send(draw.choice([signal.SIGTERM, signal.SIGINT]), f"rank {draw.randrange(2)}")
@@ -95,12 +98,12 @@ def test_two_ranks_end_at_one_step_whenever_the_signal_comes(recipe, tmp_path):
 
 
 def test_while_data_is_prepared_it_ends_at_once(recipe, tmp_path):
-    stores = f"data.store_dir={tmp_path / 'stores'}"
     for launcher, target in (("python", "rank 0"), ("torchrun", "rank 1"), ("torchrun", "launcher")):
         path = tmp_path / f"{launcher}-{target[:4]}"
-        documents = "data.sources=[{path: embedded}]"
-        running = start(launcher, recipe, path, *LONG, stores, documents, "data.num_proc=2")
-        running.wait_until(lambda: (tmp_path / "stores").is_dir())
+        stores = path.with_suffix(".stores")
+        data = [f"data.store_dir={stores}", "data.sources=[{path: embedded}]", "data.num_proc=2"]
+        running = start(launcher, recipe, path, *LONG, *data)
+        running.wait_until(stores.is_dir)
         time.sleep(0.3)
         running.send(signal.SIGTERM, target)
         began = time.monotonic()

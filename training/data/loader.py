@@ -120,7 +120,8 @@ class StoreBatches:
 
     def start(self, position: Any, copy_span: Span = nullcontext) -> None:
         """Continue from `position`."""
-        self.position, self._copy_span = position or 0, copy_span
+        self.position = position or 0
+        self._copy_span = copy_span if self.device.type == "cuda" else nullcontext  # it may hold who holds this
         self._open()
 
     def _open(self) -> None:

@@ -316,7 +316,7 @@ class StreamBatches:
         if self._deal.slices > 1:
             shared = f"each is read whole by {self._deal.slices} of them, for a share of its rows"
             logger.info("stream: %d unit%s for %d readers: %s", num_units, "s" * (num_units > 1), readers, shared)
-        self._copy_span = copy_span
+        self._copy_span = copy_span if self.device.type == "cuda" else nullcontext  # it may hold who holds this
         self._open()
 
     def _open(self) -> None:

@@ -54,9 +54,9 @@ def put_in_quarantine(run_dir: Path, checkpoint: Path, reason: str) -> Path:
     return place
 
 
-def check_seen_by_all(checkpoint: Path, world: World) -> None:
-    """Collective. Raises UserError on all ranks when a rank does not see the checkpoint that rank 0 has chosen."""
-    if world.size == 1:
+def check_seen_by_all(checkpoint: Path | None, world: World) -> None:
+    """Collective; None: there is nothing to see. Raises UserError on all ranks when a rank does not see the checkpoint that rank 0 has chosen."""
+    if checkpoint is None or world.size == 1:
         return
     try:
         manifest = read_manifest(checkpoint)

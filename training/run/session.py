@@ -87,8 +87,7 @@ def _run_locked(
     # What needs no data is settled before it is prepared: where to start, what changed since, the arguments.
     settings = describe_settings(loaded)  # the recipe's, before a micro-batch is chosen for this machine
     checkpoint = on_main_rank(world, lambda: find_start(loaded, run_dir, world))
-    if checkpoint is not None:
-        check_seen_by_all(checkpoint, world)
+    check_seen_by_all(checkpoint, world)
     changes = on_main_rank(world, lambda: find_changes_since(checkpoint, settings))
     args = build_training_arguments(loaded, run_dir, device, world)
     prepared = on_each_node(world, lambda: prepare(config.data, config.tokenizer))
@@ -96,12 +95,8 @@ def _run_locked(
         loaded, args = evaluated, build_training_arguments(evaluated, run_dir, device, world)
     if checkpoint is not None and is_over(run_dir, checkpoint, args.max_steps, world):
         return
-    if config.perf.activation_checkpointing == AUTO:
-        loaded = fit_checkpointing(loaded, world, device)
-    if config.perf.micro_batch_size == "auto":
-        loaded = fit_micro_batch(loaded, prepared, world, device)
-    if loaded is not evaluated:
-        args = build_training_arguments(loaded, run_dir, device, world)
+    if (fitted := _fit_memory(loaded, prepared, world, device)) is not loaded:
+        loaded, args = fitted, build_training_arguments(fitted, run_dir, device, world)
     memory_base = measure_base(device)
     watch = build_stall_watch(config.monitor, run_dir, world)
     trainer = build_trainer(loaded, prepared, run_dir, args, world)
@@ -142,6 +137,15 @@ def _run_locked(
         watch.stop()
         give_back()
         trainer.close()
+
+
+def _fit_memory(loaded: LoadedConfig, prepared: Prepared, world: World, device: torch.device) -> LoadedConfig:
+    """The recipe with what it leaves to the memory of this machine."""
+    if loaded.config.perf.activation_checkpointing == AUTO:
+        loaded = fit_checkpointing(loaded, world, device)
+    if loaded.config.perf.micro_batch_size == "auto":
+        loaded = fit_micro_batch(loaded, prepared, world, device)
+    return loaded
 
 
 def record_stop(run_dir: RunDir, steps: int, stopped: Stopped) -> None:

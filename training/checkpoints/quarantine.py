@@ -55,7 +55,7 @@ def put_in_quarantine(run_dir: Path, checkpoint: Path, reason: str) -> Path:
 
 
 def check_seen_by_all(checkpoint: Path | None, world: World) -> None:
-    """Collective; None: there is nothing to see. Raises UserError on all ranks when a rank does not see the checkpoint that rank 0 has chosen."""
+    """Collective; None: there is none. Raises UserError on all ranks when a rank sees another than rank 0."""
     if checkpoint is None or world.size == 1:
         return
     try:

@@ -52,7 +52,7 @@ check: $(VENV)/.requirements-dev  ## lint, types, layers, file sizes: a minute
 test: check  ## lint, types, layers, and the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-faults: $(VENV)/.requirements-ray  ## a Ray cluster of two nodes and killed workers: a minute
+test-faults: $(VENV)/.requirements-ray  ## killed workers of a Ray cluster, saves that crash, are killed, find the disk full: 20 minutes
 	$(BIN)/python -m pytest tests/faults
 
 test-peers: $(VENV)/.requirements-dev  ## TRL_DIR=CHECKOUT: TRL's own SFT tests on our trainer (15 minutes)

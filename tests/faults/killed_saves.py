@@ -1,9 +1,9 @@
 """Train, be killed at a random moment of saving each step, resume, many times; not a test, launched by one.
 
 `killed_saves.py FOLDER RANKS KILLS ARGUMENTS`: a straight run in FOLDER/straight, then sessions of FOLDER/killed, each
-killed (SIGKILL, one rank of them at random) soon after its first save. What each session would start from is compared
-with the straight run's checkpoint of that step. FOLDER/killed.json: the number of kills, the steps they were at, and
-which of them hit an unfinished save. One process imports all; sessions are forks of it.
+killed (SIGKILL, one rank of them at random) in its second save or right after it. What each session would start from
+is compared with the straight run's checkpoint of that step. FOLDER/killed.json: of each kill the step that is resumed
+from, and whether it hit an unfinished save. One process imports all; sessions are forks of it.
 """
 
 import json
@@ -54,11 +54,11 @@ def find_newest(run):
 
 
 def kill_soon(run, pids, rng):
-    """After the first save of this session and up to a tenth of a second, kill a rank, then the others."""
+    """Up to a tenth of a second after the second save of this session has begun, kill a rank, then the others."""
     begun, until = find_newest(run), time.monotonic() + DEADLINE_SECONDS
-    while find_newest(run) == begun:
+    while find_newest(run) == begun or not any((run / ".staging").glob("checkpoint-*")):
         assert time.monotonic() < until, "no save"
-        time.sleep(0.002)
+        time.sleep(0.001)
     time.sleep(rng.uniform(0, 0.1))
     for pid in rng.sample(pids, len(pids)):
         os.kill(pid, signal.SIGKILL)

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from data_prep.prepare import prepare
 from data_prep.recipe import load_data_recipe
+from training.checkpoints.manifest import verify_checkpoint
 from training.export import export
 from training.metrics import names
 from training.models.trained import load_trained
@@ -53,7 +54,7 @@ def sft_recipe(recipe, tmp_path_factory):
 @pytest.mark.parametrize("launcher", ["python", "deepspeed"])
 def test_adapters_train_save_reload_and_merge(launch_all, sft_recipe, tmp_path, launcher):
     json_file = ["--deepspeed", "zero2_bf16"] if launcher == "deepspeed" else []
-    saved = ["training.save_strategy=steps", "training.save_steps=6"]
+    saved = ["training.save_strategy=steps", "training.save_steps=6", "checkpoint.async=true"]
     runs = {"lora": ["adapter.dora=true", *saved, *json_file], "qlora": ["adapter.load_in_4bit=true", *json_file]}
     lora, qlora = launch_all(launcher, tmp_path, runs, config=sft_recipe).values()
     for finished in (lora, qlora):
@@ -65,6 +66,9 @@ def test_adapters_train_save_reload_and_merge(launch_all, sft_recipe, tmp_path, 
         assert (final / "adapter_model.safetensors").exists() and not (final / "model.safetensors").exists()
         assert summary["sample"]["prompt"].endswith("<|im_start|>assistant\n")
         assert summary["sample"]["stopped"] == summary["sample"]["text"].endswith(("<|im_end|>", "<|endoftext|>"))
+    verify_checkpoint(lora.path / "checkpoint-6")
+    weights = [lora.path / folder / "adapter_model.safetensors" for folder in ("checkpoint-6", "final")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
     for saved_dir in (lora.path / "checkpoint-6", lora.path / "final", qlora.path / "final"):
         tokenizer = AutoTokenizer.from_pretrained(saved_dir)
         assert tokenizer.eos_token == "<|im_end|>" and "<|im_start|>" in tokenizer.chat_template

@@ -36,7 +36,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch, installed: set[str], capability: tu
         ({"flash_attention_2", "flash_attention_3"}, (9, 0), "flash_attention_3"),
         ({"flash_attention_2"}, (9, 0), "flash_attention_2"),
         ({"flash_attention_2", "flash_attention_3"}, (10, 0), "flash_attention_2"),  # Blackwell: 3 has no kernels
-        ({"flash_attention_2", "flash_attention_3"}, (7, 5), "sdpa"),
+        ({"flash_attention_2", "flash_attention_3", "torch_varlen"}, (7, 5), "sdpa"),
+        ({"flash_attention_2", "torch_varlen"}, (9, 0), "flash_attention_2"),
+        ({"torch_varlen"}, (9, 0), "torch_varlen"),
         (set(), (9, 0), "sdpa"),
     ],
 )
@@ -45,6 +47,24 @@ def test_auto_takes_the_best_that_fits(
 ) -> None:
     pretend(monkeypatch, installed, capability)
     assert choose_attention("auto", CUDA_BF16)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("installed", "capability", "expected"),
+    [
+        ({"flash_attention_2", "torch_varlen"}, (9, 0), "torch_varlen"),
+        ({"flash_attention_2", "flash_attention_3", "torch_varlen"}, (9, 0), "flash_attention_3"),
+        ({"flash_attention_2", "torch_varlen"}, (8, 0), "flash_attention_2"),
+    ],
+)
+def test_rows_of_one_document_go_to_cudnn_where_pytorch_prefers_it(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], capability: tuple[int, int], expected: str
+) -> None:
+    pretend(monkeypatch, installed, capability)
+    name, reason = choose_attention("auto", dataclasses.replace(CUDA_BF16, packed=False))
+    assert name == expected
+    passed_over = "no flash_attention_2: rows of one document each are faster by cuDNN" in reason
+    assert passed_over == (expected == "torch_varlen")
 
 
 def test_auto_in_float32_or_on_a_cpu_is_no_flash_attention_and_says_why(

@@ -8,26 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
 
+from tests.attention.batches import CONFIGS, build_model, make_batch, run
 from tests.models.tiny import generate_greedily
 from training.attention import cpu
+from training.attention.unmasked import spread
 from training.kernels.cpu import build
 from training.kernels.cpu.functions import Documents
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,  # of 12, which the kernel pads
-    "num_key_value_heads": 2,
-}
-CONFIGS: dict[str, Any] = {
-    "qwen2": Qwen2Config(**SHAPE),
-    "qwen2 with a window": Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=6, max_window_layers=1),
-    "mistral with a window": MistralConfig(**SHAPE, sliding_window=6),
-}
 MODELS = pytest.mark.parametrize("name", CONFIGS)
 
 
@@ -35,39 +23,6 @@ MODELS = pytest.mark.parametrize("name", CONFIGS)
 def kernels() -> None:
     if obstacle := build.load():
         pytest.skip(obstacle)
-
-
-def build_model(name: str, implementation: str) -> Any:
-    torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=implementation)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model
-
-
-def make_batch(kind: str) -> dict[str, Any]:
-    ids = torch.randint(1, 96, (2, 30), generator=torch.Generator().manual_seed(0))
-    batch: dict[str, Any] = {"input_ids": ids, "labels": ids}
-    positions = torch.cat([torch.arange(n) for n in (11, 1, 18, 9, 21)]).view(2, 30)
-    if kind == "boundaries":
-        bounds = torch.tensor([0, 11, 12, 30, 39, 60], dtype=torch.int32)
-        return batch | {"position_ids": positions, "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
-    if kind == "positions":
-        return batch | {"position_ids": positions}
-    if kind == "whole":
-        return batch
-    mask = torch.ones_like(ids)
-    mask[1, slice(-9, None) if kind == "padded right" else slice(9)] = 0
-    labels = ids.masked_fill(mask == 0, -100)
-    labels[1, 9] = -100  # padding on the left would have to predict it: eager attention gives it a mean, ours zeros
-    return batch | {"attention_mask": mask, "labels": labels}
-
-
-def run(model: Any, batch: dict[str, Any]) -> tuple[float, list[Tensor]]:
-    loss = model.train()(**batch, use_cache=False).loss
-    loss.backward()
-    return loss.item(), [parameter.grad for parameter in model.parameters()]
 
 
 @MODELS
@@ -168,15 +123,15 @@ def test_under_autocast_inputs_become_bfloat16():
 
 
 def test_the_scale_is_that_of_the_head_size_unless_given():
-    terms = [cpu.find_terms(MODULE, 1, 4, 16, None, settings) for settings in ({}, {"scaling": 0.5})]
+    terms = [cpu.find_terms(1, 4, 16, None, settings) for settings in ({}, {"scaling": 0.5})]
     assert [one.scale for one in terms] == [0.25, 0.5]
     assert terms[0].window == 0
 
 
 def test_which_keys_are_seen():
     documents = Documents(torch.tensor([1, 4]), torch.tensor([2, 4]))
-    seen = cpu.spread(documents, 2, 4, window=2)[:, 0].int().tolist()
+    seen = spread(documents, 2, 4, window=2)[:, 0].int().tolist()
     assert seen[0] == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
     assert seen[1] == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
-    both = cpu.spread(documents, 2, 4, is_causal=False)[:, 0].int().tolist()
+    both = spread(documents, 2, 4, is_causal=False)[:, 0].int().tolist()
     assert both[0] == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]

@@ -1,8 +1,9 @@
 """Which attention kernel a run uses, and why.
 
-`auto` takes the first of `KERNELS` that runs on this machine and in this model: FlashAttention 3, then 2, on a CPU our
-own kernel, else PyTorch's SDPA, else `eager` for the models that have nothing else there (Gemma 2 caps attention
-scores, gpt-oss has sinks). A kernel asked for by name is used or refused, never replaced.
+`auto` takes the first of `KERNELS` that runs on this machine and in this model: FlashAttention 3, then 2, then that of
+PyTorch (`torch_varlen`), on a CPU our own kernel, else PyTorch's SDPA, else `eager` for the models that have nothing
+else there (Gemma 2 caps attention scores, gpt-oss has sinks). Where rows are one document each and PyTorch takes cuDNN
+for them, `torch_varlen` comes before FlashAttention 2. A kernel asked for by name is used or refused, never replaced.
 """
 
 from __future__ import annotations
@@ -74,8 +75,10 @@ def _refuse(requested: str, obstacle: str) -> UserError:
 
 def find_usable(compute: Compute, model_class: Any = None) -> list[AttentionKernel]:
     """What `auto` may take here in this model, best first."""
-    usable = (kernel for kernel in kernels.KERNELS if kernel.automatic)
-    return [kernel for kernel in usable if kernel.obstacle(compute, model_class) is None]
+    usable = [
+        kernel for kernel in kernels.KERNELS if kernel.automatic and kernel.obstacle(compute, model_class) is None
+    ]
+    return sorted(usable, key=lambda kernel: not kernel.is_preferred(compute))  # else in the order of the tuple
 
 
 def find_model_class(config: PreTrainedConfig) -> Any:
@@ -117,8 +120,8 @@ def _describe_obstacles(compute: Compute, model_class: Any, best: AttentionKerne
     """What keeps the kernels before `best` from being taken, each obstacle once."""
     found: dict[str, list[AttentionKernel]] = {}
     for kernel in kernels.KERNELS[: kernels.KERNELS.index(best)]:
-        obstacle = kernel.obstacle(compute, model_class)
-        if kernel.automatic and obstacle is not None:
+        obstacle = kernel.obstacle(compute, model_class) or "rows of one document each are faster by cuDNN"
+        if kernel.automatic:
             found.setdefault(obstacle, []).append(kernel)
     return [f"no {_name_together(group)}: {obstacle}" for obstacle, group in found.items()]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,41 +21,38 @@ def find_documents(rows: int, tokens: int, mask: Tensor | None, batch: dict[str,
     Raises ValueError for a mask with a gap.
     """
     sources = (batch.get("cu_seq_lens_q"), mask, batch.get("position_ids"))
-    if _last is not None and _last.suits(rows, tokens, sources):
-        return _last.documents
-    found = _find(rows, tokens, *sources)
-    if any(source is not None for source in sources):  # else a fake tensor might be the answer to a real question
-        _remember(_Answer(rows, tokens, sources, tuple(map(_find_version, sources)), found))
-    return found
+    return _documents.get((rows, tokens), sources, lambda: _find(rows, tokens, *sources))
 
 
-@dataclass(frozen=True)
-class _Answer:
-    rows: int
-    tokens: int
-    sources: tuple[Tensor | None, ...]
-    versions: tuple[int | None, ...]
-    documents: Documents
+Answer = TypeVar("Answer")
 
-    def suits(self, rows: int, tokens: int, sources: tuple[Tensor | None, ...]) -> bool:
-        same = all(mine is other for mine, other in zip(self.sources, sources, strict=True))
-        return (
-            same
-            and (self.rows, self.tokens) == (rows, tokens)
-            and self.versions == tuple(map(_find_version, sources))  # a buffer may hold the next batch by now
+
+class LastAnswer(Generic[Answer]):
+    """What was found last, given once more for the same tensors unchanged: the layers of a pass share one answer."""
+
+    def __init__(self) -> None:
+        self._asked: tuple[Any, ...] = ()
+        self._sources: tuple[Tensor | None, ...] = ()
+        self._answer: Any = None
+
+    def get(self, key: tuple[int, ...], sources: tuple[Tensor | None, ...], find: Callable[[], Answer]) -> Answer:
+        """What `find` gives for `sources` and `key`. Without a tensor, or while a graph is traced, it is asked."""
+        if torch.compiler.is_compiling() or all(source is None for source in sources):
+            return find()  # a fake tensor might be the answer to a real question
+        asked = (key, *map(_find_version, sources))  # a buffer may hold the next batch by now
+        is_same = asked == self._asked and all(
+            mine is other for mine, other in zip(self._sources, sources, strict=True)
         )
+        if not is_same:
+            self._asked, self._sources, self._answer = asked, sources, find()
+        return self._answer
 
 
 def _find_version(source: Tensor | None) -> int | None:
     return None if source is None or source.is_inference() else source._version
 
 
-_last: _Answer | None = None
-
-
-def _remember(answer: _Answer) -> None:
-    global _last
-    _last = answer
+_documents: LastAnswer[Documents] = LastAnswer()
 
 
 def _find(rows: int, tokens: int, bounds: Any, mask: Tensor | None, positions: Any) -> Documents:

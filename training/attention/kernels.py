@@ -17,7 +17,7 @@ from transformers.utils.import_utils import (
     is_flash_attn_4_available,
 )
 
-from training.attention import cpu
+from training.attention import cpu, torch_varlen
 from training.attention.pairs import Attended
 from training.attention.stand_ins import DOCUMENTS, EAGER, FLASH, MASKED, StandIn
 from training.kernels.cpu import build
@@ -56,6 +56,10 @@ class AttentionKernel:
     def obstacle_here(self, compute: Compute) -> str | None:
         """What on this machine keeps it from running."""
         return None
+
+    def is_preferred(self, compute: Compute) -> bool:
+        """Whether `auto` takes it before all that are not, whatever the order."""
+        return False
 
     def prepare(self) -> str | None:
         """Get it ready to run, which may take a while; what kept it from that, in words, None: it is ready."""
@@ -125,6 +129,8 @@ class Flash(AttentionKernel):
     is_available: Callable[[], bool] = bool
     majors: tuple[int, int] = (0, 0)
     """First and last."""
+    is_fastest: bool = False
+    """Whether nothing is faster where it runs."""
 
     def obstacle_here(self, compute: Compute) -> str | None:
         """Device, dtype, compute capability and package, in this order."""
@@ -139,10 +145,31 @@ class Flash(AttentionKernel):
             return f"it has kernels for compute capability {wanted} and this device is {major}.{minor}"
         return None if self.is_available() else f"not installed ({self.install})"
 
+    def is_preferred(self, compute: Compute) -> bool:
+        """As its field says."""
+        return self.is_fastest
+
     def runs_in(self, model_class: Any) -> bool:
         """Some classes allow some generations only."""
         allowed = model_class._compatible_flash_implementations
         return bool(model_class._supports_flash_attn and (allowed is None or self.name in allowed))
+
+
+@dataclass(frozen=True)
+class TorchVarlen(Flash):
+    """FlashAttention 2 as PyTorch has it (`torch.nn.attention.varlen`), whole rows by SDPA."""
+
+    def is_preferred(self, compute: Compute) -> bool:
+        """Where a row is one document and SDPA takes cuDNN first: compute capability 9.0 and 10.0."""
+        return not compute.packed and torch.cuda.get_device_capability() in ((9, 0), (10, 0))
+
+    def runs_in(self, model_class: Any) -> bool:
+        """Where SDPA computes what FlashAttention does: no caps, no sinks, no masks of the model's own."""
+        return _needs_no_mask(model_class)
+
+
+def _needs_no_mask(model_class: Any) -> bool:
+    return bool(model_class._supports_sdpa and model_class._supports_flash_attn)
 
 
 @dataclass(frozen=True)
@@ -165,7 +192,7 @@ class DocumentKernel(AttentionKernel):
 
     def runs_in(self, model_class: Any) -> bool:
         """Where SDPA computes what FlashAttention does: no caps, no sinks, no masks of the model's own."""
-        return bool(model_class._supports_sdpa and model_class._supports_flash_attn)
+        return _needs_no_mask(model_class)
 
     def stand_in(self, *, masked: bool) -> StandIn:
         """Itself, on fake tensors."""
@@ -191,11 +218,18 @@ KERNELS: tuple[AttentionKernel, ...] = (
         install="build flash-attn-3 from the hopper/ folder of Dao-AILab/flash-attention",
         is_available=is_flash_attn_3_available,
         majors=(8, 9),
+        is_fastest=True,
     ),
     Flash(
         "flash_attention_2",
         install="pip install -r requirements-gpu.txt",
         is_available=is_flash_attn_2_available,
+        majors=(8, 12),
+    ),
+    TorchVarlen(
+        torch_varlen.NAME,
+        install="this build of PyTorch has no FlashAttention",
+        is_available=torch.backends.cuda.is_flash_attention_available,
         majors=(8, 12),
     ),
     DocumentKernel(cpu.NAME),

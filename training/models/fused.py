@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from training.attention import cpu
+from training.attention.unmasked import computes_itself
 from training.kernels.cpu import build
 from training.kernels.cpu.functions import DIM_UNIT, add_rms_norm, attend, attend_packed, swiglu
 from training.models import projections
@@ -98,7 +99,7 @@ class _FusedLayer(nn.Module):
             past_key_values is not None
             or _is_watched(layer)
             or attention.config._attn_implementation != cpu.NAME
-            or not cpu.computes_itself(attention, tokens, tokens, attention_mask, settings)
+            or not computes_itself(attention, tokens, tokens, attention_mask, settings)
         ):
             stock = super().forward
             return stock(
@@ -120,7 +121,7 @@ class _FusedLayer(nn.Module):
         rows, tokens, _ = normed.shape
         dim = attention.head_dim
         cos, sin = (angle.float().contiguous() for angle in embeddings)
-        terms = cpu.find_terms(attention, rows, tokens, dim, mask, settings)
+        terms = cpu.find_terms(rows, tokens, dim, mask, settings)
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         group = None if hasattr(attention, "q_norm") else find_group(normed, projections)
         if group is not None:

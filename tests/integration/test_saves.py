@@ -48,8 +48,9 @@ pytestmark = [pytest.mark.launch, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module", params=RUNS)
-def runs(request, launch_all, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
+def runs(request, launch_all, memory_folder):
+    folder = memory_folder / request.param
+    folder.mkdir()
     library = layer.build(folder)
     if library is None:
         pytest.skip("the fault layer needs Linux and a C compiler")

@@ -9,9 +9,9 @@ import os
 
 import pytest
 import torch
-import yaml
 
 from tests.integration.several_runs import REFUSED, UNFINISHED
+from training.config import load_config
 from training.metrics import names
 from training.run_lock import RunLock
 
@@ -180,7 +180,8 @@ def test_checkpointing_changes_no_loss_and_may_change_on_a_resume(runs, stored, 
 
 def test_what_auto_chose_is_said_and_stands_in_the_run(runs):
     assert "activation checkpointing: off (auto: planned peaks with 2 rows in GiB: off 0.0" in runs["auto"].output
-    assert yaml.safe_load((runs["auto"].path / "config.yaml").read_text())["perf"]["activation_checkpointing"] == "off"
+    again = load_config(["--config", str(runs["auto"].path / "config.yaml")])
+    assert again.config.perf.activation_checkpointing == "off"
 
 
 def test_an_optimizer_block_trains_with_the_recipe_s_numbers(runs):

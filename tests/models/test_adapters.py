@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from data_prep.errors import UserError
 from tests.models.tiny import SHAPE, build_tiny
+from training.activations.modes import FULL, OFF
 from training.export import export
 from training.models.adapters import TrainableShare, trainable_share
 
@@ -118,7 +119,7 @@ def test_checkpointing_leaves_adapter_gradients_equal(
 ) -> None:
     gradients = []
     for checkpointing in (False, True):
-        model = build_tiny({"path": str(qwen_dir)}, adapter, gradient_checkpointing=checkpointing)
+        model = build_tiny({"path": str(qwen_dir)}, adapter, checkpointing=FULL if checkpointing else OFF)
         model.train()(input_ids=token_ids, labels=token_ids).loss.backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     assert all(gradient is not None for gradient in gradients[1].values())

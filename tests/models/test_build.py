@@ -8,6 +8,7 @@ import torch
 
 from data_prep.errors import UserError
 from tests.models.tiny import SHAPE, build_tiny
+from training.activations.modes import FULL
 from training.config.sections import ModelSection
 from training.models.adapters import trainable_share
 from training.models.build import check_model, resolve_parameter_dtype
@@ -70,7 +71,7 @@ def test_weights_beyond_the_memory_are_refused_before_they_are_drawn() -> None:
 
 
 def test_gradient_checkpointing_is_on_in_every_layer() -> None:
-    model = build_tiny({"config": SHAPE}, gradient_checkpointing=True)
+    model = build_tiny({"config": SHAPE}, checkpointing=FULL)
     assert model.is_gradient_checkpointing
     assert all(layer.gradient_checkpointing for layer in model.model.layers)
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 BY_DESIGN = {
     "finite.py:check": "a step that is not finite must not be taken: once a step, before the optimizer",
+    "ranks.py:read": "a number of gloo's, which lies on the CPU",
     "linear_cross_entropy.py:_is_one": "asks on a CPU only",
     "linear_cross_entropy.py:linear_cross_entropy": "leaves out positions without loss on a CPU only",
     "linear_cross_entropy.py:_rows_to_gradients": "gives the scale to the CPU kernel as a number",

@@ -272,22 +272,33 @@ def _owned(config: Config) -> Broken:
                 (f"training.{name}_kwargs",),
                 "sets use_reentrant to true, which loses the gradients of adapters: set it to false",
             )
-    if config.training.get("use_liger_kernel") and not config.model.path and not config.model.config.get("model_type"):
-        yield (
-            ("training.use_liger_kernel",),
-            "is true, but Liger kernels exist only for Hugging Face architectures, not for MiniGPT: set it to false",
-        )
-    if config.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
-        yield ("training.use_liger_kernel",), "is true, but its package is not installed: pip install liger-kernel"
-    if config.training.get("use_liger_kernel") and config.argument("label_smoothing_factor"):
-        keys = ("training.use_liger_kernel", "training.label_smoothing_factor")
-        yield keys, "label smoothing needs the logits, which Liger's loss does not compute: keep one of the two keys"
     precision = find_precision(config.training)
     if config.training.get("use_cpu") and precision.obstacle("cpu"):
         yield (
             ("training.use_cpu", f"training.{precision.switch}"),
             f"{precision.switch} needs a GPU: set training.bf16 instead",
         )
+
+
+def _liger(config: Config) -> Broken:
+    """The Trainer's own switch brings Liger's layers and its loss."""
+    key = "training.use_liger_kernel"
+    if not config.training.get("use_liger_kernel"):
+        return
+    if not config.model.path and not config.model.config.get("model_type"):
+        yield (
+            (key,),
+            "is true, but Liger kernels exist only for Hugging Face architectures, not for MiniGPT: set it to false",
+        )
+    if importlib.util.find_spec("liger_kernel") is None:
+        yield (key,), "is true, but its package is not installed: pip install liger-kernel"
+    if config.argument("label_smoothing_factor"):
+        keys = (key, "training.label_smoothing_factor")
+        yield keys, "label smoothing needs the logits, which Liger's loss does not compute: keep one of the two keys"
+    for name, free in (("fused_layers", ("auto", "off")), ("loss_kernel", ("auto", "plain"))):
+        if getattr(config.perf, name) not in free:
+            advice = "the first brings Liger's kernels for layers and loss, and the second chooses: keep one"
+            yield (key, f"perf.{name}"), advice
 
 
 RULES: tuple[Callable[[Config], Broken], ...] = (
@@ -305,5 +316,6 @@ RULES: tuple[Callable[[Config], Broken], ...] = (
     _streaming,
     _one_checkpointing,
     _owned,
+    _liger,
     _depends,
 )

@@ -182,9 +182,9 @@ class PerfSection(Section):
     )
     fused_layers: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="Whether the decoder layers of Llama, Mistral, Qwen 2 and 3 and MiniGPT compute their pieces "
-        "together on a CPU (norm with residual, QKV, gate and up, SwiGLU). auto does so where the CPU kernels can be "
-        "built and attention is theirs.",
+        description="Whether decoder layers compute their pieces together. On a CPU: those of Llama, Mistral, Qwen 2 "
+        "and 3 and MiniGPT (norm with residual, QKV, gate and up, SwiGLU), where the CPU kernels can be built and "
+        "attention is theirs. On CUDA: RMSNorm, RoPE and SwiGLU by Liger, where it is installed and knows the model.",
     )
     skip_zero_at_world_1: bool = Field(
         default=False,

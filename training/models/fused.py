@@ -1,4 +1,4 @@
-"""Decoder layers whose pieces are computed together on a CPU: `perf.fused_layers`.
+"""Decoder layers whose pieces are computed together: `perf.fused_layers`. On CUDA by Liger (`liger.py`), on a CPU here.
 
 Of Llama, Mistral, Qwen 2 and 3, and MiniGPT: the residual sum with its RMSNorm, query, key and value as one product
 with their rotation inside attention, gate and up as one product, SwiGLU in one pass. A layer keeps its modules,
@@ -22,7 +22,7 @@ from training.attention import cpu
 from training.attention.unmasked import computes_itself
 from training.kernels.cpu import build
 from training.kernels.cpu.functions import DIM_UNIT, add_rms_norm, attend, attend_packed, swiglu
-from training.models import projections
+from training.models import liger, projections
 from training.models.projections import CastWeights, find_group, multiply, project
 
 logger = logging.getLogger("redline.models")
@@ -194,6 +194,7 @@ def fuse_layers(
     model: nn.Module,
     requested: str,
     *,
+    device_type: str = "cpu",
     partitioned: bool = False,
     is_compiled: bool = False,
     is_planned: bool = False,
@@ -205,13 +206,25 @@ def fuse_layers(
     """
     if requested == "off":
         return
-    obstacle = "they are compiled" if is_compiled else find_obstacle(model, partitioned=partitioned)
-    obstacle = obstacle or (None if is_planned else build.load())
+    by_liger = device_type == "cuda"
+    if is_compiled:
+        obstacle = "they are compiled"
+    else:
+        obstacle = liger.find_obstacle(model) if by_liger else find_obstacle(model, partitioned=partitioned)
+    if not by_liger:
+        obstacle = obstacle or (None if is_planned else build.load())
     if obstacle is not None:
         if requested == "on":
             raise UserError(f"perf.fused_layers: on is not possible: {obstacle}: use auto")
         logger.info("layers: as the model has them (%s)", obstacle)
-        return
+    elif by_liger:
+        liger.apply_liger(model)
+        logger.info("layers: by Liger (RMSNorm, RoPE, SwiGLU)")
+    else:
+        _fuse(model)
+
+
+def _fuse(model: nn.Module) -> None:
     casts = CastWeights()
     for module in list(model.modules()):
         if _is_one_of(module, LAYERS):

@@ -328,11 +328,13 @@ def build_run_model(
     make_savable(model)
     fuse_layers(
         model,
-        config.perf.fused_layers,
+        # Liger's patches, which the Trainer applies later, are those of the layers too.
+        "off" if args.use_liger_kernel else config.perf.fused_layers,
+        device_type=args.device.type,
         partitioned=is_deepspeed_zero3_enabled() or bool(args.fsdp),
         is_compiled=args.torch_compile or find_mode(config.perf.compile) is not OFF,
     )
-    # Liger's patches, which the Trainer applies later, compute the loss themselves.
+    # They compute the loss themselves.
     requested = "plain" if args.use_liger_kernel else config.perf.loss_kernel
     install_loss(
         model,

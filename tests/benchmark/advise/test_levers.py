@@ -37,7 +37,7 @@ def test_the_rows_of_a_step_stay_the_same():
         ("cuda", "precision", ["float16", "float32"]),
         ("cpu", "attention", ["sdpa", "eager"]),
         ("cpu", "fused-layers", ["off"]),
-        ("cuda", "fused-layers", "layers are fused on a CPU only"),
+        ("cuda", "fused-layers", "on CUDA layers are fused by Liger, which is not installed"),
         ("cpu", "pinned-memory", "on a CPU batches are not copied"),
         ("cuda", "pinned-memory", ["off"]),
         ("cuda", "threads", "threads matter only for training on a CPU"),

@@ -7,6 +7,7 @@ variant that trains something else by design says so (`changes_training`): its g
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -144,8 +145,8 @@ def _loss_kernel(base: Baseline) -> list[Variant]:
 
 
 def _fused_layers(base: Baseline) -> list[Variant]:
-    if base.device != "cpu":
-        raise NothingToTurnError("layers are fused on a CPU only")
+    if base.device != "cpu" and importlib.util.find_spec("liger_kernel") is None:
+        raise NothingToTurnError("on CUDA layers are fused by Liger, which is not installed")
     other = "auto" if base.loaded.config.perf.fused_layers == "off" else "off"
     return [Variant("fused layers", other, {"perf.fused_layers": other})]
 

@@ -65,11 +65,15 @@ format: $(VENV)/.requirements-dev  ## ruff's formatter and fixes
 bench-data: $(VENV)/.requirements-dev  ## INPUT=text.jsonl: the data benchmark to docs/results/data.md (40 minutes)
 	$(BIN)/python -m training.benchmark data $(if $(INPUT),--input $(INPUT),--quick --output runs/bench-data/data.md)
 
-bench-gpu: $(VENV)/.requirements-dev  ## on NVIDIA GPUs: their tests, the memory grid, profiling overhead
+bench-gpu: $(VENV)/.requirements-dev  ## on NVIDIA GPUs: their tests, memory, profiling overhead, speed against peers
 	@test "$(GPUS)" != 0 || { echo "error: nvidia-smi lists no GPU here"; exit 2; }
 	$(BIN)/python -m pytest tests/gpu
 	$(BIN)/python -m training.benchmark memory --output docs/results/memory_gpu.md
 	$(BIN)/python -m training.benchmark overhead --steps 2000 --output docs/results/overhead_gpu.md
+	for size in 0.5b 1.5b; do $(BIN)/python -m training.benchmark peers --model $$size --situations pretrain \
+	  --sides redline stock_bf16 trl --seq_len 4096 --batch 2 --rounds 3 --steps 20 --work_dir runs/peers-$$size \
+	  --out docs/results/speed_gpu_$$size.md || exit; done
+	$(BIN)/python -m training.benchmark advise --config qwen2.5_0.5b_pretrain --levers attention,loss-kernel,fused-layers
 
 schema: $(VENV)/.requirements-dev  ## regenerate what is generated and checked in
 	$(BIN)/python -m training.config.schema

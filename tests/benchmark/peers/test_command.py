@@ -11,10 +11,14 @@ import yaml
 
 from data_prep.errors import UserError
 from training.benchmark.isolation import Outcome
+from training.benchmark.page import look_at_machine
 from training.benchmark.peers.command import MODELS, main
 from training.benchmark.peers.reading import Measurement
+from training.benchmark.peers.report import format_page
+from training.benchmark.peers.running import SituationResult, count_palm_flops
 from training.benchmark.peers.sides import SIDES
 from training.benchmark.peers.situations import SITUATIONS
+from training.metrics.peaks import Peak
 
 TINY = {
     "model": {"config": {
@@ -47,6 +51,7 @@ def run_nothing(function: Any, *args: Any, watch: bool = False) -> Outcome[Any]:
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
     monkeypatch.setattr("training.benchmark.peers.inputs.write_texts", lambda settings: None)
+    monkeypatch.setattr("training.benchmark.peers.running.find_device_peak", lambda: None)
 
     def measure(*argv):
         stand_in = StandIn()
@@ -101,7 +106,7 @@ def test_less_memory_is_a_ratio_above_1(measured):
         (["--steps", "12"], "--steps 12: name a multiple of 5, 10 or more"),
         (["--steps", "5"], "--steps 5: name a multiple of 5, 10 or more"),
         (["--nanogpt", "/no/such"], "--nanogpt /no/such: it does not exist"),
-        (["--model", "m3"], "--model m3: name one of m1, m2, 124m, or the path of a recipe"),
+        (["--model", "m3"], "--model m3: name one of m1, m2, 124m, 0.5b, 1.5b, or the path of a recipe"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(measured, capsys, argv, error):
@@ -114,12 +119,26 @@ def test_presets_have_the_sizes_they_say():
     from torch import device
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    for name, millions in (("m1", 31), ("m2", 11), ("124m", 124)):
+    for name, millions in (("m1", 31), ("m2", 11), ("124m", 124), ("0.5b", 494), ("1.5b", 1544)):
         vocab_size, shape = MODELS[name]
-        config = AutoConfig.for_model("qwen2", vocab_size=vocab_size, tie_word_embeddings=True, **shape)
+        config = AutoConfig.for_model("qwen2", tie_word_embeddings=True, **{"vocab_size": vocab_size, **shape})
         with device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         assert round(model.num_parameters() / 1e6) == millions
+
+
+def test_mfu_is_in_palm_s_convention():
+    shape = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 4, "vocab_size": 10, "parameters": 1000}
+    tied = count_palm_flops({**shape, "tie_word_embeddings": True}, 16)
+    assert tied == 6 * 1000 + 12 * 2 * 8 * 16
+    assert count_palm_flops({**shape, "tie_word_embeddings": False, "head_dim": 3}, 16) == 6 * 920 + 12 * 2 * 12 * 16
+    peak = Peak(2.0, "datasheet", "a GPU", "bfloat16", document="its datasheet")
+    runs = [Measurement(tokens_per_second=1e8, step_ms=1.0, loss=2.0, peak_gib=3.0)] * 2
+    result = SituationResult(SITUATIONS[0], {"redline": runs}, {"trl": "no"}, flops_per_token=tied, peak=peak)
+    page = format_page([result], look_at_machine("command", ()))
+    assert find_row(page, "redline")[4] == "45.4 (45.4 to 45.4)"  # 1e8 x 9072 of 2e12
+    assert find_row(page, "side")[4] == "MFU, %" and len(find_row(page, "trl")) == len(find_row(page, "side"))
+    assert "MFU is in PaLM's convention over 2 TFLOP/s (its datasheet)." in page
 
 
 def test_redline_and_the_stock_trainer_for_real(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """Tokens a second of Redline and of what people use instead, on the same machine.
 
     python -m training.benchmark peers [--sides redline stock_bf16 …] [--situations pretrain chat …] [--rounds 6]
-        [--steps 40] [--seq_len 512] [--batch 4] [--model m1|m2|124m|RECIPE] [--chat FILE.jsonl] [--tcmalloc PATH]
-        [--litgpt PYTHON] [--nanogpt CHECKOUT] [--out PAGE.md]
+        [--steps 40] [--seq_len 512] [--batch 4] [--model m1|m2|124m|0.5b|1.5b|RECIPE] [--chat FILE.jsonl]
+        [--tcmalloc PATH] [--litgpt PYTHON] [--nanogpt CHECKOUT] [--out PAGE.md]
 
 Rows and initial weights are exported from Redline once, and the other sides read them in the same order. Each side runs
 in processes of its own, in turn over the rounds. A side that cannot run here gets a row that says why. The scripts of
@@ -35,8 +35,8 @@ from training.benchmark.peers.running import BASE, RunSide, SituationResult, mea
 from training.benchmark.peers.sides import SIDES
 from training.benchmark.peers.situations import LOG_EVERY, SITUATIONS, WARMUP_STEPS, PeerSettings
 
-QWEN2 = {"model_type": "qwen2", "tie_word_embeddings": True, "max_position_embeddings": 2048}
-# Name -> vocabulary size and shape.
+QWEN2 = {"model_type": "qwen2", "tie_word_embeddings": True, "max_position_embeddings": 4096}
+# Name -> vocabulary size of the tokenizer, and shape; 0.5b and 1.5b are those of Qwen2.5, with its vocabulary.
 MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     "m1": (16_384, {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
                     "num_key_value_heads": 2}),
@@ -44,6 +44,10 @@ MODELS: dict[str, tuple[int, dict[str, Any]]] = {
                     "num_key_value_heads": 2}),
     "124m": (50_304, {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
                       "num_attention_heads": 12, "num_key_value_heads": 12}),
+    "0.5b": (32_768, {"vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+                      "num_attention_heads": 14, "num_key_value_heads": 2}),
+    "1.5b": (32_768, {"vocab_size": 151_936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+                      "num_attention_heads": 12, "num_key_value_heads": 2}),
 }  # fmt: skip
 
 
@@ -92,7 +96,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seq_len", type=int, default=512, metavar="N", help="tokens of a row (default 512)")
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="rows of a micro-batch (default 4)")
     parser.add_argument(
-        "--model", default="m1", help="m1 (Qwen2 of 31 M parameters, default), m2 (11 M), 124m, or the path of a recipe"
+        "--model",
+        default="m1",
+        help="m1 (Qwen2 of 31 M parameters, default), m2 (11 M), 124m, 0.5b, 1.5b, or the path of a recipe",
     )
     parser.add_argument("--chat", type=Path, metavar="FILE", help="chat data, for the situation `chat`")
     parser.add_argument("--tcmalloc", metavar="PATH", help="library to preload (default: that of the machine)")

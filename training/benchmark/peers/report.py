@@ -29,6 +29,8 @@ def format_page(results: Sequence[SituationResult], machine: dict[str, Any]) -> 
     lines = ["# Redline compared with its alternatives", "", format_machine(machine), "", PROSE]
     for result in results:
         lines += [f"## {result.situation.name}", "", result.situation.what, "", *format_table(result), ""]
+        if result.peak:
+            lines += [f"MFU is in PaLM's convention over {result.peak.tflops:g} TFLOP/s ({result.peak.document}).", ""]
     return "\n".join(lines)
 
 
@@ -42,6 +44,7 @@ def format_table(result: SituationResult) -> list[str]:
         figure.name,
         "ratio",
         *([] if is_memory else ["peak memory, GiB"]),
+        *(["MFU, %"] if result.peak else []),
         "step, ms",
         "loss",
         "setting",
@@ -55,6 +58,7 @@ def format_table(result: SituationResult) -> list[str]:
             own = result.measured[side.name]
             memory = [] if is_memory else [format_median([one.peak_gib for one in own], 2)]
             step = format_median([one.step_ms for one in own], 0)
+            mfu = [format_median(read_mfu(own, result), 1)] if result.peak else []
             loss = format_loss(own, base, side, compares=not result.situation.padded)
             ratio = "" if side.name == BASE else format_ratio(base, own, figure)
             cells = [
@@ -62,6 +66,7 @@ def format_table(result: SituationResult) -> list[str]:
                 format_median(read_all(own, figure), figure.digits),
                 ratio,
                 *memory,
+                *mfu,
                 step,
                 loss,
                 side.what,
@@ -71,6 +76,13 @@ def format_table(result: SituationResult) -> list[str]:
         covered = find_median(read_all(base, figure))
         lines += ["", f"{covered.repeats} rounds; an interval covers the median with {100 * covered.coverage:.0f} %."]
     return lines
+
+
+def read_mfu(runs: Sequence[Measurement], result: SituationResult) -> list[float]:
+    """Per cent of the device's peak that the model's FLOPs take, of one rank."""
+    assert result.peak is not None
+    per_rank = result.flops_per_token / result.situation.ranks
+    return [100 * one.tokens_per_second * per_rank / (1e12 * result.peak.tflops) for one in runs]
 
 
 def read_all(runs: Sequence[Measurement], figure: Figure) -> list[float]:

@@ -14,8 +14,9 @@ from tests.data.test_loader import DOCUMENTS, load
 from training.data.workers import MAX_LOSSES, next_over_losses
 
 
-def kill_workers(number: int) -> None:
-    for child in psutil.Process().children()[:number]:
+def kill_workers(number: int, others: set[int]) -> None:
+    """others: processes that the tests before have started."""
+    for child in [one for one in psutil.Process().children() if one.pid not in others][:number]:
         os.kill(child.pid, signal.SIGKILL)
         while child.status() != psutil.STATUS_ZOMBIE:  # only its parent's code may wait for it
             time.sleep(0.01)
@@ -24,13 +25,14 @@ def kill_workers(number: int) -> None:
 @pytest.mark.parametrize("number", [1, 2])
 def test_killed_workers_are_replaced_at_the_same_position(make_store, caplog, number):
     store = make_store(DOCUMENTS)
+    others = {child.pid for child in psutil.Process().children()}
     straight, batches = load(store), load(store, num_workers=2)
     straight.start(6)
     batches.start(6)
     for count, (expected, batch) in enumerate(islice(zip(straight, batches, strict=True), 30)):
         assert torch.equal(expected["input_ids"], batch["input_ids"]) and straight.position == batches.position
         if count in (3, 4, 15):
-            kill_workers(number)
+            kill_workers(number, others)
     assert "the data workers start again where they were" in caplog.text
 
 
